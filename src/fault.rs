@@ -1,0 +1,215 @@
+//! The closed set of faults: what can go wrong, as a client sees it.
+//!
+//! Every fault has a stable code, an HTTP status and a sentence for the
+//! operator. Nova's driver maps each code to exactly one exception, which
+//! decides whether Nova aborts, reschedules or sets ERROR: so a new kind of
+//! failure gets a new [`FaultKind`], never a reused one with another meaning.
+//!
+//! This file is the only table from fault to HTTP.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+macro_rules! fault_kinds {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:literal, $title:literal;)*) => {
+        /// What kind of failure a [`Fault`] is. The code is the API's promise.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+        pub enum FaultKind {
+            $($(#[$doc])* #[serde(rename = $code)] $name,)*
+        }
+
+        impl FaultKind {
+            /// Every kind, in the order of the API guide.
+            pub const ALL: &'static [FaultKind] = &[$(FaultKind::$name),*];
+
+            /// The stable code: part of the API, never changed.
+            pub const fn code(self) -> &'static str {
+                match self { $(FaultKind::$name => $code),* }
+            }
+
+            /// The HTTP status it is answered with.
+            pub const fn status(self) -> u16 {
+                match self { $(FaultKind::$name => $status),* }
+            }
+
+            /// A short, constant summary (RFC 9457 `title`).
+            pub const fn title(self) -> &'static str {
+                match self { $(FaultKind::$name => $title),* }
+            }
+        }
+    };
+}
+
+fault_kinds! {
+    /// A field of the request is not acceptable; nothing was changed.
+    InvalidInput = "invalid-input", 400, "The request is not valid";
+    /// The peer may not use this service.
+    Forbidden = "forbidden", 403, "This client may not use the service";
+    /// No such path or resource.
+    NotFound = "not-found", 404, "There is no such resource";
+    /// No such instance on this host.
+    InstanceNotFound = "instance-not-found", 404, "There is no such instance on this host";
+    /// No such image in this host's store.
+    ImageNotFound = "image-not-found", 404, "There is no such image on this host";
+    /// No such interface on the instance.
+    InterfaceNotFound = "interface-not-found", 404, "The instance has no such interface";
+    /// No such operation, or it ended too long ago.
+    OperationNotFound = "operation-not-found", 404, "There is no such operation";
+    /// The path exists, the method does not.
+    MethodNotAllowed = "method-not-allowed", 405, "The resource has no such method";
+    /// The instance exists and was created from another request.
+    InstanceExists = "instance-exists", 409, "The instance exists with another definition";
+    /// The operation is not possible in the instance's present state.
+    InstanceInvalidState = "instance-invalid-state", 409, "The instance's state does not allow this";
+    /// The image is the base of an instance, or is being imported.
+    ImageInUse = "image-in-use", 409, "The image is in use";
+    /// The image exists with other content.
+    ImageExists = "image-exists", 409, "The image exists with other content";
+    /// The device name, address or port is taken.
+    InterfaceExists = "interface-exists", 409, "The interface exists";
+    /// The events asked for are no longer kept.
+    EventsGone = "events-gone", 410, "The events asked for are no longer kept";
+    /// The body is larger than this endpoint takes.
+    PayloadTooLarge = "payload-too-large", 413, "The request body is too large";
+    /// The body's type is not what this endpoint takes.
+    UnsupportedMediaType = "unsupported-media-type", 415, "The request body has the wrong type";
+    /// The content is no image berth can boot, or one that tries to reach outside itself.
+    ImageUnacceptable = "image-unacceptable", 422, "The image cannot be used";
+    /// The content does not match its declared hash or size.
+    ImageCorrupt = "image-corrupt", 422, "The image's content does not match its hash";
+    /// The image does not fit into the flavor's `root_gb`.
+    FlavorDiskTooSmall = "flavor-disk-too-small", 422, "The flavor's disk is too small for the image";
+    /// The flavor's `memory_mb` is below what an instance needs.
+    FlavorMemoryTooSmall = "flavor-memory-too-small", 422, "The flavor's memory is too small";
+    /// This host cannot do it: kernel, runtime or configuration lack a feature.
+    HostUnsupported = "host-unsupported", 501, "This host cannot do that";
+    /// Glance did not answer, or not as expected; worth trying again.
+    GlanceUnavailable = "glance-unavailable", 502, "The image service did not deliver";
+    /// Glance refused the token or the image is not visible with it.
+    GlanceForbidden = "glance-forbidden", 502, "The image service refused access";
+    /// The OCI runtime program failed.
+    RuntimeFailed = "runtime-failed", 500, "The container runtime failed";
+    /// The host's network could not be set up as asked.
+    NetworkFailed = "network-failed", 500, "The instance's network could not be set up";
+    /// The service is stopping or starting.
+    ServiceUnavailable = "service-unavailable", 503, "The service is not ready";
+    /// Memory, CPUs, disk space, ids or devices of the host ran out.
+    ResourcesExhausted = "resources-exhausted", 507, "The host has run out of a resource";
+    /// The deadline passed; the operation may still finish.
+    Timeout = "timeout", 504, "The operation did not finish in time";
+    /// A defect of berth or an unexpected answer of the kernel.
+    Internal = "internal", 500, "The service met an unexpected condition";
+}
+
+/// A failure: its kind, what happened in words, and the field at fault if one is.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// Which of the closed set.
+    pub kind: FaultKind,
+    /// What happened and what to do, one or two sentences. Never a secret.
+    pub detail: String,
+    /// Path of the request field at fault, e.g. `flavor.memory_mb`.
+    pub field: Option<String>,
+}
+
+/// The usual result of berth's modules.
+pub type Result<T, E = Fault> = std::result::Result<T, E>;
+
+impl Fault {
+    /// A fault of `kind` with its detail.
+    pub fn new(kind: FaultKind, detail: impl Into<String>) -> Self {
+        Fault { kind, detail: detail.into(), field: None }
+    }
+
+    /// [`FaultKind::InvalidInput`], naming the field and the remedy.
+    pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        Fault { kind: FaultKind::InvalidInput, detail: detail.into(), field: Some(field.into()) }
+    }
+
+    /// [`FaultKind::Internal`]: `doing` is what was attempted ("mounting the overlay").
+    pub fn internal(doing: impl fmt::Display, error: impl fmt::Display) -> Self {
+        Fault::new(FaultKind::Internal, format!("{doing}: {error}"))
+    }
+
+    /// The same fault, its detail prefixed with what was being done.
+    #[must_use]
+    pub fn context(mut self, doing: impl fmt::Display) -> Self {
+        self.detail = format!("{doing}: {}", self.detail);
+        self
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.field {
+            Some(field) => write!(f, "{} ({field}): {}", self.kind.code(), self.detail),
+            None => write!(f, "{}: {}", self.kind.code(), self.detail),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Turns the errors of the kernel and of libraries into faults, with what was being done.
+pub trait OrFault<T> {
+    /// [`FaultKind::Internal`], except `ENOSPC`, `EDQUOT`, `ENOMEM`, `EMFILE`
+    /// and `ENFILE`, which are [`FaultKind::ResourcesExhausted`].
+    fn or_fault(self, doing: impl fmt::Display) -> Result<T>;
+
+    /// A fault of the given kind whatever the error.
+    fn or_kind(self, kind: FaultKind, doing: impl fmt::Display) -> Result<T>;
+}
+
+impl<T, E: fmt::Display + 'static> OrFault<T> for std::result::Result<T, E> {
+    fn or_fault(self, doing: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| {
+            let kind = match errno_of(&error) {
+                Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
+                    FaultKind::ResourcesExhausted
+                }
+                _ => FaultKind::Internal,
+            };
+            Fault::new(kind, format!("{doing}: {error}"))
+        })
+    }
+
+    fn or_kind(self, kind: FaultKind, doing: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| Fault::new(kind, format!("{doing}: {error}")))
+    }
+}
+
+fn errno_of(error: &dyn std::any::Any) -> Option<i32> {
+    if let Some(e) = error.downcast_ref::<std::io::Error>() {
+        return e.raw_os_error();
+    }
+    if let Some(e) = error.downcast_ref::<nix::errno::Errno>() {
+        return Some(*e as i32);
+    }
+    error.downcast_ref::<rustix::io::Errno>().map(|e| e.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn codes_are_unique_and_statuses_are_errors() {
+        let codes: HashSet<_> = FaultKind::ALL.iter().map(|k| k.code()).collect();
+        assert_eq!(codes.len(), FaultKind::ALL.len());
+        for kind in FaultKind::ALL {
+            assert!((400..600).contains(&kind.status()), "{}", kind.code());
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_exhausted_resource() {
+        let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let fault = Err::<(), _>(full).or_fault("writing the record").unwrap_err();
+        assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
+        let fault = Err::<(), _>(nix::errno::Errno::EPERM).or_fault("mounting").unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Internal);
+    }
+}

@@ -1,0 +1,1 @@
+//! Images: recognised by content, unpacked into content-addressed layers.

@@ -1,0 +1,149 @@
+//! Every path that berth makes is named here and nowhere else.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+/// The two roots: durable state, and state that ends with the host's uptime.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    state: PathBuf,
+    run: PathBuf,
+}
+
+impl Layout {
+    /// A layout over `state_dir` and `run_dir` of the configuration.
+    pub fn new(state: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
+        Layout { state: state.into(), run: run.into() }
+    }
+
+    /// Durable state.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Volatile state.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// The lock that keeps a second service off the same state.
+    pub fn lock(&self) -> PathBuf {
+        self.state.join("lock")
+    }
+
+    /// The image store's directory.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// Formatted, empty disks to copy from.
+    pub fn templates(&self) -> PathBuf {
+        self.state.join("templates")
+    }
+
+    /// Directory that holds an entry for every instance, durable.
+    pub fn instances(&self) -> PathBuf {
+        self.state.join("instances")
+    }
+
+    /// Directory that holds an entry for every instance, volatile.
+    pub fn run_instances(&self) -> PathBuf {
+        self.run.join("i")
+    }
+
+    /// The runtime program's own state (`--root`).
+    pub fn runtime_root(&self) -> PathBuf {
+        self.run.join("runtime")
+    }
+
+    /// The paths of one instance.
+    pub fn instance(&self, id: Uuid) -> InstanceLayout {
+        InstanceLayout {
+            state: self.instances().join(id.to_string()),
+            run: self.run_instances().join(id.to_string()),
+        }
+    }
+}
+
+/// The paths of one instance.
+#[derive(Clone, Debug)]
+pub struct InstanceLayout {
+    state: PathBuf,
+    run: PathBuf,
+}
+
+impl InstanceLayout {
+    /// Its durable directory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+    /// Its volatile directory.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+    /// The durable record.
+    pub fn record(&self) -> PathBuf {
+        self.state.join("record.json")
+    }
+    /// The root disk's file (loop back end).
+    pub fn root_disk(&self) -> PathBuf {
+        self.state.join("root.disk")
+    }
+    /// The ephemeral disk's file (loop back end).
+    pub fn ephemeral_disk(&self) -> PathBuf {
+        self.state.join("ephemeral.disk")
+    }
+    /// First bytes of the console's output, kept for ever.
+    pub fn console_first(&self) -> PathBuf {
+        self.state.join("console.first")
+    }
+    /// Latest bytes of the console's output; `console.log.1` beside it is the part before.
+    pub fn console_log(&self) -> PathBuf {
+        self.state.join("console.log")
+    }
+    /// How the first process ended, written by the monitor.
+    pub fn exit(&self) -> PathBuf {
+        self.state.join("exit.json")
+    }
+    /// Where the root disk's file system is mounted; holds `upper` and `work`.
+    pub fn disk_mount(&self) -> PathBuf {
+        self.run.join("disk")
+    }
+    /// Where the ephemeral file system is mounted.
+    pub fn ephemeral_mount(&self) -> PathBuf {
+        self.run.join("ephemeral")
+    }
+    /// The merged root file system; also the OCI bundle's `root.path`.
+    pub fn rootfs(&self) -> PathBuf {
+        self.run.join("rootfs")
+    }
+    /// The OCI bundle.
+    pub fn bundle(&self) -> PathBuf {
+        self.run.join("bundle")
+    }
+    /// The pinned user namespace.
+    pub fn user_ns(&self) -> PathBuf {
+        self.run.join("user")
+    }
+    /// The pinned network namespace.
+    pub fn net_ns(&self) -> PathBuf {
+        self.run.join("net")
+    }
+    /// What the monitor was told, to start it again.
+    pub fn monitor_spec(&self) -> PathBuf {
+        self.run.join("monitor.json")
+    }
+    /// The monitor's socket.
+    pub fn monitor_socket(&self) -> PathBuf {
+        self.run.join("monitor.sock")
+    }
+    /// The monitor's process id and start time.
+    pub fn monitor_pid(&self) -> PathBuf {
+        self.run.join("monitor.pid")
+    }
+    /// The monitor's diagnostics: what it and the runtime program said.
+    pub fn monitor_log(&self) -> PathBuf {
+        self.run.join("monitor.log")
+    }
+}

@@ -1,0 +1,5 @@
+//! Everything durable: where it lies, and how it is written so that a crash
+//! at any moment leaves the old or the new, never a half.
+
+pub mod atomic;
+pub mod layout;

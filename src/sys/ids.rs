@@ -1,0 +1,12 @@
+//! Blocks of user and group ids: what an instance's ids are outside.
+
+use serde::{Deserialize, Serialize};
+
+/// A block of host ids that an instance's ids 0… are mapped to, for users and groups alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct IdBlock {
+    /// Host id of the instance's root.
+    pub first: u32,
+    /// Number of ids.
+    pub size: u32,
+}

@@ -1,0 +1,149 @@
+//! Images: where they come from, what they hold, how they start.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// A request to have an image in this host's store.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageImport {
+    /// The image's name, for people.
+    #[serde(default)]
+    pub name: String,
+    /// Where its content is.
+    pub source: ImageSource,
+    /// Glance's `os_hash_algo` and `os_hash_value`; when given, content with another hash is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<ImageHash>,
+    /// Size of the content in bytes; when given, other content is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// Where an image's content is read from.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImageSource {
+    /// A file on this host, absolute path.
+    File {
+        /// Absolute path of a regular file.
+        #[schema(value_type = String)]
+        path: PathBuf,
+    },
+    /// Glance's endpoint, e.g. `https://cloud.example:9292`; the image is
+    /// `GET {endpoint}/v2/images/{id}/file`, with the id of the request's path.
+    Glance {
+        /// The image endpoint of the service catalogue.
+        endpoint: String,
+        /// Keystone token of the user on whose behalf it is read. Never kept, never logged.
+        token: String,
+    },
+}
+
+impl std::fmt::Debug for ImageSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ImageSource::File { path } => f.debug_struct("File").field("path", path).finish(),
+            ImageSource::Glance { endpoint, .. } => {
+                f.debug_struct("Glance").field("endpoint", endpoint).finish_non_exhaustive()
+            }
+        }
+    }
+}
+
+/// A multihash as Glance keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageHash {
+    /// `sha512`, `sha384` or `sha256`.
+    pub algorithm: String,
+    /// Lower-case hexadecimal.
+    pub value: String,
+}
+
+/// What the content was recognised as. Never taken from a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// `docker save`.
+    DockerArchive,
+    /// An OCI image layout in a tar archive.
+    OciArchive,
+    /// A root file system in a tar archive.
+    RootfsTar,
+}
+
+/// An image in this host's store.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    /// Glance's id.
+    pub id: Uuid,
+    /// The image's name, for people.
+    pub name: String,
+    /// What the content was recognised as.
+    pub format: ImageFormat,
+    /// Bytes of the content as imported.
+    pub size: u64,
+    /// SHA-512 of the content as imported, the hash Glance uses by default.
+    pub hash: ImageHash,
+    /// Digests of the layers (`sha256:…` of the uncompressed tar), lowest first.
+    pub layers: Vec<String>,
+    /// Bytes that the layers' files hold when unpacked, shared layers counted.
+    pub unpacked_size: u64,
+    /// How it starts.
+    pub config: ImageConfig,
+    /// When it was imported.
+    pub created_at: DateTime<Utc>,
+    /// Instances whose root file system stands on it.
+    #[serde(default)]
+    pub users: Vec<Uuid>,
+}
+
+/// How an image starts: the OCI image configuration's part that berth obeys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageConfig {
+    /// GOARCH-style name, e.g. `amd64`; empty when the image does not say.
+    #[serde(default)]
+    pub architecture: String,
+    /// OCI `Entrypoint`.
+    #[serde(default)]
+    pub entrypoint: Vec<String>,
+    /// OCI `Cmd`.
+    #[serde(default)]
+    pub cmd: Vec<String>,
+    /// OCI `Env`, each `NAME=value`.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// OCI `User`: `user`, `uid`, `user:group` or `uid:gid`.
+    #[serde(default)]
+    pub user: String,
+    /// OCI `WorkingDir`.
+    #[serde(default)]
+    pub working_dir: String,
+    /// OCI `StopSignal`, e.g. `SIGTERM` or `SIGRTMIN+3`.
+    #[serde(default)]
+    pub stop_signal: String,
+    /// The init program found in the root file system, if any.
+    #[serde(default)]
+    pub init: Option<InitKind>,
+}
+
+/// An init program, recognised from the root file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum InitKind {
+    /// systemd.
+    Systemd,
+    /// BusyBox init.
+    Busybox,
+    /// OpenRC's own init.
+    Openrc,
+    /// System V init.
+    Sysvinit,
+    /// Something executable at `/sbin/init` that is none of the others.
+    Other,
+}

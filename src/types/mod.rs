@@ -1,0 +1,30 @@
+//! The values that travel: request and answer bodies, durable records, events.
+//!
+//! Names are Nova's where Nova has one, then OCI's, then Linux's. Every struct
+//! that a client sends refuses unknown fields, so that a misspelt key is an
+//! error and not a silent default. Units are in the field's name or its doc.
+
+mod event;
+mod flavor;
+mod host;
+mod image;
+mod instance;
+mod operation;
+mod problem;
+mod stats;
+mod vif;
+
+pub use event::{Event, EventKind};
+pub use flavor::{ExtraSpecs, Flavor};
+pub use host::{Capabilities, Check, CheckStatus, HostInfo, HostStats, Inventory, RuntimeInfo};
+pub use image::{Image, ImageConfig, ImageFormat, ImageHash, ImageImport, ImageSource, InitKind};
+pub use instance::{
+    Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot, RebootType,
+    Resize, Stop, TaskState,
+};
+pub use operation::{Operation, OperationStatus};
+pub use problem::Problem;
+pub use stats::{
+    BlockStats, CpuStats, InstanceStats, InterfaceStats, MemoryStats, PidsStats, PressureStats,
+};
+pub use vif::{Route, Vif};
