@@ -8,7 +8,7 @@
 //!
 //! The host's end bears Nova's `devname` and is left for whoever plugs it
 //! (os-vif). Everything acts in the network namespace of the calling thread,
-//! which is the host's, and blocks for well under a millisecond, save
+//! which is the host's, and blocks for about a millisecond, save
 //! [`Network::start`] and [`Network::teardown`], which run the program `nft`.
 
 mod bridge;

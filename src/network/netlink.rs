@@ -249,7 +249,7 @@ impl Netlink {
         let mut message = NsidMessage::default();
         message.attributes = vec![NsidAttribute::Fd(ns.as_raw_fd() as u32)];
         let mut id = None;
-        self.ask(&RouteNetlinkMessage::GetNsId(message), libc::NLM_F_ACK as u16, |answer| {
+        self.ask(&RouteNetlinkMessage::GetNsId(message), 0, |answer| {
             if let RouteNetlinkMessage::NewNsId(message) = answer {
                 id = message.attributes.iter().find_map(|attribute| match attribute {
                     NsidAttribute::Id(id) if *id >= 0 => Some(*id),
@@ -318,12 +318,19 @@ impl Netlink {
         self.set(index, LinkAttribute::Controller(controller))
     }
 
-    /// Keeps the kernel from giving a link an IPv6 link-local address.
-    ///
-    /// Refused with `EAFNOSUPPORT` where IPv6 is off.
-    pub fn no_link_local(&mut self, index: u32) -> Result<()> {
+    /// [`Self::set_alias`], and the kernel gives the link no IPv6 link-local address.
+    pub fn set_alias_without_link_local(&mut self, index: u32, alias: &str) -> Result<()> {
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        self.set(index, LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]))
+        let attributes = vec![
+            LinkAttribute::IfAlias(alias.into()),
+            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]),
+        ];
+        let set = RouteNetlinkMessage::SetLink(link_message(index, attributes));
+        // Where IPv6 is off the whole request is refused.
+        match self.tell(&set, 0).unless(&[libc::EAFNOSUPPORT])? {
+            Some(()) => Ok(()),
+            None => self.set_alias(index, alias),
+        }
     }
 
     /// Adds an address; IPv6 without the second of duplicate detection.
@@ -390,7 +397,7 @@ impl Netlink {
         message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let mut link = None;
         let request = RouteNetlinkMessage::GetLink(message);
-        self.ask(&request, libc::NLM_F_ACK as u16, |answer| {
+        self.ask(&request, 0, |answer| {
             if let RouteNetlinkMessage::NewLink(message) = answer {
                 link = Some(Link::from(message));
             }
@@ -420,7 +427,8 @@ impl Netlink {
     }
 
     /// One request and all of its answer: every message goes to `each` until
-    /// the acknowledgement, the end of the dump, or a refusal.
+    /// the acknowledgement, the end of the dump, or a refusal. A request with
+    /// neither flag has an answer of one message.
     fn exchange(
         &mut self,
         kind: u16,
@@ -430,6 +438,7 @@ impl Netlink {
     ) -> Result<()> {
         self.sequence += 1;
         self.send(kind, flags | libc::NLM_F_REQUEST as u16, body)?;
+        let is_single = flags & (libc::NLM_F_ACK | libc::NLM_F_DUMP) as u16 == 0;
         // The rest of an answer is read even after a failure: the next request
         // must not find it.
         let mut outcome = Ok(());
@@ -443,6 +452,7 @@ impl Netlink {
                 }
                 match message.kind {
                     NLMSG_ERROR | NLMSG_DONE => return outcome.and(message.verdict()),
+                    kind if is_single => return each(kind, message.body),
                     kind if outcome.is_ok() => outcome = each(kind, message.body),
                     _ => {}
                 }

@@ -193,7 +193,7 @@ fn root_a_failed_attach_leaves_nothing() {
         let fault = network().attach(&vif(1), 0, &inside.path()).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InterfaceExists);
         assert!(fault.detail.contains("eth0"), "{fault}");
-        // An address of the wrong sort for the kernel: refused after the pair was made.
+        // Without IPv6 inside, its address is refused, after the pair was made.
         let late = Vif { name: Some("eth1".into()), ..static_vif(1) };
         inside.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap());
         let fault = network().attach(&late, 1, &inside.path()).unwrap_err();

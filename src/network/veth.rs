@@ -142,9 +142,8 @@ fn finish(netlink: &mut Netlink, plan: &Plan, net_ns: &Path, inner: &str) -> Res
     let doing = || format!("setting {devname} up");
     let gone = || Fault::new(FaultKind::NetworkFailed, format!("{devname} has vanished"));
     let host = netlink.link(devname).or_network(doing())?.ok_or_else(gone)?;
-    netlink.set_alias(host.index, &plan.alias).or_network(doing())?;
-    // Otherwise every instance could reach the host at a link-local address.
-    netlink.no_link_local(host.index).unless(&[libc::EAFNOSUPPORT]).or_network(doing())?;
+    // With one, every instance could reach the host at a link-local address.
+    netlink.set_alias_without_link_local(host.index, &plan.alias).or_network(doing())?;
     netlink.set_up(host.index).or_network(doing())?;
     match netlink.link(devname).or_network(doing())?.ok_or_else(gone)? {
         host if host.up => Ok(()),
