@@ -47,7 +47,7 @@ impl Group {
     }
 
     /// Its directory in every hierarchy, whether it exists or not.
-    fn places(&self) -> Vec<Place> {
+    pub(super) fn places(&self) -> Vec<Place> {
         let version = |root| match self.hierarchy.unified() == Some(root) {
             true => Version::V2,
             false => Version::V1,

@@ -13,6 +13,8 @@
 
 mod group;
 mod hierarchy;
+#[cfg(test)]
+mod kernel_tests;
 mod limits;
 mod plan;
 mod stats;
