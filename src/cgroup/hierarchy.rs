@@ -246,10 +246,44 @@ impl Hierarchy {
         Group::new(self.clone(), parent, &instance.to_string())
     }
 
+    /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.
+    pub fn instances(&self, parent: &str) -> BTreeSet<Uuid> {
+        let entries = self.roots().into_iter().filter_map(|root| fs::read_dir(root.join(parent)).ok());
+        entries
+            .flatten()
+            .flatten()
+            .filter_map(|entry| Uuid::parse_str(entry.file_name().to_str()?).ok())
+            .collect()
+    }
+
+    /// Where monitors live, away from the service's own cgroup, which ends with
+    /// the service: `/{parent}/monitors` everywhere, made when absent. The
+    /// files are those a monitor writes itself into.
+    pub fn monitors(&self, parent: &str) -> Result<Vec<PathBuf>> {
+        let mut steps = Vec::new();
+        let mut files = Vec::new();
+        let cpuset = self.place(Controller::Cpuset).map(|place| place.path);
+        for root in self.roots() {
+            let parent = root.join(parent);
+            let path = parent.join("monitors");
+            for dir in [&parent, &path] {
+                steps.push(Step::MakeDir { path: dir.clone(), owner: None });
+                let empty = plan::read(&dir.join("cpuset.cpus")).unwrap_or_default().is_empty();
+                if cpuset.as_deref() == Some(root) && self.unified() != Some(root) && empty {
+                    steps.extend(super::v1::cpuset(dir, None));
+                }
+            }
+            files.push(path.join("cgroup.procs"));
+        }
+        Plan { steps }.apply()?;
+        Ok(files)
+    }
+
     /// Removes the parent of all instances from every hierarchy, if it is empty.
     pub fn remove_parent(&self, parent: &str) -> Result<()> {
         let mut kept = None;
         for root in self.roots() {
+            let _ = fs::remove_dir(root.join(parent).join("monitors"));
             match fs::remove_dir(root.join(parent)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => kept = Some((root, e)),
                 _ => {}

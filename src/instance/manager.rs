@@ -154,7 +154,7 @@ impl Manager {
         request: InstanceCreate,
     ) -> Result<Created> {
         validate::create(&request)?;
-        network::validate(&request.vifs, request.dns.as_ref())?;
+        self.inner.parts.network.validate(&request.vifs, request.dns.as_ref())?;
         crate::rootfs::validate_files(&request.files)?;
         let digest = record::digest(&request)?;
         let inner = &self.inner;
@@ -217,6 +217,7 @@ impl Manager {
                 }
             });
         }
+        network::assign_names(&mut request.vifs);
         for (index, vif) in request.vifs.iter_mut().enumerate() {
             if let Some(owner) = devnames.get(&vif.devname) {
                 return Err(Fault {
@@ -277,7 +278,9 @@ impl Manager {
         let handle = self.inner.handle(id)?;
         match &action {
             Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
-            Action::AttachInterface(vif) => network::validate(std::slice::from_ref(vif), None)?,
+            Action::AttachInterface(vif) => {
+                self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;
+            }
             _ => {}
         }
         let kind = action.verb().name();
@@ -479,8 +482,9 @@ impl Inner {
                 Err(fault) => error!(instance = %id, %fault, "removing what an interrupted operation left"),
             }
         }
-        let devnames = records.iter().flat_map(|r| &r.definition.vifs).map(|vif| vif.devname.clone());
-        self.parts.network.collect(&devnames.collect())?;
+        // What went away with its namespace leaves its rates' devices behind.
+        self.parts.network.start()?;
+        self.parts.hierarchy.clear_stale_rates()?;
         // Four at a time: each waits for the disk or the kernel most of its time.
         let queue = Mutex::new(records);
         std::thread::scope(|scope| {

@@ -61,7 +61,6 @@ impl Parts {
         mount::make_private_mount_point(&layout.run_instances())?;
         let sets = crate::host::cpus::resolve(&config.host)?;
         let network = Network::new(&config.bridge)?;
-        network.start()?;
         Ok(Parts {
             images: ImageStore::open(&layout, &config.images)?,
             disks: Disks::new(&layout, &config.storage)?,

@@ -32,8 +32,10 @@ pub fn attach(
     } else {
         parts.network.assign(&mut vif, others)?;
         let mut all = record.definition.vifs.clone();
-        all.push(vif.clone());
-        network::validate(&all, None)?;
+        all.push(vif);
+        network::assign_names(&mut all);
+        parts.network.validate(&all, None)?;
+        vif = all.pop().unwrap_or_else(|| unreachable!("one was pushed above"));
     }
     let index = known.unwrap_or(record.definition.vifs.len());
     let net_ns = parts.paths(&record).net_ns();

@@ -40,7 +40,7 @@ fn boot(parts: &Parts, record: &Record) -> Result<Live> {
     create::network(parts, record)?;
     let devices = parts.mount(record)?;
     let limits = parts.limits(record)?;
-    let plan = parts.group(record).plan(&limits, &devices, record.id_block);
+    let plan = parts.group(record).plan(&limits, &devices, record.id_block)?;
     write_bundle(parts, record)?;
     crate::store::atomic::remove_file(&paths.exit())?;
     let monitor = crate::monitor::launch(
