@@ -186,7 +186,10 @@ impl Scratch {
                 "namespaces": namespaces,
             },
         });
-        fs::create_dir_all(self.dir.join("rootfs/proc"))
+        // crun wants /dev too, before it looks for the program.
+        ["proc", "sys", "dev"]
+            .iter()
+            .try_for_each(|name| fs::create_dir_all(self.dir.join("rootfs").join(name)))
             .and_then(|()| fs::write(self.dir.join("config.json"), spec.to_string()))
             .or_fault("writing the trial's bundle")
     }
