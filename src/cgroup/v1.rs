@@ -12,6 +12,10 @@ use super::{Cpu, DeviceNumber, DiskRates, Limits};
 /// rate in the instance's own cgroup holds direct and synchronous writes only.
 /// Every instance has block devices of its own, so the same rate in the root
 /// holds what the kernel writes back for it and touches no one else.
+///
+/// The two are buckets of their own: an instance that writes directly and
+/// through the cache at the same time can reach nearly twice its rate
+/// (28 MiB/s of 16 measured). Version 2 has one bucket.
 pub(super) const ROOT_WRITE_RATES: [&str; 2] =
     ["blkio.throttle.write_bps_device", "blkio.throttle.write_iops_device"];
 
