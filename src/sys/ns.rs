@@ -226,21 +226,3 @@ mod tests {
         assert_eq!(inodes.len(), 16);
     }
 }
-#[cfg(test)]
-mod measure {
-    #[test]
-    #[ignore]
-    fn m() {
-        let dir = tempfile::tempdir().unwrap();
-        let (u, n) = (dir.path().join("user"), dir.path().join("net"));
-        let b = super::IdBlock { first: 1_900_000_000, size: 65_536 };
-        for _ in 0..20 {
-            let t = std::time::Instant::now();
-            super::create_pinned(b, &u, &n).unwrap();
-            let a = t.elapsed();
-            super::unpin(&u).unwrap();
-            super::unpin(&n).unwrap();
-            eprintln!("create {a:?} unpin {:?}", t.elapsed() - a);
-        }
-    }
-}
