@@ -44,28 +44,6 @@ impl LoopDisks {
         if self.preallocate { preallocate(&target, size) } else { Ok(()) }
     }
 
-    /// The file system on `device` as a mount that is nowhere yet.
-    fn mount_device(&self, device: &LoopDevice, attributes: Attributes) -> Result<OwnedFd> {
-        let source = FsOption::Text("source", &device.path);
-        // Discard: what is deleted inside becomes a hole in the file.
-        let discard = FsOption::Flag("discard");
-        let own = match self.templates.filesystem() {
-            Filesystem::Ext4 => FsOption::Text("errors", Path::new("remount-ro")),
-            // Copies of a template have its UUID.
-            Filesystem::Xfs => FsOption::Flag("nouuid"),
-        };
-        mount::create(self.templates.filesystem().name(), &[source, discard, own], attributes)
-            .or_fault(format_args!("mounting the file system on {}", device.path.display()))
-    }
-
-    fn grow_filesystem(&self, directory: BorrowedFd<'_>, size: u64) -> std::io::Result<()> {
-        let blocks = size / fstatvfs(directory)?.f_bsize;
-        match self.templates.filesystem() {
-            Filesystem::Ext4 => grow_ext4(directory, blocks),
-            Filesystem::Xfs => grow_xfs(directory, blocks),
-        }
-    }
-
     fn grow_mounted(&self, file: &Path, disk: &File, mount_point: &Path, size: u64) -> Result<()> {
         let doing = || format!("growing {}", file.display());
         let device = mounted_device(file, mount_point)?
@@ -77,7 +55,7 @@ impl LoopDisks {
         );
         self.extend(disk, length, size).or_fault(doing())?;
         device.update_size().or_fault(doing())?;
-        self.grow_filesystem(directory.as_fd(), size).map_err(|error| {
+        grow_filesystem(directory.as_fd(), Filesystem::of(file)?, size).map_err(|error| {
             // Cutting the file is safe only if the file system is all as it was.
             if fstatvfs(&directory).is_ok_and(|now| now.f_blocks == blocks) {
                 // Both may fail: a file that is too large harms nobody.
@@ -98,29 +76,6 @@ impl LoopDisks {
             })?;
         }
         Ok(())
-    }
-
-    fn grow_unmounted(&self, file: &Path, size: u64) -> Result<()> {
-        let doing = || format!("growing {}", file.display());
-        let grown = {
-            let device = loopdev::attach(file, false, DIRECT_IO)?;
-            device.update_size().or_fault(doing())?;
-            let held = self.mount_device(&device, Attributes::MOUNT_ATTR_NODEV)?;
-            let root = mount::root_of(held.as_fd())?;
-            self.grow_filesystem(root.as_fd(), size)
-        };
-        match grown {
-            // Without CAP_SYS_RESOURCE, ext4 grows only while not mounted.
-            Err(e)
-                if e.raw_os_error() == Some(libc::EPERM)
-                    && self.templates.filesystem() == Filesystem::Ext4 =>
-            {
-                let device = loopdev::attach(file, false, DIRECT_IO)?;
-                run(Command::new("e2fsck").args(["-f", "-p"]).arg(&device.path))?;
-                run(Command::new("resize2fs").arg("-f").arg(&device.path))
-            }
-            other => other.map_err(|e| grow_fault(file, &e)),
-        }
     }
 }
 
@@ -171,7 +126,7 @@ impl DiskBackend for LoopDisks {
             None => Attributes::MOUNT_ATTR_NODEV | Attributes::MOUNT_ATTR_NOSUID,
             Some(_) => Attributes::MOUNT_ATTR_NODEV,
         };
-        let mounted = self.mount_device(&device, attributes)?;
+        let mounted = mount_device(&device, Filesystem::of(file)?, attributes)?;
         if let Some(path) = user_ns {
             let user_ns = File::open(path).or_fault(format_args!("opening {}", path.display()))?;
             mount::set_attributes(mounted.as_fd(), attributes, Some(user_ns.as_fd()))?;
@@ -203,7 +158,7 @@ impl DiskBackend for LoopDisks {
                 // Should the file system fail to grow, the file stays large:
                 // growing again finishes it.
                 self.extend(&disk, before, size).or_fault(doing())?;
-                self.grow_unmounted(file, size)
+                grow_unmounted(file, size)
             }
         }
     }
@@ -217,6 +172,60 @@ impl DiskBackend for LoopDisks {
     fn remove(&self, file: &Path) -> Result<()> {
         remove_file(&temporary_of(file))?;
         remove_file(file)
+    }
+}
+
+/// The file system `filesystem` on `device` as a mount that is nowhere yet.
+fn mount_device(
+    device: &LoopDevice,
+    filesystem: Filesystem,
+    attributes: Attributes,
+) -> Result<OwnedFd> {
+    let source = FsOption::Text("source", &device.path);
+    // Discard: what is deleted inside becomes a hole in the file.
+    let discard = FsOption::Flag("discard");
+    let own = match filesystem {
+        Filesystem::Ext4 => FsOption::Text("errors", Path::new("remount-ro")),
+        // Copies of a template have its UUID.
+        Filesystem::Xfs => FsOption::Flag("nouuid"),
+    };
+    mount::create(filesystem.name(), &[source, discard, own], attributes)
+        .or_fault(format_args!("mounting the file system on {}", device.path.display()))
+}
+
+/// Grows the mounted file system that holds `directory` into all of its device.
+fn grow_filesystem(
+    directory: BorrowedFd<'_>,
+    filesystem: Filesystem,
+    size: u64,
+) -> std::io::Result<()> {
+    let blocks = size / fstatvfs(directory)?.f_bsize;
+    match filesystem {
+        Filesystem::Ext4 => grow_ext4(directory, blocks),
+        Filesystem::Xfs => grow_xfs(directory, blocks),
+    }
+}
+
+fn grow_unmounted(file: &Path, size: u64) -> Result<()> {
+    let doing = || format!("growing {}", file.display());
+    let filesystem = Filesystem::of(file)?;
+    let grown = {
+        let device = loopdev::attach(file, false, DIRECT_IO)?;
+        device.update_size().or_fault(doing())?;
+        let held = mount_device(&device, filesystem, Attributes::MOUNT_ATTR_NODEV)?;
+        let root = mount::root_of(held.as_fd())?;
+        grow_filesystem(root.as_fd(), filesystem, size)
+    };
+    match grown {
+        // Without CAP_SYS_RESOURCE, ext4 grows only while not mounted.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) && filesystem == Filesystem::Ext4 => {
+            let device = loopdev::attach(file, false, DIRECT_IO)?;
+            // Mounting it just now has replayed the journal; resize2fs
+            // wants the check all the same.
+            run(Command::new("e2fsck").args(["-f", "-p"]).arg(&device.path))?;
+            run(Command::new("resize2fs").arg(&device.path))
+        }
+        other => other.map_err(|e| grow_fault(file, &e)),
     }
 }
 
@@ -253,49 +262,4 @@ fn temporary_of(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(TEMPORARY);
     name.into()
-}
-
-#[cfg(test)]
-mod measure {
-    use super::*;
-    use std::time::Instant;
-    #[test]
-    #[ignore]
-    fn m() {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let fsname = std::env::var("FS").unwrap_or("ext4".into());
-        let dio = std::env::var("DIO").is_ok();
-        let layout = Layout::new(dir.path().join("s"), dir.path().join("r"));
-        let disks =
-            LoopDisks::new(&layout, &Storage { filesystem: fsname, ..Default::default() }).unwrap();
-        let t = Instant::now();
-        disks.prepare(10 << 30).unwrap();
-        eprintln!("template {:?}", t.elapsed());
-        let mp = dir.path().join("mp");
-        fs::create_dir(&mp).unwrap();
-        for i in 0..12 {
-            let f = dir.path().join(format!("d{i}"));
-            let t = Instant::now();
-            disks.create(&f, 10 << 30).unwrap();
-            let a = t.elapsed();
-            let dev = loopdev::attach(&f, false, dio).unwrap();
-            let b = t.elapsed();
-            let m = disks.mount_device(&dev, Attributes::MOUNT_ATTR_NODEV).unwrap();
-            let c = t.elapsed();
-            mount::attach(m.as_fd(), &mp).unwrap();
-            let d = t.elapsed();
-            drop((dev, m));
-            disks.detach(&f, &mp).unwrap();
-            let e = t.elapsed();
-            disks.remove(&f).unwrap();
-            eprintln!(
-                "copy {a:?} loop {:?} mount {:?} place {:?} | detach {:?} remove {:?}",
-                b - a,
-                c - b,
-                d - c,
-                e - d,
-                t.elapsed() - e
-            );
-        }
-    }
 }

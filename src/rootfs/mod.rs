@@ -16,3 +16,6 @@ mod template;
 pub use disk::{BlockDevice, DiskBackend, DiskUsage, Disks};
 pub use overlay::Rootfs;
 pub use seed::Seed;
+
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,9 @@ pub struct Rootfs {
     pub layout: InstanceLayout,
 }
 
+/// A way to make the overlay of its parts.
+type Way = fn(&Rootfs, &Parts) -> Result<(), Refusal>;
+
 /// The pieces of an overlay, as detached mounts with mapped ids.
 struct Parts {
     layers: Vec<OwnedFd>,
@@ -72,7 +75,7 @@ impl Rootfs {
         seed::write(seed, &self.layout.rootfs(), self.block)
     }
 
-    fn mount_with(&self, ways: &[fn(&Self, &Parts) -> Result<(), Refusal>]) -> Result<()> {
+    fn mount_with(&self, ways: &[Way]) -> Result<()> {
         self.check()?;
         if mount::is_mount_point(&self.layout.rootfs())? {
             return Ok(());
@@ -284,4 +287,17 @@ fn refuse_read_only(flags: StatVfsMountFlags) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Rootfs {
+    /// Only as on Linux 6.15 and later.
+    pub(super) fn mount_detached_only(&self) -> Result<()> {
+        self.mount_with(&[Self::mount_detached])
+    }
+
+    /// Only as on earlier kernels.
+    pub(super) fn mount_attached_only(&self) -> Result<()> {
+        self.mount_with(&[Self::mount_attached])
+    }
 }

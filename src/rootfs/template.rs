@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +40,21 @@ impl Filesystem {
         match self {
             Filesystem::Ext4 => "ext4",
             Filesystem::Xfs => "xfs",
+        }
+    }
+
+    /// What the disk `file` has: the configuration may have changed since it was made.
+    pub fn of(file: &Path) -> Result<Filesystem> {
+        let doing = || format!("reading the file system on {}", file.display());
+        let disk = File::open(file).or_fault(doing())?;
+        let (mut xfs, mut ext4) = ([0; 4], [0; 2]);
+        disk.read_exact_at(&mut xfs, 0).or_fault(doing())?;
+        // s_magic of the superblock, which lies at 1024.
+        disk.read_exact_at(&mut ext4, 1024 + 56).or_fault(doing())?;
+        match (&xfs, u16::from_le_bytes(ext4)) {
+            (b"XFSB", _) => Ok(Filesystem::Xfs),
+            (_, 0xEF53) => Ok(Filesystem::Ext4),
+            _ => Err(Fault::internal(doing(), "it has neither ext4 nor xfs")),
         }
     }
 
@@ -87,11 +103,6 @@ impl Templates {
             }
         }
         Ok(Templates { directory, filesystem, made: Mutex::default() })
-    }
-
-    /// The file system they have.
-    pub fn filesystem(&self) -> Filesystem {
-        self.filesystem
     }
 
     /// The template of `size` bytes, made when absent.
