@@ -1,1 +1,3 @@
-//! (placeholder of the skeleton)
+//! The HTTP API, `/v1`.
+
+pub mod backend;

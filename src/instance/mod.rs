@@ -1,1 +1,4 @@
-//! (placeholder of the skeleton)
+//! Instances: their manager, their operations, their events.
+
+pub mod event;
+pub mod operation;
