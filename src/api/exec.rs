@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use actix_ws::{CloseCode, Session};
-use nix::pty::{OpenptyResult, openpty};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -152,7 +152,11 @@ impl Running {
 
     fn on_terminal(mut command: Command) -> Result<Running> {
         let doing = "opening a terminal for the command";
-        let OpenptyResult { master, slave } = openpty(None, None).or_fault(doing)?;
+        // CLOEXEC from the beginning: monitors are started at any moment.
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).or_fault(doing)?;
+        grantpt(&master).and_then(|()| unlockpt(&master)).or_fault(doing)?;
+        let slave = ioctl_tiocgptpeer(&master, flags).or_fault(doing)?;
         command.stdin(slave.try_clone().or_fault(doing)?);
         command.stdout(slave.try_clone().or_fault(doing)?);
         command.stderr(slave);

@@ -204,7 +204,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();
-        let field = if path == "." { "body".to_owned() } else { path };
+        // Of text that is no JSON, the path says nothing that helps.
+        let field = if e.inner().is_data() && path != "." { path } else { "body".to_owned() };
         Fault::invalid(field, e.into_inner().to_string())
     })?;
     deserializer.end().map_err(|e| Fault::invalid("body", e.to_string()))?;

@@ -222,7 +222,30 @@ fn log(
 
 #[cfg(test)]
 mod tests {
+    use actix_web::App;
+    use actix_web::middleware::from_fn;
+
     use super::*;
+
+    #[actix_web::test]
+    async fn a_panic_in_a_handler_is_a_problem_with_the_request_id() {
+        async fn handler() -> HttpResponse {
+            panic!("as asked")
+        }
+        let app = App::new().route("/", web::get().to(handler)).wrap(from_fn(gate));
+        let app = actix_web::test::init_service(app).await;
+        let request = actix_web::test::TestRequest::default()
+            .insert_header((REQUEST_ID_HEADER, "req-42"))
+            .to_request();
+        let error = actix_web::test::try_call_service(&app, request).await.unwrap_err();
+        let response = error.error_response();
+        assert_eq!(response.headers()[REQUEST_ID_HEADER], "req-42");
+        let body = actix_web::body::to_bytes(response.into_body()).await.unwrap();
+        let problem: crate::types::Problem = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem.code, FaultKind::Internal);
+        assert_eq!(problem.request_id.as_deref(), Some("req-42"));
+        assert!(!problem.detail.contains("as asked"), "the inside stays in the log");
+    }
 
     #[test]
     fn only_openstack_request_ids_are_taken() {
