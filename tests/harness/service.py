@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -250,26 +251,31 @@ class Service:
 
     def sweep(self) -> None:
         """Takes everything of this service off the host, whatever state it is in."""
+        self.sweep_all_but_files()
+        subprocess.run(["rm", "-rf", "--one-file-system", self.base], check=False)
+
+    def sweep_all_but_files(self) -> None:
+        """The same, its directories left: what a loss of power does."""
         if self.process and self.process.poll() is None:
             self.kill()
-        for _ in range(50):
-            pids = hoststate.processes_of(self.scope())
-            for pid in pids:
-                _thaw(pid)
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            if not pids:
-                break
-            time.sleep(0.05)
+        self._sweep_processes()
         below = [p for p, _, _ in hoststate.mount_points() if p.is_relative_to(self.run_dir)]
         for point in sorted(below, reverse=True):
             unmount(point)
         self._sweep_network()
         self._sweep_cgroups()
         self._sweep_loops()
-        subprocess.run(["rm", "-rf", "--one-file-system", self.base], check=False)
+
+    def _sweep_processes(self) -> None:
+        for _ in range(100):
+            pids = hoststate.processes_of(self.scope())
+            for pid in pids:
+                _thaw(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not pids:
+                return
+            time.sleep(0.05)
 
     def _sweep_network(self) -> None:
         for link in Path("/sys/class/net").iterdir():
