@@ -262,6 +262,8 @@ class Service:
         below = [p for p, _, _ in hoststate.mount_points() if p.is_relative_to(self.run_dir)]
         for point in sorted(below, reverse=True):
             unmount(point)
+        if any(p.is_relative_to(self.run_dir) for p, _, _ in hoststate.mount_points()):
+            raise RuntimeError(f"mounts below {self.run_dir} cannot be unmounted")
         self._sweep_network()
         self._sweep_cgroups()
         self._sweep_loops()
