@@ -62,6 +62,7 @@ class Service:
         token = secrets.randbelow(0xFFFF)
         self.token = f"b{token:04x}"
         self.base = base or Path(tempfile.mkdtemp(prefix=f"{self.token}-", dir="/var/tmp"))
+        self.base.mkdir(exist_ok=True)
         self.base.chmod(0o755)
         self.socket = self.base / "sock"
         self.state_dir, self.run_dir = self.base / "state", self.base / "run"
