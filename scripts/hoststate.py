@@ -135,7 +135,7 @@ def _cgroups(scope: Scope) -> Iterator[str]:
     for hierarchy in cgroup_hierarchies():
         for name in scope.cgroups:
             top = hierarchy / name
-            for directory, children, _ in os.walk(top):
+            for directory, _, _ in os.walk(top):
                 if Path(directory) != top:  # the parent itself stays, as a systemd slice does
                     yield directory
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import ROOT, Hugetlb, Instance, Lxcfs, Service  # noqa: E402
-from harness.service import BERTH  # noqa: E402
+from harness import ROOT, Hugetlb, Instance, Lxcfs, Service
+from harness.service import BERTH
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

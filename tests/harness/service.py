@@ -292,10 +292,8 @@ class Service:
     def _sweep_cgroups(self) -> None:
         for hierarchy in hoststate.cgroup_hierarchies():
             for directory, _, _ in os.walk(hierarchy / self.cgroup, topdown=False):
-                try:
+                with contextlib.suppress(OSError):
                     os.rmdir(directory)
-                except OSError:
-                    pass
 
     def _sweep_loops(self) -> None:
         for line in hoststate.snapshot(self.scope())["loop devices"]:
@@ -311,10 +309,8 @@ def _thaw(pid: int) -> None:
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "freezer" and "/berth-" in path:
-            try:
+            with contextlib.suppress(OSError):
                 (cgroup_dir("freezer") / path.strip("/") / "freezer.state").write_text("THAWED")
-            except OSError:
-                pass
 
 
 class Instance:
@@ -390,10 +386,8 @@ class Instance:
         """Host process ids of all its processes."""
         found = []
         for directory, _, _ in os.walk(self.cgroup("memory")):
-            try:
+            with contextlib.suppress(OSError):
                 found += [int(p) for p in Path(directory, "cgroup.procs").read_text().split()]
-            except OSError:
-                pass
         return found
 
     def monitor_pid(self) -> int:

@@ -120,7 +120,12 @@ def test_images_share_layers_and_instances_share_images(service, layers, tmp_pat
     paths[1].write_bytes(imagelib.oci_archive(layers, SHELL, "t:2"))
     one, two = map(service.import_image, paths)
     assert len(list(service.state_dir.glob("images/**/bin/busybox"))) == len(
-        {l for i in service.client.get("/v1/images") for l in i["layers"] if has_busybox(service, l)}
+        {
+            layer
+            for image in service.client.get("/v1/images")
+            for layer in image["layers"]
+            if has_busybox(service, layer)
+        }
     )
     shown = [service.client.get(f"/v1/images/{i}")["layers"] for i in (one, two)]
     assert shown[0] == shown[1][:2]
