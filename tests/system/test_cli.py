@@ -109,9 +109,7 @@ def test_a_fault_goes_to_stderr_with_its_code_and_a_nonzero_exit(service):
 
 
 def test_no_service_is_said_plainly(tmp_path):
-    result = subprocess.run(
-        [BERTH, "list", "--socket", tmp_path / "none"], capture_output=True, text=True
-    )
+    result = subprocess.run([BERTH, "list", "--socket", tmp_path / "none"], capture_output=True, text=True)
     assert result.returncode != 0
     assert str(tmp_path / "none") in result.stderr
     assert "panicked" not in result.stderr
@@ -131,8 +129,6 @@ def test_check_names_what_is_missing(service, tmp_path):
     text = service.config.read_text()
     program = service.settings["runtime"]["program"]
     config.write_text(text.replace(f'program = "{program}"', 'program = "/no/such/runtime"'))
-    result = subprocess.run(
-        [BERTH, "check", "--config", config], capture_output=True, text=True, timeout=120
-    )
+    result = subprocess.run([BERTH, "check", "--config", config], capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert "/no/such/runtime" in result.stdout + result.stderr
