@@ -1,0 +1,98 @@
+# `make` alone lists the targets. Everything that touches the kernel needs root.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
+FUZZ_SECONDS ?= 60
+
+.PHONY: help
+help: ## this list
+	@echo 'berth: containers as OpenStack Nova instances'
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20 | sed 's/^/  make /'
+
+.PHONY: demo
+demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root; installs what it needs)
+	@scripts/deps build run images
+	@$(MAKE) --no-print-directory build
+	@demo/run
+
+.PHONY: test
+test: ## all tests that end within 40 minutes on 2 cores: style, unit, system, security, durability, API, fuzz
+	@scripts/deps build run images test fuzz
+	@$(MAKE) --no-print-directory style
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-fuzz
+	@$(MAKE) --no-print-directory test-root
+
+.PHONY: build
+build: ## the release programs, target/release/berth and berth-monitor
+	@scripts/deps build
+	cargo build --release --locked
+
+.PHONY: test-unit
+test-unit: ## Rust's unit tests, some of which make mounts and namespaces (root)
+	@scripts/deps build run test
+	cargo nextest run --locked
+
+.PHONY: test-root
+test-root: build ## the tests against a running service: system, security, durability, API (root)
+	@scripts/deps run images test
+	$(PYTEST) tests/system tests/security tests/api tests/durability
+
+.PHONY: test-system
+test-system: build ## of these, the system tests only
+	@scripts/deps run images test
+	$(PYTEST) tests/system
+
+.PHONY: test-security
+test-security: build ## of these, the attempts to get out of an instance
+	@scripts/deps run images test
+	$(PYTEST) tests/security
+
+.PHONY: test-durability
+test-durability: build ## of these, kill -9 at random moments and a full disk
+	@scripts/deps run images test
+	$(PYTEST) tests/durability
+
+.PHONY: test-fuzz
+test-fuzz: ## the fuzzers, a short run
+	@scripts/deps build fuzz
+	@scripts/fuzz 15
+
+.PHONY: fuzz
+fuzz: ## the fuzzers, FUZZ_SECONDS each (60)
+	@scripts/deps build fuzz
+	@scripts/fuzz $(FUZZ_SECONDS)
+
+.PHONY: bench
+bench: ## figures, each against its peers in the same run (root; installs LXC, libvirt-lxc and Docker)
+	@scripts/deps build run images bench
+	@$(MAKE) --no-print-directory build
+	@bench/run
+
+.PHONY: style
+style: ## formatting and compiler lints
+	cargo fmt --check
+	cargo clippy --locked --all-targets --quiet -- -D warnings
+
+.PHONY: lint
+lint: style ## the same, and licences, shell and Python
+	@scripts/deps build test lint
+	cargo deny --log-level error check bans licenses sources
+	shellcheck scripts/deps scripts/fuzz scripts/image-debian .ci/run
+	target/venv/bin/ruff check scripts tests demo bench
+
+.PHONY: openapi
+openapi: build ## writes openapi/ anew from the code
+	target/release/berth openapi > openapi/berth-v1.json
+
+.PHONY: deps
+deps: ## what building, running and testing need, by apt-get and cargo (root)
+	@scripts/deps build run images test
+
+.PHONY: clean
+clean: ## everything that was made
+	cargo clean
+	rm -rf fuzz/target

@@ -1,0 +1,265 @@
+"""kill -9 at random moments under load, and a full disk: nothing is lost, nothing is leaked.
+
+The service, the monitors and the runtime programs are killed at random points
+while workers ask for everything at once. Afterwards every instance is as it
+was last asked to be, or reported as what it is, and the host is as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import hoststate
+import pytest
+from harness import Fault, Instance, Service, wait_for
+
+WORKERS = 4
+ACTIONS = [
+    ("start", {}),
+    ("start", {}),
+    ("stop", {"timeout": 1}),
+    ("reboot", {"type": "HARD"}),
+    ("reboot", {"type": "SOFT", "timeout": 1}),
+    ("pause", {}),
+    ("unpause", {}),
+    ("suspend", {}),
+    ("resume", {}),
+]
+
+
+class Worker(threading.Thread):
+    """Gives a few instances random lives; whatever is refused or broken off is fine."""
+
+    def __init__(self, service: Service, image: str, seed: int):
+        super().__init__(daemon=True)
+        self.service, self.image = service, image
+        self.random = random.Random(seed)
+        self.ended = threading.Event()
+        self.known: dict[str, dict] = {}
+        self.calls = self.answered = 0
+        self.unexpected: list[str] = []
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            self.calls += 1
+            try:
+                self.step()
+                self.answered += 1
+            except Fault as fault:
+                # 5xx is truthful while a monitor or a runtime is being killed under it.
+                if fault.code in ("", "invalid-input"):
+                    self.unexpected.append(str(fault))
+            except (OSError, ValueError):
+                time.sleep(0.05)  # the service is away
+            except Exception as error:  # http.client: the answer broke off
+                if type(error).__module__ != "http.client":
+                    self.unexpected.append(repr(error))
+
+    def step(self) -> None:
+        if len(self.known) < 2:
+            identity = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
+            self.known[identity] = self.define(identity)
+        identity = self.random.choice(sorted(self.known))
+        instance = Instance(self.service, identity)
+        chance = self.random.random()
+        if chance < 0.15:
+            instance.discard()
+            del self.known[identity]
+        elif chance < 0.3:
+            self.service.client.put(instance.path, self.known[identity], timeout=60)
+        elif chance < 0.4:
+            vif = self.known[identity]["vifs"][1]
+            self.service.client.put(f"{instance.path}/interfaces/{vif['id']}", vif, timeout=60)
+        else:
+            name, body = self.random.choice(ACTIONS)
+            self.service.client.post(f"{instance.path}/{name}", body, timeout=60)
+
+    def define(self, identity: str) -> dict:
+        return {
+            "name": f"chaos-{identity[:8]}",
+            "image_id": self.image,
+            "flavor": {"vcpus": 1, "memory_mb": 64, "root_gb": 1},
+            "vifs": [self.service.vif(), self.service.vif()],
+        }
+
+
+def kill_one(service: Service, dice: random.Random, spared: int) -> str:
+    """Kills the service, a monitor but the spared one, or a runtime program; says which, if any."""
+    kind = dice.choices(["service", "monitor", "runtime"], [4, 3, 3])[0]
+    if kind == "service":
+        time.sleep(dice.random() * 0.3)
+        service.kill()
+        service.start()
+        return kind
+    programs = ("berth-monitor",) if kind == "monitor" else ("crun", "runc")
+    for _ in range(400):  # runtime programs live for milliseconds
+        found = hoststate.processes_of(service.scope())
+        victims = [p for p in found if p != spared and program(p) in programs]
+        if victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(dice.choice(victims), signal.SIGKILL)
+                return kind
+    return ""
+
+
+def program(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name
+    except OSError:
+        return ""
+
+
+def truthful(instance: Instance) -> str:
+    """Empty if what is reported is what is; else what is wrong."""
+    shown, pids = instance.get(), instance.pids()
+    running = shown["power_state"] in ("RUNNING", "PAUSED", "SUSPENDED")
+    if running and shown["pid"] not in pids:
+        return f"{shown['power_state']} with pid {shown['pid']}, but its cgroup holds {pids}"
+    if not running and (shown["pid"] or pids):
+        return f"{shown['power_state']} with pid {shown['pid']} and processes {pids}"
+    return ""
+
+
+def settled(service: Service) -> str:
+    wrong = [truthful(Instance(service, i["id"])) for i in service.instances()]
+    busy = [i["id"] for i in service.instances() if i["task_state"]]
+    return "; ".join(filter(None, wrong)) + (f" busy: {busy}" if busy else "")
+
+
+def wait_settled(service: Service) -> None:
+    last = [""]
+
+    def probe() -> bool:
+        last[0] = settled(service)
+        return not last[0]
+
+    try:
+        wait_for("truthful reports", probe, 90)
+    except AssertionError:
+        raise AssertionError(last[0]) from None
+
+
+def test_random_kills_under_load(service, busybox, request, capsys):
+    kills = request.config.getoption("--kills")
+    seed = int.from_bytes(os.urandom(4), "big")
+    with capsys.disabled():
+        print(f"\n    seed {seed}, {kills} kills", flush=True)
+    dice = random.Random(seed)
+    bystander = service.spawn(busybox, vifs=[service.vif()])
+    steady = bystander.get()
+    bystander_monitor = bystander.monitor_pid()
+    workers = [Worker(service, busybox, seed + n) for n in range(WORKERS)]
+    for worker in workers:
+        worker.start()
+    done: dict[str, int] = {}
+    started = time.monotonic()
+    try:
+        while sum(done.values()) < kills:
+            time.sleep(dice.random() * 0.4)
+            kind = kill_one(service, dice, bystander_monitor)
+            if kind:
+                done[kind] = done.get(kind, 0) + 1
+            if kind and sum(done.values()) % 20 == 0:
+                with capsys.disabled():
+                    took = time.monotonic() - started
+                    print(f"    … {took:.0f} s: {done}", flush=True)
+    finally:
+        for worker in workers:
+            worker.ended.set()
+        for worker in workers:
+            worker.join(120)
+    assert min(done.get(k, 0) for k in ("service", "monitor", "runtime")) > 0, done
+    assert sum(w.answered for w in workers) > kills, "the workers hardly worked"
+    assert [u for w in workers for u in w.unexpected] == []
+    assert "panicked" not in service.log.read_text(errors="replace")
+    wait_settled(service)
+
+    now = bystander.get()
+    assert (now["power_state"], now["pid"]) == ("RUNNING", steady["pid"])
+    assert bystander.sh("echo undisturbed") == "undisturbed"
+
+    known = {identity for w in workers for identity in w.known}
+    shown = {i["id"] for i in service.instances()} - {bystander.id}
+    assert shown <= known, "an instance came back that was deleted"
+    for identity in sorted(shown):
+        instance = Instance(service, identity)
+        instance.action("reboot", type="HARD")
+        assert instance.state == "RUNNING"
+        assert instance.sh("echo alive") == "alive"
+
+    service.delete_everything()
+    assert service.leftovers() == []
+    service.kill()
+    service.start()
+    assert service.instances() == []
+    assert service.leftovers() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 MB for the state."""
+    base = Path("/var/tmp") / f"berth-small-{os.getpid()}"
+    base.mkdir()
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, base], check=True)
+    yield base
+    subprocess.run(["umount", base], check=True)
+    base.rmdir()
+
+
+def test_a_full_disk(runtime, lxcfs, busybox_file, small_disk):
+    service = Service(runtime, lxcfs.mount_point, base=small_disk / "b")
+    filler = small_disk / "filler"
+    try:
+        service.start()
+        image = service.import_image(busybox_file)
+        runs, stands = service.spawn(image), service.define(image)
+        before = hoststate.snapshot(service.scope())
+        fill(filler)
+        for attempt in (
+            lambda: service.spawn(image, flavor={"ephemeral_gb": 1}),
+            lambda: service.import_image(busybox_file),
+        ):
+            with pytest.raises(Fault) as fault:
+                attempt()
+            assert (fault.value.status, fault.value.code) == (507, "resources-exhausted")
+        assert runs.state == "RUNNING"
+        assert runs.sh("echo fine") == "fine"
+        assert {i["id"] for i in service.instances()} <= {runs.id, stands.id}
+        service.kill()
+        service.start()
+        assert runs.state == "RUNNING"
+        filler.unlink()
+        service.kill()
+        service.start()
+        assert hoststate.difference(before, hoststate.snapshot(service.scope())) == []
+        stands.action("start")
+        assert stands.sh("echo fine") == "fine"
+        service.spawn(image, flavor={"ephemeral_gb": 1})
+    finally:
+        filler.unlink(missing_ok=True)
+        left = service.close()
+    assert not left, "\n".join(left)
+
+
+def fill(path: Path) -> None:
+    """Takes all that is left, to the last block."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096):
+            try:
+                while True:
+                    file.write(b"\xaa" * size)
+            except OSError:
+                continue
+    os.sync()

@@ -1,0 +1,104 @@
+"""What a test needs of the host, taken for a while and given back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from hoststate import mount_points
+
+
+def unmount(path: Path) -> None:
+    """Unmounts lazily; that nothing is mounted is fine."""
+    subprocess.run(["umount", "-l", path], capture_output=True, check=False)
+
+
+def cgroup_dir(controller: str) -> Path:
+    """The mount point of the hierarchy that has the controller."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ")[:3]
+        if kind == "cgroup" and controller in options.split(","):
+            return Path(left.split(" ")[4])
+    return unified_dir()
+
+
+def unified_dir() -> Path:
+    """The mount point of the v2 hierarchy."""
+    for point, kind, _ in mount_points():
+        if kind == "cgroup2":
+            return point
+    raise RuntimeError("no cgroup2 hierarchy is mounted")
+
+
+class Lxcfs:
+    """lxcfs on a mount point of its own."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="berth-lxcfs-", dir="/var/tmp"))
+        self.mount_point = self.directory / "fs"
+        self.mount_point.mkdir()
+        self.directory.chmod(0o755)
+        self._log = (self.directory / "log").open("wb")
+        self._process = subprocess.Popen(
+            ["lxcfs", "-f", "-l", "--enable-cfs", "-p", self.directory / "pid", self.mount_point],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 10
+        while not (self.mount_point / "proc/meminfo").exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                text = (self.directory / "log").read_text(errors="replace")
+                self.close()
+                raise RuntimeError(f"lxcfs does not start:\n{text}")
+            time.sleep(0.02)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends it by its process id and takes its directory away."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._log.close()
+        unmount(self.mount_point)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Hugetlb:
+    """A v1 hugetlb hierarchy, where the unified one of a hybrid host still holds that controller.
+
+    crun refuses a hybrid host on which any controller is left on the unified hierarchy.
+    """
+
+    def __init__(self) -> None:
+        self.directory: Path | None = None
+        unified = unified_dir()
+        if unified == Path("/sys/fs/cgroup"):
+            return  # pure v2: crun is at home
+        self.directory = Path(tempfile.mkdtemp(prefix="berth-hugetlb-", dir="/var/tmp"))
+        subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory], check=True)
+
+    def close(self) -> None:
+        """Unmounts it; the controller returns to the unified hierarchy."""
+        if self.directory:
+            # Groups that a killed runtime left in it would keep the hierarchy alive.
+            for path, _, _ in os.walk(self.directory, topdown=False):
+                if path != str(self.directory) and Path(path).name.startswith("berth"):
+                    Path(path).rmdir()
+            subprocess.run(["umount", self.directory], check=True)
+            self.directory.rmdir()

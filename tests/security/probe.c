@@ -1,0 +1,268 @@
+/* Tries, from inside an instance, what a shell cannot: one attempt each call.
+ *
+ * Prints "refused: REASON" and exits 0 when the attempt was refused, prints
+ * "POSSIBLE: ..." and exits 1 when it got through, exits 2 on a wrong use.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/keyctl.h>
+#include <linux/perf_event.h>
+#include <linux/reboot.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int verdict(long result, const char *what)
+{
+    if (result < 0) {
+        printf("refused: %s: %s\n", what, strerror(errno));
+        return 0;
+    }
+    printf("POSSIBLE: %s\n", what);
+    return 1;
+}
+
+static int try_mknod(void)
+{
+    static const struct { const char *name; int type, major, minor; } nodes[] = {
+        {"mem", S_IFCHR, 1, 1}, {"kmsg", S_IFCHR, 1, 11}, {"disk", S_IFBLK, 254, 0},
+        {"loop0", S_IFBLK, 7, 0}, {"loop-control", S_IFCHR, 10, 237}, {"fuse", S_IFCHR, 10, 229},
+    };
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "/tmp/%s", nodes[i].name);
+        unlink(path);
+        if (mknod(path, nodes[i].type | 0600, makedev(nodes[i].major, nodes[i].minor)) == 0) {
+            /* A node that cannot be opened is harmless; one that can is not. */
+            int fd = open(path, O_RDONLY | O_NONBLOCK);
+            unlink(path);
+            if (fd >= 0)
+                return verdict(fd, path);
+        }
+    }
+    errno = EPERM;
+    return verdict(-1, "device nodes");
+}
+
+static int try_module(void)
+{
+    long r = syscall(SYS_init_module, "\177ELF", 4UL, "");
+    if (r >= 0 || errno != EPERM)
+        return verdict(0, "init_module gets past the permission check");
+    return verdict(r, "init_module");
+}
+
+static int try_bpf(void)
+{
+    union bpf_attr attr = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+    return verdict(syscall(SYS_bpf, BPF_MAP_CREATE, &attr, sizeof attr), "bpf map");
+}
+
+static int try_perf(void)
+{
+    struct perf_event_attr attr = {.type = PERF_TYPE_SOFTWARE, .size = sizeof attr, .config = PERF_COUNT_SW_CPU_CLOCK};
+    return verdict(syscall(SYS_perf_event_open, &attr, -1, 0, -1, 0), "perf events of a whole CPU");
+}
+
+static int try_handle(void)
+{
+    /* Opening by handle walks past the mount's root (the escape called "shocker"). */
+    struct { struct file_handle head; unsigned char bytes[8]; } handle = {
+        .head = {.handle_bytes = 8, .handle_type = 1}, .bytes = {2},
+    };
+    int root = open("/etc/hosts", O_RDONLY);
+    return verdict(syscall(SYS_open_by_handle_at, root, &handle, O_RDONLY), "open_by_handle_at");
+}
+
+static int try_keyring(const char *mode)
+{
+    if (strcmp(mode, "put") == 0) {
+        long key = syscall(SYS_add_key, "user", "berth-secret", "s3cret", 6UL, KEY_SPEC_USER_KEYRING);
+        printf("key: %ld %s\n", key, key < 0 ? strerror(errno) : "");
+        return 0;
+    }
+    long key = syscall(SYS_request_key, "user", "berth-secret", NULL, 0UL);
+    if (key < 0)
+        key = syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_USER_KEYRING, "user", "berth-secret", 0);
+    return verdict(key, "another's key");
+}
+
+static int try_ptrace(const char *pid)
+{
+    return verdict(ptrace(PTRACE_ATTACH, atoi(pid), NULL, NULL), "ptrace of a process outside");
+}
+
+static int try_reboot(void)
+{
+    /* In a pid namespace of its own this ends only that namespace: asked with a bad magic-free
+     * command that changes the whole host's Ctrl-Alt-Del instead. */
+    return verdict(syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_CAD_ON, NULL),
+                   "the host's Ctrl-Alt-Del");
+}
+
+static int try_kexec(void) { return verdict(syscall(SYS_kexec_load, 0UL, 0UL, NULL, 0UL), "kexec_load"); }
+static int try_swap(void) { return verdict(syscall(SYS_swapon, "/etc/hosts", 0), "swapon"); }
+static int try_acct(void) { return verdict(syscall(SYS_acct, "/etc/hosts"), "process accounting"); }
+static int try_syslog(void) { return verdict(syscall(SYS_syslog, 5 /* clear */, NULL, 0), "clearing the kernel's log"); }
+static int try_quota(void) { return verdict(syscall(SYS_quotactl, 0x800003UL << 8, "/dev/root", 0, NULL), "quotactl"); }
+
+static int try_settime(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return verdict(clock_settime(CLOCK_REALTIME, &now), "setting the host's clock");
+}
+
+static int try_ioport(void) { return verdict(syscall(SYS_iopl, 3), "I/O ports"); }
+
+static int try_vhangup(void) { return verdict(syscall(SYS_vhangup), "vhangup"); }
+
+static int try_setns(void)
+{
+    /* Namespaces of our own cannot be left by asking for pid 1's parent: there is none to see. */
+    struct stat inside, outside;
+    if (stat("/proc/1/ns/user", &inside) < 0 || stat("/proc/self/ns/user", &outside) < 0)
+        return 2;
+    if (inside.st_ino != outside.st_ino)
+        return verdict(0, "pid 1 is in another user namespace than exec");
+    int fd = open("/proc/self/ns/user", O_RDONLY);
+    int parent = ioctl(fd, 0xb702 /* NS_GET_PARENT */);
+    if (parent < 0)
+        parent = ioctl(fd, 0xb701 /* NS_GET_USERNS */);
+    if (parent < 0)
+        return verdict(-1, "the parent user namespace");
+    return verdict(setns(parent, CLONE_NEWUSER), "entering the parent user namespace");
+}
+
+static int try_fds(void)
+{
+    /* What the runtime or the service left open: anything that is no terminal, pipe or null. */
+    DIR *fds = opendir("/proc/self/fd");
+    struct dirent *entry;
+    int found = 0;
+    while ((entry = readdir(fds))) {
+        char target[512] = {0}, path[300];
+        int number = atoi(entry->d_name);
+        if (entry->d_name[0] == '.' || number == dirfd(fds) || number <= 2)
+            continue;
+        snprintf(path, sizeof path, "/proc/self/fd/%s", entry->d_name);
+        if (readlink(path, target, sizeof target - 1) > 0) {
+            printf("POSSIBLE: descriptor %s is %s\n", entry->d_name, target);
+            found = 1;
+        }
+    }
+    if (!found)
+        puts("refused: no descriptor was left open");
+    return found;
+}
+
+static int try_mount_new(void)
+{
+    /* File systems that read raw devices or the host's kernel state. */
+    static const char *const kinds[] = {"ext4", "xfs", "btrfs", "debugfs", "tracefs", "securityfs", "configfs", "pstore", "devtmpfs", "nfsd"};
+    mkdir("/tmp/m", 0700);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (mount("/dev/null", "/tmp/m", kinds[i], 0, NULL) == 0)
+            return verdict(0, kinds[i]);
+    return verdict(-1, "mounts of foreign file systems");
+}
+
+static int try_remount(const char *path)
+{
+    return verdict(mount(NULL, path, NULL, MS_REMOUNT | MS_BIND, NULL), path);
+}
+
+static int try_umount(const char *path) { return verdict(umount2(path, MNT_DETACH), path); }
+
+static int try_tiocsti(void)
+{
+    int console = open("/dev/console", O_RDWR | O_NOCTTY);
+    if (console < 0)
+        return verdict(-1, "opening the console");
+    int linux_console = open("/dev/tty0", O_RDWR);
+    return verdict(linux_console, "the host's own terminal");
+}
+
+static int try_setuid(const char *id)
+{
+    return verdict(setresuid((uid_t)strtoul(id, NULL, 10), -1, -1), "an id of another block");
+}
+
+static int try_chown(const char *id)
+{
+    int fd = open("/tmp/chown", O_CREAT | O_WRONLY, 0600);
+    close(fd);
+    return verdict(chown("/tmp/chown", (uid_t)strtoul(id, NULL, 10), -1), "a file of another block's id");
+}
+
+static int try_nested_map(void)
+{
+    /* A nested user namespace may map only what its parent has. */
+    int ready[2];
+    if (pipe(ready))
+        return 2;
+    pid_t child = fork();
+    if (child == 0) {
+        if (unshare(CLONE_NEWUSER) < 0)
+            _exit(3);
+        if (write(ready[1], "x", 1) != 1)
+            _exit(3);
+        pause();
+    }
+    close(ready[1]);
+    char byte, path[64];
+    if (read(ready[0], &byte, 1) != 1) {
+        waitpid(child, NULL, 0);
+        errno = EPERM;
+        return verdict(-1, "nested user namespace");
+    }
+    snprintf(path, sizeof path, "/proc/%d/uid_map", child);
+    int fd = open(path, O_WRONLY);
+    long written = fd < 0 ? -1 : write(fd, "0 70000 1\n", 10);
+    int error = errno;
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    errno = error;
+    return verdict(written, "mapping ids beyond the own block");
+}
+
+static int with(const char *argument, int (*attempt)(const char *))
+{
+    if (!argument)
+        return 2;
+    return attempt(argument);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct { const char *name; int (*plain)(void); int (*taking)(const char *); } attempts[] = {
+        {"mknod", try_mknod, NULL}, {"module", try_module, NULL}, {"bpf", try_bpf, NULL},
+        {"perf", try_perf, NULL}, {"handle", try_handle, NULL}, {"reboot", try_reboot, NULL},
+        {"kexec", try_kexec, NULL}, {"swap", try_swap, NULL}, {"acct", try_acct, NULL},
+        {"syslog", try_syslog, NULL}, {"quota", try_quota, NULL}, {"settime", try_settime, NULL},
+        {"ioport", try_ioport, NULL}, {"setns", try_setns, NULL}, {"fds", try_fds, NULL},
+        {"mount", try_mount_new, NULL}, {"tty", try_tiocsti, NULL}, {"map", try_nested_map, NULL},
+        {"vhangup", try_vhangup, NULL},
+        {"keyring", NULL, try_keyring}, {"ptrace", NULL, try_ptrace}, {"remount", NULL, try_remount},
+        {"umount", NULL, try_umount}, {"setuid", NULL, try_setuid}, {"chown", NULL, try_chown},
+    };
+    for (size_t i = 0; argc > 1 && i < sizeof attempts / sizeof *attempts; i++)
+        if (strcmp(argv[1], attempts[i].name) == 0)
+            return attempts[i].plain ? attempts[i].plain() : with(argv[2], attempts[i].taking);
+    fprintf(stderr, "usage: probe ATTEMPT [ARGUMENT]\n");
+    return 2;
+}

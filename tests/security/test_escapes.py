@@ -1,0 +1,362 @@
+"""Root inside an instance tries to get out in every classic way, and is refused each time.
+
+Every attempt runs inside, as root, through `berth exec`. Attempts that need
+system calls are in probe.c; the others are shell.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def prisoner(service, busybox, probe_file):
+    """A running instance with the probe in it."""
+    probe = {
+        "path": "/bin/probe",
+        "content": base64.b64encode(probe_file.read_bytes()).decode(),
+        "mode": 0o755,
+    }
+    instance = service.spawn(busybox, vifs=[service.vif()], files=[probe])
+    instance.wait_console("is up")
+    yield instance
+    instance.discard()
+
+
+@pytest.fixture(scope="module")
+def neighbour(service, busybox):
+    """Another instance, to be attacked."""
+    instance = service.spawn(busybox, vifs=[service.vif()])
+    yield instance
+    instance.discard()
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "mknod", "module", "bpf", "perf", "handle", "reboot", "kexec", "swap", "acct", "syslog",
+        "quota", "settime", "ioport", "setns", "fds", "mount", "tty", "map",
+    ],
+)  # fmt: skip
+def test_a_system_call_is_refused(prisoner, attempt):
+    result = prisoner.run("/bin/probe", attempt)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("refused"), result.stdout + result.stderr
+
+
+def refused(instance, script: str) -> None:
+    """The script must fail inside, and for a reason of permission or absence."""
+    result = instance.run("/bin/sh", "-c", script)
+    output = result.stdout + result.stderr
+    assert result.returncode != 0, f"{script}: was possible\n{output}"
+    reasons = (
+        "denied", "not permitted", "Read-only", "nonexistent", "No such", "can't create",
+        "Invalid argument", "not found", "unknown file", "No such device",
+    )  # fmt: skip
+    assert any(reason in output for reason in reasons), f"{script}: {output}"
+
+
+# Each would change the host if it were possible: the value written is the one that is there.
+KERNEL_FILES = [
+    "/proc/sysrq-trigger",
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/panic",
+    "/proc/sys/kernel/sysrq",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/vm/drop_caches",
+    "/proc/sys/fs/binfmt_misc/register",
+    "/proc/sys/fs/file-max",
+    "/proc/irq/default_smp_affinity",
+    "/sys/kernel/uevent_helper",
+    "/sys/power/state",
+    "/sys/kernel/mm/transparent_hugepage/enabled",
+    "/sys/module/printk/parameters/time",
+    "/proc/mtrr",
+    "/proc/acpi/wakeup",
+]
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES)
+def test_a_kernel_file_cannot_be_written(prisoner, path):
+    # Opening for writing is enough: nothing is written even if it succeeds.
+    refused(prisoner, f": >> {path}")
+
+
+KERNEL_READS = [
+    "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug",
+    "/proc/kmsg", "/dev/mem", "/dev/kmsg", "/dev/port", "/sys/firmware/dmi/tables/DMI",
+    "/sys/kernel/debug/tracing", "/proc/scsi/scsi", "/proc/latency_stats",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", KERNEL_READS)
+def test_a_kernel_file_gives_nothing_away(prisoner, path):
+    result = prisoner.run("/bin/sh", "-c", f"timeout 2 head -c 64 {path} | wc -c")
+    assert result.stdout.strip() in ("0", ""), f"{path} can be read"
+
+
+def test_dmesg_is_not_readable(prisoner):
+    result = prisoner.run("dmesg")
+    assert result.returncode != 0 or result.stdout == ""
+
+
+def test_only_the_usual_devices_are_there(prisoner):
+    listed = prisoner.sh("find /dev -type c -o -type b").split()
+    usual = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
+    strange = {d for d in listed if d.rpartition("/")[2] not in usual and not d.startswith("/dev/pts/")}
+    assert strange == set()
+    assert prisoner.sh("find /dev -type b") == ""
+
+
+@pytest.mark.parametrize("device", ["b 254 0", "b 8 0", "b 7 0", "c 1 1", "c 10 237", "c 10 200"])
+def test_a_raw_device_cannot_be_made_and_opened(prisoner, device):
+    refused(prisoner, f"rm -f /tmp/n; mknod /tmp/n {device} && head -c 1 /tmp/n")
+
+
+def test_the_hosts_mounts_are_not_there(prisoner):
+    mounts = prisoner.sh("cat /proc/mounts")
+    points = [line.split()[1] for line in mounts.splitlines()]
+    for point in points:
+        assert point == "/" or point.startswith(("/proc", "/sys", "/dev", "/run", "/tmp")), point
+    assert str(prisoner.service.base) not in mounts
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "mkdir -p /tmp/x && mount -t proc proc /tmp/x && : >> /tmp/x/sysrq-trigger",
+        "mkdir -p /tmp/x && mount -t sysfs sys /tmp/x && : >> /tmp/x/kernel/uevent_helper",
+        "mount -o remount,rw /sys && : >> /sys/kernel/uevent_helper",
+        "mount -o remount,rw,bind /proc/sys && : >> /proc/sys/kernel/core_pattern",
+        "umount /proc/sysrq-trigger && : >> /proc/sysrq-trigger",
+        "umount -l /proc/kcore && head -c 1 /proc/kcore",
+        "mkdir -p /tmp/x && mount -t cgroup -o rdma cgroup /tmp/x && : >> /tmp/x/release_agent",
+        "mkdir -p /tmp/x && mount -t cgroup -o memory cgroup /tmp/x && : >> /tmp/x/release_agent",
+        "mkdir -p /tmp/x && mount -t debugfs none /tmp/x",
+        "losetup /dev/loop0 /bin/busybox",
+        "swapon /bin/busybox",
+        "insmod /bin/busybox",
+        "modprobe dummy",
+        "hwclock -w",
+        "date -s 2001-01-01",
+        "sysctl -w kernel.core_pattern='|/bin/x'",
+        "echo -1000 > /proc/self/oom_score_adj",
+    ],
+)
+def test_a_shells_attempt_is_refused(prisoner, script):
+    refused(prisoner, f"trap 'umount -l /tmp/x 2>/dev/null' EXIT; {script}")
+
+
+def cgroup_controls():
+    names = {
+        "memory": "memory.limit_in_bytes memory.max",
+        "pids": "pids.max",
+        "cpu": "cpu.cfs_quota_us cpu.max cpu.shares",
+        "devices": "devices.allow",
+        "cpuset": "cpuset.cpus",
+        "freezer": "freezer.state",
+    }
+    return [(c, f) for c, files in names.items() for f in files.split()]
+
+
+@pytest.mark.parametrize("controller,file", cgroup_controls())
+def test_its_own_limits_cannot_be_raised(prisoner, controller, file):
+    # Not visible inside is as good as not writable.
+    for path in prisoner.run("find", "/sys/fs/cgroup", "-name", file).stdout.split():
+        if controller in path or file.startswith(controller):
+            refused(prisoner, f": >> {path}")
+
+
+def test_release_agent_cannot_be_set(prisoner):
+    found = prisoner.run("find", "/sys/fs/cgroup", "-name", "release_agent").stdout.split()
+    for path in found:
+        refused(prisoner, f": >> {path}")
+    refused(prisoner, "mkdir -p /tmp/cg && mount -t cgroup -o none,name=mine none /tmp/cg")
+
+
+def test_its_root_is_nobody_outside(prisoner):
+    pid = prisoner.get()["pid"]
+    uids = Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[:4]
+    first = prisoner.get()["id_map_first"]
+    assert uids == [str(first)] * 4
+    assert first >= 65_536
+    mapping = Path(f"/proc/{pid}/uid_map").read_text().split()
+    assert mapping == ["0", str(first), "65536"]
+    assert Path(f"/proc/{pid}/gid_map").read_text().split() == mapping
+
+
+def test_its_files_belong_to_nobody_outside(prisoner):
+    prisoner.sh("cp /bin/busybox /root/sh && chmod 4755 /root/sh")
+    for copy in prisoner.service.base.rglob("upper/root/sh"):
+        # On its own disk root is 0: so no one but the host's root may reach it there.
+        above = [p for p in copy.parents if p.is_relative_to(prisoner.service.base)]
+        reachable = all(p.stat().st_mode & 0o011 for p in above)
+        assert not reachable, f"{copy} is a set-user-id root file that users of the host can run"
+
+
+def status(instance):
+    lines = Path(f"/proc/{instance.get()['pid']}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def test_seccomp_is_on_and_no_new_capabilities(prisoner):
+    shown = status(prisoner)
+    assert shown["Seccomp"] == "2"
+    assert prisoner.sh("grep Seccomp: /proc/self/status").split()[1] == "2"
+
+
+# Docker's fourteen, and what a system container's init needs beside them inside its user namespace.
+DOCKER = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
+SYSTEM = DOCKER | {2, 9, 11, 12, 14, 15, 19, 21, 22, 23, 24, 26, 28, 30, 37}
+NEVER = {16: "SYS_MODULE", 17: "SYS_RAWIO", 20: "SYS_PACCT", 25: "SYS_TIME", 33: "MAC_ADMIN", 34: "SYSLOG",
+         35: "WAKE_ALARM", 36: "BLOCK_SUSPEND", 38: "PERFMON", 39: "BPF"}  # fmt: skip
+
+
+def test_capabilities_are_bounded(prisoner):
+    bounding = int(status(prisoner)["CapBnd"], 16)
+    held = {bit for bit in range(64) if bounding >> bit & 1}
+    assert not held & NEVER.keys(), [NEVER[bit] for bit in held & NEVER.keys()]
+    assert held <= SYSTEM, f"unexpected capabilities {held - SYSTEM}"
+
+
+def test_an_application_gets_no_more_than_docker_gives(service, application):
+    instance = service.spawn(application)
+    held = int(status(instance)["CapBnd"], 16)
+    assert not {bit for bit in range(64) if held >> bit & 1} - SYSTEM
+    assert int(status(instance)["CapEff"], 16) == 0, "a user that is not root has capabilities"
+    instance.discard()
+
+
+def test_processes_of_others_are_not_visible_and_cannot_be_traced(prisoner, neighbour):
+    pids = {int(p) for p in prisoner.sh("ls /proc").split() if p.isdigit()}
+    assert len(pids) < 20
+    target = neighbour.get()["pid"]
+    result = prisoner.run("/bin/probe", "ptrace", str(target))
+    assert result.stdout.startswith("refused"), result.stdout
+    refused(prisoner, f"kill -0 {target}")
+    refused(prisoner, f"ls /proc/{target}/root")
+
+
+def enter_as(first: int, attempt: list[str]) -> subprocess.CompletedProcess:
+    """Runs as the host ids of an instance, without any of its walls but its ids."""
+    return subprocess.run(
+        ["setpriv", "--reuid", str(first), "--regid", str(first), "--clear-groups", *attempt],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+def test_even_outside_its_ids_open_nothing(prisoner, neighbour):
+    first = prisoner.get()["id_map_first"]
+    base = prisoner.service.base
+    its, other = prisoner.get()["pid"], neighbour.get()["pid"]
+    for path in (
+        base / "state/instances",
+        base / "state/images",
+        base / f"run/i/{neighbour.id}",
+        f"/proc/{other}/root/etc",
+        f"/proc/{other}/environ",
+        "/proc/1/root/etc",
+    ):
+        result = enter_as(first, ["cat" if str(path).endswith("environ") else "ls", str(path)])
+        assert result.returncode != 0, f"{path}: {result.stdout[:200]}"
+    assert enter_as(first, ["kill", "-0", str(other)]).returncode != 0
+    connect = "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    for path in [base / "sock", *base.glob("run/i/*/monitor.sock")]:
+        assert enter_as(first, ["/usr/bin/python3", "-c", connect, str(path)]).returncode != 0, path
+    assert Path(f"/proc/{its}").exists()
+
+
+@pytest.mark.parametrize("attempt", ["setuid", "chown"])
+def test_ids_of_another_block_cannot_be_taken(prisoner, neighbour, attempt):
+    other = neighbour.get()["id_map_first"]
+    for identity in (65_536, 70_000, other, other + 5):
+        result = prisoner.run("/bin/probe", attempt, str(identity))
+        assert result.stdout.startswith("refused"), f"{identity}: {result.stdout}"
+
+
+def test_keyrings_are_not_shared(prisoner, neighbour, service):
+    libc = ctypes.CDLL(None, use_errno=True)
+    numbers = {"x86_64": 248, "aarch64": 217}  # add_key
+    payload = b"of the host"
+    key = libc.syscall(numbers[platform.machine()], b"user", b"berth-secret", payload, len(payload), -3)
+    try:
+        result = prisoner.run("/bin/probe", "keyring", "get")
+        assert result.stdout.startswith("refused"), result.stdout
+    finally:
+        if key > 0:
+            libc.syscall({"x86_64": 250, "aarch64": 219}[platform.machine()], 3, key)  # revoke
+
+
+def test_the_runtimes_own_program_cannot_be_overwritten(prisoner):
+    """CVE-2019-5736: /proc/self/exe of the runtime's exec, opened for writing from inside."""
+    runtime = prisoner.service.client.get("/v1/host")["capabilities"]["runtime"]["path"]
+    before = Path(runtime).read_bytes()
+    prisoner.sh("printf '#!/proc/self/exe\\n' > /tmp/trap && chmod 755 /tmp/trap")
+    watcher = (
+        "for i in $(seq 300); do for p in /proc/[0-9]*; do "
+        "e=$(readlink $p/exe 2>/dev/null); case $e in */crun*|*/runc*|*memfd*) "
+        "(: >> $p/exe) 2>/dev/null && echo OPENED $e;; esac; done; done > /tmp/found 2>&1 &"
+    )
+    prisoner.sh(f"({watcher})")
+    for _ in range(10):
+        prisoner.run("/tmp/trap")
+        prisoner.run("true")
+    assert "OPENED /" not in prisoner.sh("cat /tmp/found | grep -v memfd || true")
+    assert Path(runtime).read_bytes() == before
+
+
+def test_no_directory_of_the_host_is_reachable_by_a_leftover_descriptor(prisoner):
+    """CVE-2024-21626: a descriptor of the host that the runtime left open, as a way out."""
+    marker = Path("/var/tmp") / f"{prisoner.service.token}-marker"
+    marker.write_text("host")
+    try:
+        ways = "/proc/[0-9]*/fd/* /proc/[0-9]*/cwd /proc/[0-9]*/root"
+        climbs = "/ /../ /../../ /../../../ /../../../../ /../../../../../../"
+        script = f"for w in {ways}; do for c in {climbs}; do cat $w$c{str(marker)[1:]}; done; done"
+        result = prisoner.run("/bin/sh", "-c", script)
+        assert "host" not in result.stdout
+    finally:
+        marker.unlink()
+
+
+def test_links_planted_inside_do_not_lead_the_service_out(prisoner, service):
+    """Files that the service writes at start go through the instance's own tree."""
+    victim = Path("/var/tmp") / f"{service.token}-victim"
+    victim.write_text("untouched")
+    try:
+        prisoner.sh(
+            f"rm -rf /etc/hosts /etc/resolv.conf /etc/hostname /etc/machine-id; "
+            f"for f in hosts resolv.conf hostname machine-id; do ln -s {victim} /etc/$f; done"
+        )
+        prisoner.action("reboot", type="HARD")
+        assert victim.read_text() == "untouched"
+        assert victim.stat().st_uid == 0
+    finally:
+        victim.unlink()
+
+
+def test_mounts_made_inside_stay_inside(prisoner):
+    prisoner.sh("mkdir -p /mnt/x && mount -t tmpfs none /mnt/x")
+    assert "/mnt/x" not in Path("/proc/mounts").read_text()
+    prisoner.sh("umount /mnt/x")
+
+
+def test_the_network_of_the_host_is_not_reachable_as_a_link(prisoner):
+    assert set(prisoner.sh("ls /sys/class/net").split()) == {"lo", "eth0"}
+    script = "ip link set eth0 netns 1 && exit 0; ip link set eth0 down; ip link set eth0 up"
+    prisoner.sh(script)
+    assert set(prisoner.sh("ls /sys/class/net").split()) == {"lo", "eth0"}
+
+
+def test_the_console_cannot_speak_to_the_monitor(prisoner):
+    """Bytes that look like the monitor's own protocol are just output."""
+    prisoner.sh(r"""printf '{"exited":{"code":0}}\n\000\000\000\004quit' > /dev/console""")
+    assert prisoner.state == "RUNNING"
+    assert prisoner.sh("echo fine") == "fine"

@@ -1,0 +1,277 @@
+"""The flavor's limits, measured from inside and against the kernel's own accounts."""
+
+import json
+import time
+from datetime import UTC, datetime
+
+import pytest
+from harness import Fault, wait_for
+
+MIB = 1 << 20
+HOG = "(while :; do :; done) >/dev/null 2>&1 &"
+
+
+def cpu_share(instance, seconds=4.0):
+    """CPUs used, from the cgroup's account over the time that passed."""
+    start, used = time.monotonic(), instance.stats()["cpu"]["usage_ns"]
+    time.sleep(seconds)
+    spent = instance.stats()["cpu"]["usage_ns"] - used
+    return spent / 1e9 / (time.monotonic() - start)
+
+
+def closest(measure, wanted, tolerance=0.1, tries=5):
+    """The best of some measurements: other work on the host only ever takes away."""
+    values = []
+    for _ in range(tries):
+        values.append(measure())
+        if abs(values[-1] / wanted - 1) <= tolerance:
+            return
+    raise AssertionError(f"measured {values}, wanted {wanted} within {tolerance:.0%}")
+
+
+def resize(instance, **flavor):
+    wanted = instance.get()["flavor"] | flavor
+    instance.action("resize", flavor=wanted)
+
+
+def seconds_of(text):
+    """Seconds since the epoch of an RFC 3339 time with up to nine digits after the point."""
+    whole, _, fraction = text.removesuffix("Z").removesuffix("+00:00").partition(".")
+    return datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction or 0}")
+
+
+class TestCpu:
+    def test_a_hog_gets_its_quota(self, spawn):
+        instance = spawn(flavor={"extra_specs": {"quota:cpu_quota": "30000", "quota:cpu_period": "100000"}})
+        instance.sh(HOG + HOG)
+        closest(lambda: cpu_share(instance), 0.3)
+        assert instance.stats()["cpu"]["throttled_periods"] > 0
+
+    def test_a_vcpu_is_a_whole_cpu_and_not_more(self, spawn):
+        instance = spawn(flavor={"vcpus": 1})
+        instance.sh(HOG + HOG)
+        assert cpu_share(instance) <= 1.05
+
+    def test_the_quota_changes_while_it_runs(self, spawn):
+        instance = spawn(flavor={"extra_specs": {"quota:cpu_quota": "50000"}})
+        instance.sh(HOG + HOG)
+        resize(instance, extra_specs={"quota:cpu_quota": "20000"})
+        closest(lambda: cpu_share(instance), 0.2)
+
+    def test_shares_divide_a_cpu_between_hogs(self, spawn):
+        first = spawn(flavor={"vcpus": 2, "extra_specs": {"quota:cpu_shares": "1024"}})
+        second = spawn(flavor={"vcpus": 2, "extra_specs": {"quota:cpu_shares": "3072"}})
+
+        def ratio():
+            before = [i.stats()["cpu"]["usage_ns"] for i in (first, second)]
+            time.sleep(4)
+            after = [i.stats()["cpu"]["usage_ns"] for i in (first, second)]
+            return (after[1] - before[1]) / (after[0] - before[0])
+
+        for instance in (first, second):
+            instance.sh(HOG * 4)
+        closest(ratio, 3, tolerance=0.25)
+
+
+class TestMemory:
+    def test_a_hog_is_killed_alone(self, spawn):
+        instance, other = spawn(flavor={"memory_mb": 48}), spawn(flavor={"memory_mb": 48})
+        pid, others = instance.get()["pid"], other.pids()
+        # tail keeps its input in memory.
+        result = instance.run("/bin/sh", "-c", "head -c 300m /dev/zero | tail -c 200m | wc -c")
+        assert result.stdout.strip() != str(200 * MIB)
+        shown = instance.stats()["memory"]
+        assert shown["oom_kills"] >= 1
+        assert shown["limit"] == 48 * MIB
+        assert shown["peak"] <= 48 * MIB
+        assert instance.get()["pid"] == pid, "its init was killed too"
+        assert instance.state == "RUNNING"
+        assert other.pids() == others
+        assert other.stats()["memory"]["oom_kills"] == 0
+
+    def test_there_is_no_escape_into_swap_or_tmpfs(self, spawn):
+        instance = spawn(flavor={"memory_mb": 48})
+        result = instance.run("/bin/sh", "-c", "dd if=/dev/zero of=/dev/shm/x bs=1M count=200")
+        assert result.returncode != 0
+        assert instance.stats()["memory"]["swap"] == 0
+
+    def test_the_limit_changes_while_it_runs(self, spawn):
+        instance = spawn(flavor={"memory_mb": 48})
+        resize(instance, memory_mb=256)
+        script = "head -c 120m /dev/zero | tail -c 100m | wc -c"
+        assert instance.sh(script) == str(100 * MIB)
+        resize(instance, memory_mb=64)
+        assert instance.stats()["memory"]["limit"] == 64 * MIB
+        assert instance.run("/bin/sh", "-c", script).stdout.strip() != str(100 * MIB)
+
+
+class TestProcesses:
+    def test_a_fork_bomb_stops_at_its_limit(self, spawn):
+        instance = spawn(flavor={"extra_specs": {"berth:processes": "40"}, "memory_mb": 128})
+        bomb = "i=0; while [ $i -lt 200 ]; do sleep 300 & i=$((i+1)); done 2>/dev/null"
+        instance.run("/bin/sh", "-c", bomb + " >/dev/null")
+        shown = instance.stats()["pids"]
+        assert shown["limit"] == 40
+        assert shown["current"] <= 40
+        assert instance.state == "RUNNING"
+
+    def test_a_real_fork_bomb_harms_no_one_and_the_instance_can_go(self, spawn):
+        bomb = spawn(flavor={"extra_specs": {"berth:processes": "60"}, "memory_mb": 128})
+        other = spawn()
+        bomb.run("/bin/sh", "-c", "(b() { b | b & }; b) >/dev/null 2>&1 &")
+        assert other.sh("echo fine") == "fine"
+        bomb.action("stop", timeout=1)
+        assert bomb.pids() == []
+
+
+class TestDisk:
+    def test_df_shows_the_flavors_disk(self, spawn):
+        instance = spawn(flavor={"root_gb": 2})
+        size = int(instance.sh("df -k / | tail -1").split()[1]) / MIB
+        assert 1.85 <= size <= 2.0
+
+    def test_writing_past_it_is_enospc_inside_and_harms_no_one(self, spawn, service):
+        instance, other = spawn(flavor={"root_gb": 1, "memory_mb": 128}), spawn()
+        result = instance.run("/bin/sh", "-c", "dd if=/dev/zero of=/full bs=1M count=1100", timeout=300)
+        assert result.returncode != 0
+        assert "No space left on device" in result.stderr
+        other.sh("dd if=/dev/zero of=/some bs=1M count=50 && sync")
+        assert instance.state == "RUNNING"
+        instance.sh("rm /full && echo again > /again && sync")
+        blocks = {b["name"]: b for b in instance.stats()["block"]}
+        assert 0.9 * (1 << 30) <= blocks["root"]["size"] <= 1 << 30
+
+    def test_it_grows_while_it_runs_and_does_not_shrink(self, spawn):
+        instance = spawn(flavor={"root_gb": 1})
+        resize(instance, root_gb=2)
+        assert int(instance.sh("df -k / | tail -1").split()[1]) > 1.8 * MIB
+        with pytest.raises(Fault) as fault:
+            resize(instance, root_gb=1)
+        assert fault.value.status in (400, 409, 422)
+        assert instance.get()["flavor"]["root_gb"] == 2
+
+    def test_an_ephemeral_disk_is_mounted(self, spawn):
+        instance = spawn(flavor={"ephemeral_gb": 1})
+        assert "/mnt" in instance.sh("df /mnt | tail -1")
+        instance.sh("echo here > /mnt/file")
+        instance.action("reboot", type="HARD")
+        assert instance.sh("cat /mnt/file") == "here"
+        assert [b["name"] for b in instance.stats()["block"]] == ["root", "ephemeral"]
+
+    RATE = 8 * MIB
+
+    @pytest.mark.parametrize("spec", ["write_bytes", "total_bytes"])
+    def test_the_write_rate_holds(self, spawn, spec):
+        instance = spawn(flavor={"extra_specs": {f"quota:disk_{spec}_sec": str(self.RATE)}})
+        self.rate_is(instance, "dd if=/dev/zero of=/f bs=256k count=128 oflag=direct conv=notrunc")
+
+    @pytest.mark.parametrize("spec", ["read_bytes", "total_bytes"])
+    def test_the_read_rate_holds(self, spawn, spec):
+        instance = spawn()
+        instance.sh("dd if=/dev/zero of=/f bs=1M count=32 oflag=direct")
+        resize(instance, extra_specs={f"quota:disk_{spec}_sec": str(self.RATE)})
+        self.rate_is(instance, "dd if=/f of=/dev/null bs=256k iflag=direct")
+
+    def rate_is(self, instance, command):
+        # Without the limit this disk must be much faster, or the test would show nothing.
+        closest(lambda: 32 * MIB / timed(instance, command), self.RATE)
+
+    def test_the_number_of_operations_holds(self, spawn):
+        instance = spawn(flavor={"extra_specs": {"quota:disk_write_iops_sec": "200"}})
+        command = "dd if=/dev/zero of=/f bs=4k count=600 oflag=direct"
+        closest(lambda: 600 / timed(instance, command), 200)
+
+    def test_the_rate_changes_while_it_runs(self, spawn):
+        instance = spawn(flavor={"extra_specs": {"quota:disk_write_bytes_sec": str(MIB)}})
+        resize(instance, extra_specs={"quota:disk_write_bytes_sec": str(self.RATE)})
+        self.rate_is(instance, "dd if=/dev/zero of=/f bs=256k count=128 oflag=direct conv=notrunc")
+        resize(instance, extra_specs={})
+        assert timed(instance, "dd if=/dev/zero of=/f bs=256k count=128 oflag=direct") < 3
+
+
+def timed(instance, command):
+    """Seconds that a command takes, by the instance's own clock."""
+    script = f"read a b < /proc/uptime; {command} 2>&1 >/dev/null; read c b < /proc/uptime; echo $a $c"
+    # lxcfs's uptime has a resolution of 10 ms.
+    *_, line = instance.sh(script, timeout=300).splitlines()
+    start, end = map(float, line.split())
+    return max(end - start, 0.01)
+
+
+class TestNetworkRates:
+    RATE_KB = 2000  # Nova's unit: kB/s
+
+    def pair(self, spawn, service, **specs):
+        limited = spawn(vifs=[service.vif()], flavor={"extra_specs": specs})
+        peer = spawn(vifs=[service.vif()])
+        return limited, peer
+
+    def stream(self, sender, receiver):
+        target = receiver.get()["vifs"][0]["addresses"][0].split("/")[0]
+        receiver.sh("(nc -l -p 9000 > /dev/null) >/dev/null 2>&1 &")
+        sender.sh(f"(sleep 0.3; nc {target} 9000 < /dev/zero) >/dev/null 2>&1 &")
+
+    def rate(self, instance, counter, seconds=4):
+        """Bytes a second, from the interface's counter and the samples' own times."""
+
+        def sample():
+            stats = instance.stats()
+            return stats["interfaces"][0][counter], seconds_of(stats["at"])
+
+        (bytes_0, time_0) = sample()
+        time.sleep(seconds)
+        (bytes_1, time_1) = sample()
+        return (bytes_1 - bytes_0) / (time_1 - time_0)
+
+    def check(self, instance, counter):
+        wait_for("traffic", lambda: instance.stats()["interfaces"][0][counter] > MIB)
+        time.sleep(1)  # the allowed burst is over
+        closest(lambda: self.rate(instance, counter), self.RATE_KB * 1000)
+
+    def test_outbound(self, spawn, service):
+        limited, peer = self.pair(spawn, service, **{"quota:vif_outbound_average": str(self.RATE_KB)})
+        self.stream(limited, peer)
+        self.check(limited, "tx_bytes")
+
+    def test_inbound(self, spawn, service):
+        limited, peer = self.pair(spawn, service, **{"quota:vif_inbound_average": str(self.RATE_KB)})
+        self.stream(peer, limited)
+        self.check(limited, "rx_bytes")
+
+    def test_it_changes_while_it_runs(self, spawn, service):
+        limited, peer = self.pair(spawn, service, **{"quota:vif_outbound_average": "500"})
+        resize(limited, extra_specs={"quota:vif_outbound_average": str(self.RATE_KB)})
+        self.stream(limited, peer)
+        self.check(limited, "tx_bytes")
+
+
+BAD_FLAVORS = [
+    ({"vcpus": 0}, "flavor.vcpus"),
+    ({"vcpus": 4096}, "flavor.vcpus"),
+    ({"memory_mb": 1}, "flavor.memory_mb"),
+    ({"root_gb": 70_000}, "flavor.root_gb"),
+    ({"extra_specs": {"quota:cpu_period": "10"}}, "flavor.extra_specs.quota:cpu_period"),
+    ({"extra_specs": {"quota:cpu_quota": "many"}}, "flavor.extra_specs.quota:cpu_quota"),
+    ({"extra_specs": {"quota:cpu_shares": "-1"}}, "flavor.extra_specs.quota:cpu_shares"),
+    (
+        {"extra_specs": {"quota:disk_read_bytes_sec": "1e6"}},
+        "flavor.extra_specs.quota:disk_read_bytes_sec",
+    ),
+    (
+        {"extra_specs": {"quota:vif_inbound_average": "fast"}},
+        "flavor.extra_specs.quota:vif_inbound_average",
+    ),
+    ({"extra_specs": {"hw:cpu_policy": "sometimes"}}, "flavor.extra_specs.hw:cpu_policy"),
+]
+
+
+@pytest.mark.parametrize("flavor,field", BAD_FLAVORS, ids=[json.dumps(f)[:50] for f, _ in BAD_FLAVORS])
+def test_a_bad_flavor_is_refused_at_create_and_at_resize(instance, service, busybox, flavor, field):
+    before = instance.get()
+    with pytest.raises(Fault) as fault:
+        service.define(busybox, flavor=flavor)
+    assert (fault.value.status, fault.value.field) == (400, field), fault.value
+    with pytest.raises(Fault) as fault:
+        resize(instance, **flavor)
+    assert (fault.value.status, fault.value.field) == (400, field), fault.value
+    assert instance.get()["flavor"] == before["flavor"]
