@@ -110,11 +110,11 @@ impl InstanceLayout {
     pub fn disk_mount(&self) -> PathBuf {
         self.run.join("disk")
     }
-    /// Where the ephemeral disk's file system is mounted as it is on disk.
-    pub fn ephemeral_disk_mount(&self) -> PathBuf {
-        self.run.join("ephemeral-disk")
+    /// What the disks' devices had counted when the instance was started.
+    pub fn block_baseline(&self) -> PathBuf {
+        self.run.join("block.json")
     }
-    /// Where it is mounted with the instance's ids, for the instance.
+    /// Where the ephemeral file system is mounted, with the instance's ids.
     pub fn ephemeral_mount(&self) -> PathBuf {
         self.run.join("ephemeral")
     }
@@ -137,6 +137,18 @@ impl InstanceLayout {
     /// What the monitor was told, to start it again.
     pub fn monitor_spec(&self) -> PathBuf {
         self.run.join("monitor.json")
+    }
+    /// Where the runtime program hands over the console's master.
+    pub fn console_socket(&self) -> PathBuf {
+        self.run.join("console.sock")
+    }
+    /// Where the runtime program writes the first process's id.
+    pub fn init_pid(&self) -> PathBuf {
+        self.run.join("init.pid")
+    }
+    /// What the runtime program's last call had to say, JSON lines.
+    pub fn runtime_log(&self) -> PathBuf {
+        self.run.join("runtime.log")
     }
     /// The monitor's socket.
     pub fn monitor_socket(&self) -> PathBuf {
