@@ -46,9 +46,9 @@ impl Flight {
         self.changed.notify_all();
     }
 
-    /// Ends it, once.
+    /// Ends it.
     pub fn land(&self, result: Result<Image>) {
-        self.lock().result.get_or_insert(result);
+        self.lock().result = Some(result);
         self.changed.notify_all();
     }
 

@@ -146,7 +146,12 @@ impl ImageStore {
             }
         };
         match flight {
-            Err(joined) => joined.wait(progress),
+            Err(joined) => {
+                let image = joined.wait(progress)?;
+                // What the first request left open, the content has settled by now.
+                self.lock().records.get(&id).map_or(Ok(()), |r| same_content(r, request))?;
+                Ok(image)
+            }
             Ok(flight) => self.fly(id, request, &flight, progress),
         }
     }
@@ -247,7 +252,7 @@ impl ImageStore {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Image> {
         // Lands the flight however this ends, a panic included.
-        let landing = Landing { store: self, id, flight };
+        let mut landing = Landing { store: self, id, flight, result: None };
         let report = |news: Progress| {
             flight.report(news);
             progress(news);
@@ -255,8 +260,7 @@ impl ImageStore {
         let slot = self.slot(&report);
         let result = import::run(self, id, request, &report).and_then(|record| self.add(record));
         drop(slot);
-        flight.land(result.clone());
-        drop(landing);
+        landing.result = Some(result.clone());
         result
     }
 
@@ -351,12 +355,14 @@ struct Landing<'a> {
     store: &'a ImageStore,
     id: Uuid,
     flight: &'a Flight,
+    result: Option<Result<Image>>,
 }
 
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
+        // First out of the way: whoever learns the result may delete the image at once.
         self.store.lock().flights.remove(&self.id);
-        self.flight.land(crashed());
+        self.flight.land(self.result.take().unwrap_or_else(crashed));
     }
 }
 
