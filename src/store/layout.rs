@@ -37,6 +37,31 @@ impl Layout {
         self.state.join("images")
     }
 
+    /// Unpacked layers, each a directory named by the SHA-256 of its plain archive.
+    pub fn image_layers(&self) -> PathBuf {
+        self.images().join("layers/sha256")
+    }
+
+    /// One unpacked layer: its root file system and what is known about it.
+    pub fn image_layer(&self, hex: &str) -> PathBuf {
+        self.image_layers().join(hex)
+    }
+
+    /// Directory of the images' records.
+    pub fn image_records(&self) -> PathBuf {
+        self.images().join("records")
+    }
+
+    /// One image's record.
+    pub fn image_record(&self, id: Uuid) -> PathBuf {
+        self.image_records().join(format!("{id}.json"))
+    }
+
+    /// Imports at work; emptied at every start.
+    pub fn images_temporary(&self) -> PathBuf {
+        self.images().join("tmp")
+    }
+
     /// Formatted, empty disks to copy from.
     pub fn templates(&self) -> PathBuf {
         self.state.join("templates")
