@@ -204,7 +204,7 @@ impl Actor {
         self.ask(ops::stop::Ask::Reboot).await?;
         let restarts = self.restarts;
         let deadline = Instant::now() + Duration::from_secs(timeout.into());
-        let mut urgent = self.handle.urgent();
+        let handle = self.handle.clone();
         while self.live.is_some() && self.restarts == restarts {
             tokio::select! {
                 event = Live::next(&mut self.live) => self.on_monitor(event).await,
@@ -212,7 +212,7 @@ impl Actor {
                     info!(instance = %self.record.id, timeout, "soft reboot timed out; turning hard");
                     break;
                 }
-                _ = urgent.wait_for(|n| *n > 0) => {
+                () = handle.urgent() => {
                     return Err(Fault::new(FaultKind::InstanceInvalidState, "the reboot was cut short by a more urgent operation"));
                 }
             }
@@ -269,12 +269,12 @@ impl Actor {
     /// Waits until the first process ended, the time is over, or something urgent comes.
     async fn wait_for_end(&mut self, most: Duration) {
         let deadline = Instant::now() + most;
-        let mut urgent = self.handle.urgent();
+        let handle = self.handle.clone();
         while self.live.is_some() {
             tokio::select! {
                 event = Live::next(&mut self.live) => self.on_monitor(event).await,
                 () = sleep_until(deadline) => return,
-                _ = urgent.wait_for(|n| *n > 0) => return,
+                () = handle.urgent() => return,
             }
         }
     }

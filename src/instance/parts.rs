@@ -21,7 +21,6 @@ use super::record::Record;
 use super::teardown::Teardown;
 
 /// The parts.
-#[derive(Debug)]
 pub struct Parts {
     /// The configuration.
     pub config: Config,
@@ -160,6 +159,12 @@ impl Parts {
             self.disks.detach(&layout.root_disk(), &layout.disk_mount()),
         );
         teardown.finish()
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("layout", &self.layout).finish_non_exhaustive()
     }
 }
 
