@@ -29,7 +29,7 @@ use crate::host::{self, Trials, Usage};
 use crate::network;
 use crate::rootfs::idmap;
 use crate::types::{
-    Capabilities, Check, CheckStatus, EventKind, HostInfo, HostStats, Image, ImageFormat, ImageImport, Instance,
+    Capabilities, Check, EventKind, HostInfo, HostStats, Image, ImageFormat, ImageImport, Instance,
     InstanceCreate, InstanceStats, Operation, Problem, TaskState,
 };
 
@@ -123,10 +123,9 @@ fn addresses(record: &Record) -> impl Iterator<Item = IpAddr> + '_ {
 
 impl Manager {
     /// Opens the host, takes up every instance and removes what none owns.
+    /// `checks` are the outcomes of [`probe`], to be reported.
     /// Needs a tokio context; blocks.
-    pub fn open(config: Config) -> Result<Manager> {
-        let checks = probe(&config);
-        refuse(&checks)?;
+    pub fn open(config: Config, checks: Vec<Check>) -> Result<Manager> {
         let parts = Arc::new(Parts::open(config)?);
         let configured = parts.config.service.concurrency;
         let slots = if configured > 0 { configured } else { 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get) };
@@ -529,19 +528,6 @@ impl Inner {
 pub fn probe(config: &Config) -> Vec<Check> {
     let overlay = || crate::rootfs::trial(&config.storage, config.instances.id_map_first);
     host::probe(config, &Trials { overlay: &overlay, runtime: &host::check::runtime_trial })
-}
-
-/// Refuses a host on which instances cannot work, in the words of `berth check`.
-fn refuse(checks: &[Check]) -> Result<()> {
-    let failed: Vec<String> = checks
-        .iter()
-        .filter(|check| check.status == CheckStatus::Failed)
-        .map(|c| format!("{}: {} ({})", c.name, c.found, c.remedy.as_deref().unwrap_or("no remedy is known")))
-        .collect();
-    if failed.is_empty() {
-        return Ok(());
-    }
-    Err(Fault::new(FaultKind::HostUnsupported, format!("instances cannot work on this host: {}", failed.join("; "))))
 }
 
 fn pop(queue: &Mutex<Vec<Record>>) -> Option<Record> {
