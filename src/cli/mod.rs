@@ -104,7 +104,7 @@ fn run_client(options: ClientOptions, command: Command) -> ExitCode {
             Command::Image(command) => images::run(&client, output, command).await?,
             Command::Watch(command) => watch::run(&client, output, command).await?,
             Command::Top(options) => top::run(&client, output, options).await?,
-            Command::Serve { .. } | Command::Check { .. } | Command::Openapi | Command::Unpack => {}
+            Command::Serve { .. } | Command::Check { .. } | Command::Openapi => {}
         }
         Ok(ExitCode::SUCCESS)
     };
