@@ -1,1 +1,2 @@
 //! (placeholder of the skeleton)
+pub mod plan;

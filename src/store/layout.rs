@@ -134,6 +134,18 @@ impl InstanceLayout {
     pub fn monitor_spec(&self) -> PathBuf {
         self.run.join("monitor.json")
     }
+    /// Where the runtime program hands over the console's master.
+    pub fn console_socket(&self) -> PathBuf {
+        self.run.join("console.sock")
+    }
+    /// Where the runtime program writes the first process's id.
+    pub fn init_pid(&self) -> PathBuf {
+        self.run.join("init.pid")
+    }
+    /// What the runtime program's last call had to say, JSON lines.
+    pub fn runtime_log(&self) -> PathBuf {
+        self.run.join("runtime.log")
+    }
     /// The monitor's socket.
     pub fn monitor_socket(&self) -> PathBuf {
         self.run.join("monitor.sock")
