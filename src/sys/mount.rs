@@ -5,18 +5,19 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-    fsopen, mount_bind, mount_change, move_mount, open_tree, unmount as unmount_once,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change, move_mount, open_tree,
+    unmount as unmount_once,
 };
 
 use crate::fault::{OrFault, Result};
@@ -74,6 +75,24 @@ pub enum FsOption<'a> {
     Flag(&'a str),
     /// `name=value`
     Text(&'a str, &'a Path),
+    /// An open file or directory.
+    Fd(&'a str, BorrowedFd<'a>),
+}
+
+/// Why a file system could not be made: the error, and what the kernel said.
+#[derive(Debug)]
+pub struct CreateError {
+    /// The error number.
+    pub errno: Errno,
+    /// The kernel's sentences; often empty.
+    pub said: String,
+}
+
+impl std::fmt::Display for CreateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let CreateError { errno, said } = self;
+        if said.is_empty() { write!(f, "{errno}") } else { write!(f, "{errno} ({said})") }
+    }
 }
 
 /// Makes a file system instance as a detached mount.
@@ -81,22 +100,52 @@ pub fn create(
     fs_type: &str,
     options: &[FsOption<'_>],
     attributes: Attributes,
+) -> Result<OwnedFd, CreateError> {
+    let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|errno| CreateError { errno, said: String::new() })?;
+    configure(context.as_fd(), options, attributes)
+        .map_err(|errno| CreateError { errno, said: messages(context.into()) })
+}
+
+fn configure(
+    context: BorrowedFd<'_>,
+    options: &[FsOption<'_>],
+    attributes: Attributes,
 ) -> rustix::io::Result<OwnedFd> {
-    let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for option in options {
         match *option {
-            FsOption::Flag(name) => fsconfig_set_flag(context.as_fd(), name)?,
-            FsOption::Text(name, value) => fsconfig_set_string(context.as_fd(), name, value)?,
+            FsOption::Flag(name) => fsconfig_set_flag(context, name)?,
+            FsOption::Text(name, value) => fsconfig_set_string(context, name, value)?,
+            FsOption::Fd(name, fd) => fsconfig_set_fd(context, name, fd)?,
         }
     }
-    fsconfig_create(context.as_fd())?;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    fsconfig_create(context)?;
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// What the kernel has to say on a file system context: one message a read.
+fn messages(mut context: File) -> String {
+    let mut said = Vec::new();
+    let mut line = [0; 1024];
+    while let Ok(length @ 1..) = context.read(&mut line) {
+        // A letter for the severity and a space come first.
+        said.push(
+            String::from_utf8_lossy(line[..length].get(2..).unwrap_or(&[])).trim().to_owned(),
+        );
+    }
+    said.join("; ")
 }
 
 /// Puts a detached mount at `path`, which must exist.
 pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<()> {
     move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .or_fault(format_args!("mounting at {}", path.display()))
+}
+
+/// The root directory of a detached mount, for work inside it.
+pub fn root_of(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(mount, ".", flags, Mode::empty()).or_fault("opening the root of a mount")
 }
 
 /// Takes away everything that is mounted at `path`. Nothing there is success.
