@@ -1,15 +1,28 @@
-"""What the tests share: Nova's objects without a database, and a fake service."""
+"""What the tests share: Nova's objects without a database, and a fake service.
+
+`BERTH_TEST_BACKEND` is `threading` or `eventlet`, as Nova's
+`concurrency_backend`; without it, what this Nova's nova-compute runs on.
+"""
 
 import os
 import sys
-from unittest import mock
 
-import pytest
+# Before anything else, as nova-compute does it.
+from nova import monkey_patch
+
+BACKEND = os.environ.get('BERTH_TEST_BACKEND')
+if BACKEND:
+    os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = str(BACKEND == 'threading')
+if 'nova.cmd' not in sys.modules:
+    import nova.cmd.compute  # noqa: F401
+
+from unittest import mock  # noqa: E402
+
+import pytest  # noqa: E402
 
 sys.path.insert(0, os.path.dirname(__file__))
 
 import fake_service  # noqa: E402
-
 from nova import conf as nova_conf  # noqa: E402
 from nova import context as nova_context  # noqa: E402
 from nova import objects  # noqa: E402
@@ -49,6 +62,14 @@ def service(tmp_path):
 
 
 @pytest.fixture
+def nova_service(monkeypatch):
+    """The database's record of this compute service."""
+    record = mock.Mock(disabled=False, disabled_reason=None)
+    monkeypatch.setattr(objects.Service, 'get_by_compute_host', lambda c, host: record)
+    return record
+
+
+@pytest.fixture
 def context():
     return nova_context.RequestContext(
         'user', 'project', auth_token='a-token', overwrite=True)
@@ -59,7 +80,7 @@ def os_vif_calls(monkeypatch):
     """os-vif in a notebook: ('plug' or 'unplug', the VIF)."""
     from nova.virt.berth import vif
     calls = []
-    monkeypatch.setattr(vif.os_vif, 'initialize', lambda: None)
+    vif.initialize()
     monkeypatch.setattr(vif.os_vif, 'plug', lambda v, i: calls.append(('plug', v)))
     monkeypatch.setattr(vif.os_vif, 'unplug', lambda v, i: calls.append(('unplug', v)))
     monkeypatch.setattr(vif, 'device_exists', lambda v: True)
@@ -74,7 +95,7 @@ def virtapi():
 
 
 @pytest.fixture
-def driver(service, virtapi, os_vif_calls, monkeypatch):
+def driver(service, virtapi, nova_service, os_vif_calls, monkeypatch):
     from nova.virt.berth import driver as berth
     made = berth.BerthDriver(virtapi)
     made.images.api = mock.Mock()

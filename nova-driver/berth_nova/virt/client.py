@@ -313,18 +313,24 @@ class Stream:
         try:
             while line := self.response.readline():
                 yield line.decode('utf-8', 'replace').rstrip('\r\n')
-        except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
-            # Closing it from another thread looks like any of these.
+        except (OSError, http.client.HTTPException) as error:
             raise Broken(str(error)) from error
 
-    def close(self):
-        """Ends the stream, also under the feet of a thread that reads it."""
+    def interrupt(self):
+        """Ends the stream under the feet of the thread that reads it.
+
+        That thread closes it: on eventlet a reader that waits cannot be
+        entered by another.
+        """
         sock = self.connection.sock
         if sock is not None:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # It is closed already.
+
+    def close(self):
+        """For the thread that reads."""
         self.connection.close()
 
 

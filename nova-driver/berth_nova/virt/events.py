@@ -92,7 +92,7 @@ class Reader:
     def stop(self):
         self.stopped.set()
         if stream := self.stream:
-            stream.close()
+            stream.interrupt()
         if self.thread.is_alive():
             self.thread.join(self.options.connect_timeout)
 
@@ -123,6 +123,8 @@ class Reader:
         stream = self.client.stream('/v1/events', headers, self.options.event_timeout)
         self.stream = stream
         try:
+            if self.stopped.is_set():
+                return  # `stop` did not see this stream.
             self.switch.on()
             if self.missed:
                 # The stream is open already: nothing falls between the two.
