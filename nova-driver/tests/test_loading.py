@@ -110,7 +110,9 @@ def test_the_suite_on_a_backend(backend):
     from nova import monkey_patch
     if os.environ.get('BERTH_TEST_BACKEND'):
         pytest.skip('this is that run')
-    running = 'eventlet' if monkey_patch.is_patched() else 'threading'
+    eventlet = sys.modules.get('eventlet')
+    patched = eventlet and eventlet.patcher.is_monkey_patched('thread')
+    running = 'eventlet' if patched else 'threading'
     if backend == running:
         pytest.skip('this very run is on %s' % backend)
     if backend == 'threading' and not hasattr(monkey_patch, 'poison_eventlet'):
