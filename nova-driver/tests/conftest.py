@@ -7,14 +7,11 @@
 import os
 import sys
 
-# Before anything else, as nova-compute does it.
-from nova import monkey_patch
-
 BACKEND = os.environ.get('BERTH_TEST_BACKEND')
 if BACKEND:
     os.environ['OS_NOVA_DISABLE_EVENTLET_PATCHING'] = str(BACKEND == 'threading')
-if 'nova.cmd' not in sys.modules:
-    import nova.cmd.compute  # noqa: F401
+# Before anything else: it patches, or forbids to, as nova-compute does.
+import nova.cmd.compute  # noqa: E402, F401
 
 from unittest import mock  # noqa: E402
 
