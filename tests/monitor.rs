@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,13 +21,14 @@ use berth::fault::{FaultKind, Result};
 use berth::monitor::{
     ExitAction, ExitKind, ExitRecord, Message, Monitor, MonitorSpec, Phase, launch,
 };
+use berth::rootfs::Rootfs;
 use berth::runtime::cli::CliRuntime;
 use berth::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
 use berth::store::atomic;
 use berth::store::layout::{InstanceLayout, Layout};
 use berth::sys::ids::IdBlock;
-use berth::sys::ns;
 use berth::sys::process::ProcessId;
+use berth::sys::{mount, ns};
 use berth::types::{ImageConfig, InitKind};
 use uuid::Uuid;
 
@@ -91,7 +92,7 @@ struct Instance {
     _dir: tempfile::TempDir,
     layout: InstanceLayout,
     spec: MonitorSpec,
-    block: IdBlock,
+    rootfs: Rootfs,
     parent: String,
     _hugetlb: Option<Arc<Hugetlb>>,
 }
@@ -117,11 +118,15 @@ impl Instance {
         let (state, run_dir) = (dir.path().join("state"), dir.path().join("run"));
         let id = Uuid::new_v4();
         let layout = Layout::new(&state, &run_dir).instance(id);
-        for path in [layout.state(), &layout.bundle(), &layout.rootfs()] {
+        let layer = dir.path().join("layer");
+        for path in [layout.state(), &layout.bundle(), &layout.disk_mount(), &layer] {
             fs::create_dir_all(path).unwrap();
         }
         ns::create_pinned(block, &layout.user_ns(), &layout.net_ns()).unwrap();
-        fill(&layout, guest, block);
+        fill(&layer, guest);
+        mount::make_shared_mount_point(&layout.disk_mount()).unwrap();
+        let rootfs = Rootfs { layers: vec![layer], block, layout: layout.clone() };
+        rootfs.mount().unwrap();
         let parent = format!("berth-monitor-test-{}", std::process::id());
         let definition = serde_json::from_value(serde_json::json!({
             "name": "test", "image_id": Uuid::nil(),
@@ -162,7 +167,7 @@ impl Instance {
                 .collect(),
             console_log_bytes: 131_072,
         };
-        Instance { runtime, _dir: dir, layout, spec, block, parent, _hugetlb: hugetlb }
+        Instance { runtime, _dir: dir, layout, spec, rootfs, parent, _hugetlb: hugetlb }
     }
 
     fn launch(&self) -> Result<Monitor> {
@@ -235,6 +240,8 @@ impl Drop for Instance {
             // Another test may still use it.
             let _ = fs::remove_dir(parent);
         }
+        let _ = self.rootfs.unmount();
+        let _ = mount::unmount(&self.layout.disk_mount());
         let _ = ns::unpin(&self.layout.user_ns());
         let _ = ns::unpin(&self.layout.net_ns());
     }
@@ -282,16 +289,11 @@ fn plan(parent: &str, id: Uuid, block: IdBlock, memory: Option<u64>) -> Plan {
     Plan { steps }
 }
 
-fn fill(layout: &InstanceLayout, guest: &Guest<'_>, block: IdBlock) {
-    let root = layout.rootfs();
+/// A layer as the image store has it: owned by real ids.
+fn fill(root: &Path, guest: &Guest<'_>) {
     if guest.debian {
         let tar = std::env::var("BERTH_TEST_DEBIAN").expect("BERTH_TEST_DEBIAN: a tar of Debian");
-        let mut unpack = Command::new("nsenter");
-        unpack.arg(format!("--user={}", layout.user_ns().display()));
-        chown(&root, Some(block.first), Some(block.first)).unwrap();
-        unpack.args(["tar", "--exclude=./dev/*", "-xf", "-", "-C"]).arg(&root);
-        unpack.stdin(fs::File::open(tar).unwrap());
-        run(&mut unpack);
+        run(Command::new("tar").args(["--exclude=./dev/*", "-xf", &tar, "-C"]).arg(root));
         return;
     }
     for dir in ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "run", "root"] {
@@ -306,8 +308,6 @@ fn fill(layout: &InstanceLayout, guest: &Guest<'_>, block: IdBlock) {
     symlink("../bin/busybox", root.join("sbin/init")).unwrap();
     fs::write(root.join("etc/inittab"), "::once:/bin/sh /script\n").unwrap();
     fs::write(root.join("script"), guest.script).unwrap();
-    let ids = format!("{0}:{0}", block.first);
-    run(Command::new("chown").args(["-hR", &ids]).arg(&root));
 }
 
 fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
@@ -569,7 +569,8 @@ fn the_host_is_left_as_it_was(runtime: &'static str) {
     assert_eq!(log, format!("SigBlk:\t0000000000000000\r\n{}\r\n0022\r\n", own.trim()));
     for device in ["/dev/null", "/dev/zero", "/dev/tty", "/dev/full"] {
         let owner = fs::metadata(device).unwrap().uid();
-        let own = instance.block.first..instance.block.first + instance.block.size;
+        let own =
+            instance.rootfs.block.first..instance.rootfs.block.first + instance.rootfs.block.size;
         assert!(!own.contains(&owner), "{runtime} gave away the host's {device}");
     }
     let mode = fs::metadata(instance.layout.monitor_socket()).unwrap().mode();
