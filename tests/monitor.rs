@@ -97,8 +97,10 @@ struct Instance {
     _hugetlb: Option<Arc<Hugetlb>>,
 }
 
-fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_berth-monitor"))
+/// The monitor under test; `BERTH_TEST_MONITOR` names another build of it.
+fn program() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_berth-monitor").into();
+    std::env::var_os("BERTH_TEST_MONITOR").map_or(built, PathBuf::from)
 }
 
 fn run(command: &mut Command) -> String {
@@ -171,7 +173,7 @@ impl Instance {
     }
 
     fn launch(&self) -> Result<Monitor> {
-        launch(&self.spec, program())
+        launch(&self.spec, &program())
     }
 
     fn started(&self) -> Monitor {
@@ -656,6 +658,49 @@ fn systemd_boots_under_runc() {
 #[ignore = "needs BERTH_TEST_DEBIAN, a tar of a Debian with systemd and dbus"]
 fn systemd_boots_under_crun() {
     systemd_boots("crun");
+}
+
+/// Memory of a process in KiB: proportional set size, and what it shares with nobody.
+fn memory_of(pid: i32) -> (u64, u64) {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let field = |name: &str| {
+        let line = rollup.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    (field("Pss:"), field("Private_Dirty:"))
+}
+
+/// What berth adds to each idle instance, beside the 670 KB that a lecture of
+/// 2015 gave for a container's whole cost. Measure a release build
+/// (`BERTH_TEST_MONITOR=target/release/berth-monitor`).
+#[test]
+#[ignore = "a measurement: fifty instances"]
+fn fifty_idle_monitors_are_small() {
+    let guests = application("exec sleep 1000");
+    let instances: Vec<_> = (0..50).map(|_| Instance::new("runc", &guests)).collect();
+    let mut launches = Vec::new();
+    let monitors: Vec<_> = instances
+        .iter()
+        .map(|instance| {
+            let begun = Instant::now();
+            let monitor = instance.launch().unwrap();
+            launches.push(begun.elapsed());
+            monitor.start().unwrap();
+            monitor
+        })
+        .collect();
+    launches.sort();
+    let memory: Vec<_> = monitors.iter().map(|m| memory_of(m.process().pid)).collect();
+    let count = memory.len() as u64;
+    let pss = memory.iter().map(|m| m.0).sum::<u64>() / count;
+    let dirty = memory.iter().map(|m| m.1).sum::<u64>() / count;
+    eprintln!("{count} monitors, each: {pss} KiB PSS, {dirty} KiB private and dirty");
+    eprintln!("launch with create, median: {:?}", launches[launches.len() / 2]);
+    for (instance, monitor) in instances.iter().zip(&monitors) {
+        monitor.quit().unwrap();
+        instance.wait_end(monitor).unwrap();
+    }
+    assert!(pss <= 670, "{pss} KiB");
 }
 
 #[test]

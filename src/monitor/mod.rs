@@ -43,12 +43,13 @@ pub struct MonitorSpec {
     /// The instance's cgroups and limits; applied before every start, and again
     /// after the runtime's `create`, which on some runtimes resets limits.
     pub plan: Plan,
-    /// `cgroup.procs` files (v1: also `tasks` do) that the monitor enters itself,
-    /// away from the service's cgroup.
+    /// `cgroup.procs` files of existing cgroups, one in each hierarchy, that the
+    /// monitor enters itself, away from the service's.
     pub own_cgroups: Vec<PathBuf>,
     /// `cgroup.procs` files that the runtime's `create` enters, and the first
-    /// process with it: hierarchies that the runtime leaves alone, such as the
-    /// unified one of a hybrid host.
+    /// process with it: for the unified hierarchy of a hybrid host, of which
+    /// runtimes may know nothing. Empty on v2, where the runtime wants the
+    /// cgroup empty.
     pub join_cgroups: Vec<PathBuf>,
     /// Files with a line `oom_kill N` (v2 `memory.events`, v1 `memory.oom_control`).
     pub oom_counters: Vec<PathBuf>,
