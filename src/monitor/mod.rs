@@ -9,12 +9,16 @@
 //! * [`program`] is the other, what `berth-monitor` runs.
 //! * [`protocol`] is what they say to each other.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cgroup::plan::Plan;
+use crate::fault::{OrFault, Result};
 use crate::runtime::cli::CliRuntime;
 use crate::store::layout::{InstanceLayout, Layout};
 
@@ -62,4 +66,19 @@ impl MonitorSpec {
     pub fn layout(&self) -> InstanceLayout {
         Layout::new(&self.state_dir, &self.run_dir).instance(self.instance)
     }
+}
+
+/// Writes a file of the volatile directory, mode 0600. It need not survive the
+/// host's fall, so nothing waits for a disk, should the directory be on one.
+fn write_volatile<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let bytes = serde_json::to_vec(value).or_fault(doing())?;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(&bytes))
+        .or_fault(doing())
 }
