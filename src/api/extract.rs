@@ -205,9 +205,14 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();
+        let detail = e.inner().to_string();
         // Of text that is no JSON, the path says nothing that helps.
-        let field = if e.inner().is_data() && path != "." { path } else { "body".to_owned() };
-        Fault::invalid(field, e.into_inner().to_string())
+        let known = Some(path.as_str()).filter(|path| e.inner().is_data() && *path != ".");
+        // The path of what is missing ends at what it is missing from.
+        let missing =
+            detail.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+        let field: Vec<_> = known.into_iter().chain(missing).collect();
+        Fault::invalid(if field.is_empty() { "body".to_owned() } else { field.join(".") }, detail)
     })?;
     deserializer.end().map_err(|e| Fault::invalid("body", e.to_string()))?;
     Ok(value)

@@ -2,10 +2,12 @@
 
 use std::process::Command;
 
+use oci_spec::runtime::Spec;
+
 use super::action::ExecRequest;
 use super::parts::Parts;
 use super::record::Record;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, OrFault, Result};
 use crate::runtime::{Exec, Runtime as _};
 
 /// The command that, run on the host, runs the request inside the instance.
@@ -20,10 +22,25 @@ pub fn command(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<
         &record.id.to_string(),
         &Exec {
             command: request.command.clone(),
-            env: request.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            env: environment(parts, record, request)?,
             user: Some(format!("{}:{}", user.uid, user.gid)),
             cwd: None,
             tty: request.tty,
         },
     )
+}
+
+/// The first process's environment, then the request's: given whole, because
+/// some runtime programs take what they are given for all of it, PATH included.
+fn environment(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<Vec<String>> {
+    let file = parts.paths(record).bundle().join("config.json");
+    let spec = Spec::load(&file).or_fault(format_args!("reading {}", file.display()))?;
+    let known = spec.process().as_ref().and_then(|process| process.env().clone());
+    let is_asked = |variable: &String| {
+        variable.split_once('=').is_some_and(|(name, _)| request.env.contains_key(name))
+    };
+    let mut environment: Vec<_> =
+        known.unwrap_or_default().into_iter().filter(|variable| !is_asked(variable)).collect();
+    environment.extend(request.env.iter().map(|(name, value)| format!("{name}={value}")));
+    Ok(environment)
 }

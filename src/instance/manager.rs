@@ -276,6 +276,8 @@ impl Manager {
     ) -> Result<Arc<OperationHandle>> {
         let handle = self.inner.handle(id)?;
         match &action {
+            Action::Stop(stop) => validate::timeout(stop.timeout)?,
+            Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
             Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
             Action::AttachInterface(vif) => {
                 self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;
@@ -375,9 +377,12 @@ impl Manager {
 
     /// Removes an image that no instance stands on.
     pub fn delete_image(&self, id: Uuid) -> Result<()> {
-        // No create may take the image up between the check and the removal.
-        let _allocation = self.inner.allocate();
-        self.inner.parts.images.delete(id)
+        {
+            // No create may take the image up between the check and the removal.
+            let _allocation = self.inner.allocate();
+            self.inner.parts.images.delete(id)?;
+        }
+        self.inner.parts.images.collect()
     }
 
     /// An operation.

@@ -9,6 +9,8 @@ use crate::types::{Flavor, InstanceCreate};
 const MAX_DISK_GB: u64 = 65_536;
 /// Largest memory and swap in MiB (16 TiB).
 const MAX_MEMORY_MB: u64 = 16_777_216;
+/// Longest that an init may be waited for, in seconds.
+const MAX_TIMEOUT: u32 = 3600;
 
 /// Checks everything but interfaces (`network::validate`) and limits (`cgroup::Limits`).
 pub fn create(request: &InstanceCreate) -> Result<()> {
@@ -45,6 +47,17 @@ pub fn flavor(field: &str, flavor: &Flavor) -> Result<()> {
     range("swap_mb", flavor.swap_mb, 0, MAX_MEMORY_MB)?;
     range("root_gb", flavor.root_gb, 0, MAX_DISK_GB)?;
     range("ephemeral_gb", flavor.ephemeral_gb, 0, MAX_DISK_GB)
+}
+
+/// Checks how long an init may take, in seconds.
+pub fn timeout(seconds: Option<u32>) -> Result<()> {
+    match seconds {
+        Some(seconds) if seconds > MAX_TIMEOUT => Err(Fault::invalid(
+            "timeout",
+            format!("{seconds} is out of range: 0 to {MAX_TIMEOUT} seconds"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn text(field: &str, value: &str, most: usize) -> Result<()> {

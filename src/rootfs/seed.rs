@@ -14,11 +14,10 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustix::fs::{Mode, OFlags};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::sys::fs::{make_dirs_in_root, open_in_root, replace_file};
+use crate::sys::fs::{make_dirs_in_root, replace_file};
 use crate::sys::ids::IdBlock;
 use crate::sys::thread;
 use crate::types::{Dns, InjectedFile};
@@ -30,7 +29,7 @@ pub struct Seed {
     pub hostname: String,
     /// For `/etc/resolv.conf`; without, the image's own stays.
     pub dns: Option<Dns>,
-    /// For `/etc/machine-id`, where the image has one or has systemd.
+    /// For `/etc/machine-id`.
     pub machine_id: Uuid,
     /// Files of the request.
     pub files: Vec<InjectedFile>,
@@ -39,8 +38,8 @@ pub struct Seed {
     pub first_boot: bool,
 }
 
-/// Where systemd is, when an image has it.
-const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
+/// What a running instance has mounts of its own on: a file below would never be seen.
+const MOUNTED: [&str; 3] = ["dev", "proc", "sys"];
 
 /// Checks the files of a request before anything is made: paths, modes,
 /// content, and that together they fit into a disk of `limit` bytes.
@@ -81,6 +80,9 @@ fn check_path(index: usize, path: &str) -> Result<()> {
     if names.split('/').any(|name| matches!(name, "" | "." | "..")) || path.contains('\0') {
         return bad("must name a file, without empty names, \".\", \"..\" or NUL in it");
     }
+    if names.split('/').next().is_some_and(|first| MOUNTED.contains(&first)) {
+        return bad("must not be in /dev, /proc or /sys, which the kernel fills");
+    }
     Ok(())
 }
 
@@ -107,10 +109,8 @@ pub(super) fn write(seed: &Seed, root: &Path, block: IdBlock) -> Result<()> {
         if let Some(dns) = &seed.dns {
             tree.put_own("/etc/resolv.conf", resolv_conf(dns).as_bytes(), 0o644)?;
         }
-        if tree.has("/etc/machine-id") || SYSTEMD.iter().any(|path| tree.has(path)) {
-            let id = format!("{}\n", seed.machine_id.simple());
-            tree.put_own("/etc/machine-id", id.as_bytes(), 0o444)?;
-        }
+        let id = format!("{}\n", seed.machine_id.simple());
+        tree.put_own("/etc/machine-id", id.as_bytes(), 0o444)?;
         for (index, file) in seed.files.iter().enumerate() {
             let content = decode(index, file)?;
             tree.put(&file.path, &content, file.mode).map_err(|e| injected_fault(index, &e))?;
@@ -133,11 +133,6 @@ struct Tree {
 }
 
 impl Tree {
-    fn has(&self, path: &str) -> bool {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW;
-        open_in_root(self.root.as_fd(), Path::new(path), flags, Mode::empty()).is_ok()
-    }
-
     fn put(&self, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
         let path = Path::new(path);
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {

@@ -497,13 +497,13 @@ fn root_a_seed_is_written_once_and_belongs_to_the_instances_root() {
 }
 
 #[test]
-fn root_an_image_without_etc_gets_one_but_no_machine_id() {
+fn root_an_image_without_etc_gets_one() {
     let host = Host::new("ext4");
     let rootfs = host.rootfs(vec![host.layer("l")], 64 * MIB);
     rootfs.mount().unwrap();
     rootfs.seed(&seed()).unwrap();
     assert!(rootfs.layout.rootfs().join("etc/hostname").exists());
-    assert!(!rootfs.layout.rootfs().join("etc/machine-id").exists());
+    assert!(rootfs.layout.rootfs().join("etc/machine-id").exists());
     take_down(&host, &rootfs);
 }
 

@@ -58,7 +58,7 @@ async fn every_fault_is_a_problem_that_says_what_is_wrong() {
         ("POST", &format!("{instance}/stop"), json, &medium, 413, "payload-too-large", None),
         ("POST", &start, json, "{\"timeout\":1}", 400, "invalid-input", Some("timeout")),
         ("POST", &start, "", "", 404, "instance-not-found", None),
-        ("POST", &format!("{instance}/reboot"), json, "{}", 400, "invalid-input", Some("body")),
+        ("POST", &format!("{instance}/reboot"), json, "{}", 400, "invalid-input", Some("type")),
         ("GET", &console, "", "", 400, "invalid-input", Some("Upgrade")),
         (
             "GET",

@@ -21,7 +21,7 @@ def test_list_is_a_table_for_people_and_json_for_programs(instance):
     assert instance.id in table
     assert "RUNNING" in table
     parsed = json.loads(service.berth("list", "--json"))
-    assert instance.id in [i["id"] for i in parsed]
+    assert instance.id in [i["id"] for i in parsed["instances"]]
 
 
 def test_show(instance):
@@ -55,7 +55,7 @@ def test_exec_is_inside_the_instances_walls(instance):
 def test_exec_with_a_terminal(instance):
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [BERTH, "exec", "--socket", instance.service.socket, "--tty", instance.id, "--", "tty"],
+        [BERTH, "exec", "--socket", instance.service.socket, "--tty", instance.id, "--", "sh", "-c", "readlink /proc/self/fd/0"],
         stdin=slave,
         stdout=slave,
         stderr=slave,

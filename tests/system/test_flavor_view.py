@@ -30,7 +30,6 @@ def test_sysfs_shows_cpus(machine):
 
 def test_memory(machine):
     assert int(machine.sh("awk '/^MemTotal/ {print $2}' /proc/meminfo")) == 96 * MIB_KB
-    assert int(machine.sh("free -k | awk '/^Mem/ {print $2}'")) == 96 * MIB_KB
     assert machine.sh("awk '/^SwapTotal/ {print $2}' /proc/meminfo") == "0"
 
 
@@ -55,8 +54,7 @@ def test_load_average_is_its_own(machine):
 
 
 def test_the_hosts_mounts_are_not_visible(machine):
+    # The options of the overlay, too, name its directories as the disk has them.
     mounts = machine.sh("cat /proc/self/mountinfo")
     assert str(machine.service.base) not in mounts
-    assert "/var/lib" not in mounts
-    # Paths below the state directory must not show as overlay options either.
-    assert "upperdir=/" not in mounts
+    assert "/var/" not in mounts

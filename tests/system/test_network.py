@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from harness import Fault
+from harness import Fault, wait_for
 
 
 def inside(instance, command):
@@ -78,8 +78,9 @@ def test_an_application_is_served_over_the_network(spawn, service, application):
     server.wait_console("hello from")
     client = spawn(vifs=[service.vif()])
     address = server.get()["vifs"][0]["addresses"][0].split("/")[0]
-    page = client.sh(f"wget -T 10 -q -O - http://{address}:8080/index.html")
-    assert page == "berth serves this page"
+    answer = client.sh(f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {address} 8080")
+    assert answer.splitlines()[0].split()[1] == "200"
+    assert answer.endswith("berth serves this page")
 
 
 def test_hot_plug_and_unplug(instance):
@@ -122,7 +123,8 @@ def test_a_taken_device_name_is_a_conflict(instance, busybox):
 
 def test_a_foreign_link_is_never_taken(service, busybox):
     name = f"{service.token}alien"
-    subprocess.run(["ip", "link", "add", name, "type", "dummy"], check=True)
+    add = ["ip", "link", "add", name, "type", "veth", "peer", "name", f"{service.token}other"]
+    subprocess.run(add, check=True)
     try:
         with pytest.raises(Fault) as fault:
             service.define(busybox, vifs=[service.vif(devname=name)])
@@ -136,8 +138,10 @@ def test_statistics_are_seen_from_inside(spawn, service):
     one, two = spawn(vifs=[service.vif()]), spawn(vifs=[service.vif()])
     address = two.get()["vifs"][0]["addresses"][0].split("/")[0]
     before = one.stats()["interfaces"][0]
-    two.sh("(nc -l -p 9000 >/dev/null) >/dev/null 2>&1 &")
-    one.sh(f"sleep 0.3; head -c 1000000 /dev/zero | nc {address} 9000")
+    # Its input stays open: at the end of it, nc would tell the other side to end.
+    two.sh("(sleep 60 | nc -l -p 9000 >/dev/null) >/dev/null 2>&1 &")
+    wait_for("the listener", lambda: ":2328 " in two.sh("cat /proc/net/tcp /proc/net/tcp6"))
+    one.sh(f"head -c 1000000 /dev/zero | nc {address} 9000")
     after = one.stats()["interfaces"][0]
     assert after["tx_bytes"] - before["tx_bytes"] >= 1_000_000
     assert after["rx_bytes"] - before["rx_bytes"] < 1_000_000

@@ -58,7 +58,8 @@ def test_operations_keep_the_request_id(service, busybox):
     instance = service.define(busybox)
     request = f"req-{time.monotonic_ns()}"
     service.client.post(f"{instance.path}/start", headers={"X-Openstack-Request-Id": request})
-    (operation,) = [o for o in service.client.get("/v1/operations")["operations"] if o["request_id"] == request]
+    operations = service.client.get("/v1/operations")["operations"]
+    (operation,) = [o for o in operations if o["request_id"] == request]
     assert operation["target"] == instance.id
     assert operation["status"] == "succeeded"
     assert operation["finished_at"]
@@ -67,17 +68,17 @@ def test_operations_keep_the_request_id(service, busybox):
     instance.delete()
 
 
-def test_a_failed_start_is_told_and_leaves_nothing_running(service, application):
-    # One argument longer than the kernel takes (MAX_ARG_STRLEN, 128 KiB): execve fails.
-    failing = service.define(application, command=["x" * 200_000])
+def test_a_failed_start_is_told_and_leaves_nothing_running(service, busybox):
+    failing = service.define(busybox, command=["/no/such/program"])
     with pytest.raises(Fault) as fault:
         failing.action("start")
     assert fault.value.code == "runtime-failed"
     assert failing.get()["fault"]["code"] == "runtime-failed"
     assert failing.get()["power_state"] != "RUNNING"
     assert failing.pids() == []
-    operations = [o for o in service.client.get("/v1/operations")["operations"] if o["target"] == failing.id]
-    assert [o["status"] for o in operations if o["kind"] == "instance.start"] == ["failed"]
+    operations = service.client.get("/v1/operations")["operations"]
+    starts = [o for o in operations if o["target"] == failing.id and o["kind"] == "instance.start"]
+    assert [o["status"] for o in starts] == ["failed"]
     failing.delete()
 
 
@@ -85,7 +86,7 @@ def test_metrics_are_prometheus(instance):
     answer = instance.service.client.request("GET", "/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     lines = answer.body.decode().splitlines()
-    sample = re.compile(r"^[a-zA-Z_:][\w:]*(\{[^}]*\})? [-+0-9.eEInfNa]+$")
+    sample = re.compile(r"^[a-zA-Z_:][\w:]*(\{.*\})? [-+0-9.eEInfNa]+$")
     samples = [line for line in lines if line and not line.startswith("#")]
     assert all(sample.match(line) for line in samples)
     names = {re.split(r"[{ ]", line)[0] for line in samples}

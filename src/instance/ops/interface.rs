@@ -56,10 +56,13 @@ pub fn attach(
     }
 }
 
-/// Whether a repeated request is the one that made `known`: addresses that
-/// berth assigned are not in it.
+/// Whether a repeated request is the one that made `known`: the name and the
+/// addresses that berth assigned are not in it.
 fn asks_for_the_same(known: &Vif, asked: &Vif) -> bool {
     let mut known = known.clone();
+    if asked.name.is_none() {
+        known.name = None;
+    }
     if asked.bridge && asked.addresses.is_empty() {
         known.addresses.clear();
         known.routes.clone_from(&asked.routes);
