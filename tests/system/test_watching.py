@@ -58,7 +58,8 @@ def test_operations_keep_the_request_id(service, busybox):
     instance = service.define(busybox)
     request = f"req-{time.monotonic_ns()}"
     service.client.post(f"{instance.path}/start", headers={"X-Openstack-Request-Id": request})
-    (operation,) = [o for o in service.client.get("/v1/operations")["operations"] if o["request_id"] == request]
+    operations = service.client.get("/v1/operations")["operations"]
+    (operation,) = [o for o in operations if o["request_id"] == request]
     assert operation["target"] == instance.id
     assert operation["status"] == "succeeded"
     assert operation["finished_at"]

@@ -38,10 +38,14 @@ pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
     });
     match (live, saved) {
         (Ok(live), Ok(())) => Ok((record, live)),
-        (Err(fault), _) | (Ok(_), Err(fault)) => Err(match undo(parts, before, record.generation) {
-            Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and taking it down again: {})", left.detail)),
-        }),
+        (Err(fault), _) | (Ok(_), Err(fault)) => {
+            Err(match undo(parts, before, record.generation) {
+                Ok(()) => fault,
+                Err(left) => {
+                    fault.context(format_args!("(and taking it down again: {})", left.detail))
+                }
+            })
+        }
     }
 }
 
