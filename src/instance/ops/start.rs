@@ -11,29 +11,39 @@ use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::lxcfs;
 use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
+use crate::store::atomic;
 
 use super::{create, stop};
 
 /// Starts a stopped instance. What it did is undone when it fails.
-pub fn start(parts: &Parts, mut record: Record) -> Result<(Record, Live)> {
-    let outcome = (|| {
-        let live = boot(parts, &record)?;
-        record.desired = Desired::Running;
-        record.frozen = None;
-        record.exit = None;
-        record.guest_reboots = 0;
-        record.boot_id = Some(parts.boot_id.clone());
-        record.started_at = Some(Utc::now());
-        record.save(&parts.paths(&record))?;
-        Ok(live)
-    })();
-    match outcome {
+///
+/// The record comes first: the next service finishes a start that was cut short.
+pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
+    let mut record = Record {
+        desired: Desired::Running,
+        frozen: None,
+        exit: None,
+        guest_reboots: 0,
+        boot_id: Some(parts.boot_id.clone()),
+        started_at: Some(Utc::now()),
+        ..before.clone()
+    };
+    let paths = parts.paths(&record);
+    // The last end is not to be taken for the end of this run.
+    atomic::remove_file(&paths.exit())?;
+    record.save(&paths)?;
+    match boot(parts, &record) {
         Ok(live) => Ok((record, live)),
-        Err(fault) => Err(match stop::power_off(parts, record) {
-            Ok(_) => fault,
+        Err(fault) => Err(match undo(parts, Record { generation: record.generation, ..before }) {
+            Ok(()) => fault,
             Err(left) => fault.context(format_args!("(and taking it down again: {})", left.detail)),
         }),
     }
+}
+
+fn undo(parts: &Parts, before: Record) -> Result<()> {
+    let mut record = stop::power_off(parts, before)?;
+    record.save(&parts.paths(&record))
 }
 
 fn boot(parts: &Parts, record: &Record) -> Result<Live> {
