@@ -135,8 +135,10 @@ def _cgroups(scope: Scope) -> Iterator[str]:
     for hierarchy in cgroup_hierarchies():
         for name in scope.cgroups:
             top = hierarchy / name
+            # The parents themselves stay, as systemd's slices do; whoever is in them is told
+            # by the processes.
             for directory, _, _ in os.walk(top):
-                if Path(directory) != top:  # the parent itself stays, as a systemd slice does
+                if Path(directory) not in (top, top / "monitors"):
                     yield directory
 
 
@@ -159,11 +161,20 @@ def _scan_processes(scope: Scope) -> Iterator[tuple[int, str]]:
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             groups = (entry / "cgroup").read_text()
+            stat = (entry / "stat").read_text()
         except OSError:  # ended while we looked
+            continue
+        if _awaits_init(stat):
             continue
         ours = any(root in command for root in roots)
         if ours or any(parent in line + "/" for parent in parents for line in groups.splitlines()):
             yield int(entry.name), command.strip() or (entry / "comm").read_text().strip()
+
+
+def _awaits_init(stat: str) -> bool:
+    """Ended, and the host's init, whose child it became, has not yet taken note."""
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return state == "Z" and parent == "1"
 
 
 def _files(scope: Scope) -> Iterator[str]:

@@ -90,6 +90,8 @@ class Hugetlb:
         unified = unified_dir()
         if unified == Path("/sys/fs/cgroup"):
             return  # pure v2: crun is at home
+        if cgroup_dir("hugetlb") != unified:
+            return  # somebody has mounted one
         self.directory = Path(tempfile.mkdtemp(prefix="berth-hugetlb-", dir="/var/tmp"))
         mount = ["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory]
         # The controller moves only while no group of the unified hierarchy has it;

@@ -111,7 +111,7 @@ class Service:
             paths=(self.state_dir, self.run_dir),
             links=(self.token,),
             cgroups=(self.cgroup,),
-            ignored_files=(r"^templates", r"^lock$", r"^images(/|$)", r"^instances$", r"^i$"),
+            ignored_files=(r"^templates", r"^lock$", r"^images(/|$)", r"^instances$", r"^i$", r"^runtime$"),
             ignored_pids=frozenset(pids),
         )
 
@@ -228,12 +228,15 @@ class Service:
             Instance(self, instance["id"]).discard()
 
     def leftovers(self) -> list[str]:
-        """What is on the host that was not there before, the bridge of a running service left out."""
+        """What is on the host that was not there before, a running service's own left out."""
         lines = hoststate.difference(self.before, hoststate.snapshot(self.scope()))
-        return [line for line in lines if not self._is_bridge(line)]
+        return [line for line in lines if not self._is_own(line)]
 
-    def _is_bridge(self, line: str) -> bool:
-        return line.startswith(("links:", "nftables:")) and self.bridge in line.replace("_", "")
+    def _is_own(self, line: str) -> bool:
+        """Its bridge, and the mount point that keeps the instances' mounts to themselves."""
+        if line.startswith(("links:", "nftables:")):
+            return self.bridge in line.replace("_", "")
+        return line.startswith(f"mounts: left behind: {self.run_dir / 'i'} (")
 
     def close(self) -> list[str]:
         """Deletes all, ends the service, gives what it left behind and then sweeps by force."""

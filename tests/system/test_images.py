@@ -122,7 +122,7 @@ def test_images_share_layers_and_instances_share_images(service, layers, tmp_pat
     assert len(list(service.state_dir.glob("images/**/bin/busybox"))) == len(
         {
             layer
-            for image in service.client.get("/v1/images")
+            for image in service.client.get("/v1/images")["images"]
             for layer in image["layers"]
             if has_busybox(service, layer)
         }
@@ -253,7 +253,7 @@ def test_an_import_outlives_the_connection_that_asked_for_it(service, layers):
         with pytest.raises(OSError):
             service.client.put(f"/v1/images/{image}", from_glance(server), timeout=0.3)
         wait_for("the import", lambda: imported(service, image))
-    operations = [o for o in service.client.get("/v1/operations") if o["target"] == image]
+    operations = [o for o in service.client.get("/v1/operations")["operations"] if o["target"] == image]
     assert [o["status"] for o in operations] == ["succeeded"]
     service.client.delete(f"/v1/images/{image}")
 

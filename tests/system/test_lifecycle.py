@@ -207,7 +207,8 @@ def test_delete_of_a_running_instance_takes_everything_with_it(service, busybox)
     with pytest.raises(Fault) as fault:
         instance.get()
     assert (fault.value.status, fault.value.code) == (404, "instance-not-found")
-    assert service.leftovers() == []
+    left = service.leftovers()
+    assert not left, "\n".join(left)
 
 
 def test_an_id_block_is_used_by_one_instance_only(spawn):

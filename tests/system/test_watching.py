@@ -58,7 +58,8 @@ def test_operations_keep_the_request_id(service, busybox):
     instance = service.define(busybox)
     request = f"req-{time.monotonic_ns()}"
     service.client.post(f"{instance.path}/start", headers={"X-Openstack-Request-Id": request})
-    (operation,) = [o for o in service.client.get("/v1/operations") if o["request_id"] == request]
+    operations = service.client.get("/v1/operations")["operations"]
+    (operation,) = [o for o in operations if o["request_id"] == request]
     assert operation["target"] == instance.id
     assert operation["status"] == "succeeded"
     assert operation["finished_at"]
@@ -76,7 +77,7 @@ def test_a_failed_start_is_told_and_leaves_nothing_running(service, application)
     assert failing.get()["fault"]["code"] == "runtime-failed"
     assert failing.get()["power_state"] != "RUNNING"
     assert failing.pids() == []
-    operations = [o for o in service.client.get("/v1/operations") if o["target"] == failing.id]
+    operations = [o for o in service.client.get("/v1/operations")["operations"] if o["target"] == failing.id]
     assert [o["status"] for o in operations if o["kind"] == "instance.start"] == ["failed"]
     failing.delete()
 

@@ -1,5 +1,8 @@
 //! Starting: root file system, cgroup, bundle, monitor, first process.
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use chrono::Utc;
 
 use crate::cgroup::{DeviceNumber, Layout};
@@ -16,8 +19,6 @@ use crate::store::atomic;
 use super::{create, stop};
 
 /// Starts a stopped instance. What it did is undone when it fails.
-///
-/// The record comes first: the next service finishes a start that was cut short.
 pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
     let mut record = Record {
         desired: Desired::Running,
@@ -28,22 +29,33 @@ pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
         started_at: Some(Utc::now()),
         ..before.clone()
     };
-    let paths = parts.paths(&record);
     // The last end is not to be taken for the end of this run.
-    atomic::remove_file(&paths.exit())?;
-    record.save(&paths)?;
-    match boot(parts, &record) {
-        Ok(live) => Ok((record, live)),
-        Err(fault) => Err(match undo(parts, Record { generation: record.generation, ..before }) {
-            Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and taking it down again: {})", left.detail)),
-        }),
+    atomic::remove_file(&parts.paths(&record).exit())?;
+    // The disk takes the record while the instance boots. Killed in between,
+    // the service finds that it shall run, and starts it again.
+    let booted = &record.clone();
+    let (live, saved) = thread::scope(|scope| {
+        let saving = scope.spawn(|| record.save(&parts.paths(booted)));
+        let live = boot(parts, booted);
+        (live, saving.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    match (live, saved) {
+        (Ok(live), Ok(())) => Ok((record, live)),
+        (Err(fault), _) | (Ok(_), Err(fault)) => {
+            Err(match undo(parts, before, record.generation) {
+                Ok(()) => fault,
+                Err(left) => {
+                    fault.context(format_args!("(and taking it down again: {})", left.detail))
+                }
+            })
+        }
     }
 }
 
-fn undo(parts: &Parts, before: Record) -> Result<()> {
-    let mut record = stop::power_off(parts, before)?;
-    record.save(&parts.paths(&record))
+fn undo(parts: &Parts, before: Record, generation: u64) -> Result<()> {
+    let mut before = stop::power_off(parts, before)?;
+    before.generation = generation;
+    before.save(&parts.paths(&before))
 }
 
 fn boot(parts: &Parts, record: &Record) -> Result<Live> {
