@@ -257,6 +257,13 @@ impl Hierarchy {
             .collect()
     }
 
+    /// The parent of all instances in one of the hierarchies, made when absent.
+    pub fn parent(&self, parent: &str) -> Result<PathBuf> {
+        self.monitors(parent)?;
+        let root = self.roots().first().map(|root| root.join(parent));
+        root.ok_or_else(|| Fault::new(FaultKind::HostUnsupported, "no cgroup hierarchy is mounted"))
+    }
+
     /// Where monitors live, away from the service's own cgroup, which ends with
     /// the service: `/{parent}/monitors` everywhere, made when absent. The
     /// files are those a monitor writes itself into.

@@ -115,7 +115,9 @@ fn apply(parts: &Parts, record: &Record, limits: &Limits) -> Result<()> {
     }
 }
 
-fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
+/// Puts in force on a running instance what its record says, should a change
+/// have been cut short.
+pub fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
     if running {
         apply(parts, old, &parts.limits(old)?)?;
     }

@@ -14,6 +14,7 @@ use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::lxcfs;
 use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
+use crate::store::atomic;
 
 use super::{create, stop};
 
@@ -28,6 +29,8 @@ pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
         started_at: Some(Utc::now()),
         ..before.clone()
     };
+    // The last end is not to be taken for the end of this run.
+    atomic::remove_file(&parts.paths(&record).exit())?;
     // The disk takes the record while the instance boots. Killed in between,
     // the service finds that it shall run, and starts it again.
     let booted = &record.clone();
