@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "runtime" in metafunc.fixturenames:
         names = metafunc.config.getoption("--runtimes").split(",")
+        if metafunc.definition.get_closest_marker("one_runtime"):
+            names = names[:1]
         metafunc.parametrize("runtime", names, scope="module")
 
 
