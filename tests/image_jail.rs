@@ -177,7 +177,7 @@ fn root_the_child_has_given_up_its_privileges() {
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap())
         .filter(|to| to.is_absolute() && to != Path::new("/") && to != Path::new("/dev/null"))
         .collect();
-    assert_eq!(outside, [Path::new(""); 0]);
+    assert!(outside.is_empty(), "{outside:?}");
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
 }

@@ -248,12 +248,20 @@ impl Hierarchy {
 
     /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.
     pub fn instances(&self, parent: &str) -> BTreeSet<Uuid> {
-        let entries = self.roots().into_iter().filter_map(|root| fs::read_dir(root.join(parent)).ok());
+        let entries =
+            self.roots().into_iter().filter_map(|root| fs::read_dir(root.join(parent)).ok());
         entries
             .flatten()
             .flatten()
             .filter_map(|entry| Uuid::parse_str(entry.file_name().to_str()?).ok())
             .collect()
+    }
+
+    /// The parent of all instances in one of the hierarchies, made when absent.
+    pub fn parent(&self, parent: &str) -> Result<PathBuf> {
+        self.monitors(parent)?;
+        let root = self.roots().first().map(|root| root.join(parent));
+        root.ok_or_else(|| Fault::new(FaultKind::HostUnsupported, "no cgroup hierarchy is mounted"))
     }
 
     /// Where monitors live, away from the service's own cgroup, which ends with

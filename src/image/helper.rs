@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::jail::{COMMAND, Outcome, Task, Verdict};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::process::{ChildSetup, guests_oom_score_adj};
 
 /// How long a child may neither take nor give a byte: a disk that is very slow, not a hang.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -71,7 +72,12 @@ impl Helper {
         let worker = match self {
             Helper::Program(program) => {
                 let task = serde_json::to_string(task).or_fault("describing a task")?;
-                let child = Command::new(program)
+                let mut command = Command::new(program);
+                // Not protected as the service is, should an archive eat the memory.
+                let setup =
+                    ChildSetup { oom_score_adj: guests_oom_score_adj(), ..Default::default() };
+                setup.apply(&mut command).or_fault("preparing the jail")?;
+                let child = command
                     .args([COMMAND, &task])
                     .env_clear()
                     .current_dir("/")

@@ -121,8 +121,11 @@ fn docker(layers: &[&[u8]]) -> Vec<u8> {
         .bytes()
 }
 
+/// A layer's plain archive, and how it is packed.
+type Packed<'a> = (&'a [u8], fn(&[u8]) -> Vec<u8>);
+
 /// An OCI layout; with `docker_too`, as newer `docker save` writes it.
-fn oci(layers: &[(&[u8], fn(&[u8]) -> Vec<u8>)], docker_too: bool) -> Vec<u8> {
+fn oci(layers: &[Packed<'_>], docker_too: bool) -> Vec<u8> {
     let blob = |digest: &str| format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
     let mut archive = Archive::new().dir("blobs").dir("blobs/sha256");
     let mut put = |bytes: &[u8], kind: &str| {

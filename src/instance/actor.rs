@@ -30,9 +30,8 @@ use super::record::{Desired, Frozen, Record};
 use super::state::{Admission, Verb, admit};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
-use crate::types::{
-    EventKind, ExitStatus, InstanceCreate, Problem, Resize, Stop, TaskState, Vif,
-};
+use crate::store::atomic;
+use crate::types::{EventKind, ExitStatus, InstanceCreate, Problem, Resize, Stop, TaskState, Vif};
 
 /// Nova's `shutdown_timeout`.
 const SHUTDOWN_TIMEOUT: u32 = 60;
@@ -83,17 +82,34 @@ impl Actor {
 
     /// Serves the queue until the instance is gone.
     pub async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        self.finish_stop().await;
         loop {
             tokio::select! {
+                // What has happened by now comes before what is to be done about it.
+                biased;
+                event = Live::next(&mut self.live) => self.on_monitor(event).await,
                 job = jobs.recv() => {
                     let Some(job) = job else { return };
                     if let Next::Gone = self.serve(job).await {
                         return self.refuse_rest(jobs);
                     }
                 }
-                event = Live::next(&mut self.live) => self.on_monitor(event).await,
             }
         }
+    }
+
+    /// Goes on with a stop that the end of the last service cut short.
+    async fn finish_stop(&mut self) {
+        if self.live.is_none() || self.record.desired != Desired::Stopped {
+            return;
+        }
+        self.task_state = Some(TaskState::Stopping);
+        self.publish();
+        let outcome = self.stop(&Stop::default()).await;
+        if let Err(fault) = &outcome {
+            error!(instance = %self.record.id, %fault, "finishing an interrupted stop");
+        }
+        self.end(&outcome);
     }
 
     fn refuse_rest(self, mut jobs: mpsc::Receiver<Job>) {
@@ -169,10 +185,8 @@ impl Actor {
 
     async fn create(&mut self, request: InstanceCreate) -> Result<()> {
         let record = self.record.clone();
-        self.record = self
-            .inner
-            .host(move |parts| ops::create::create(parts, record, request))
-            .await?;
+        self.record =
+            self.inner.host(move |parts| ops::create::create(parts, record, request)).await?;
         self.inner.emit(EventKind::Created, &self.view(), self.request_id.clone());
         Ok(())
     }
@@ -187,21 +201,26 @@ impl Actor {
     }
 
     async fn stop(&mut self, stop: &Stop) -> Result<()> {
-        self.thaw_if_frozen().await?;
+        // The record comes first: the next service finishes a stop that was cut
+        // short. A full disk must not keep an instance running, though.
+        if let Err(fault) = self.save_desired(Desired::Stopped).await {
+            warn!(instance = %self.record.id, %fault, "recording that a stop begins");
+        }
         let timeout = stop.timeout.unwrap_or(SHUTDOWN_TIMEOUT);
-        if timeout > 0 && self.live.is_some() {
-            self.ask(ops::stop::Ask::PowerOff).await?;
+        if timeout > 0 && self.asked(ops::stop::Ask::PowerOff).await {
             self.wait_for_end(Duration::from_secs(timeout.into())).await;
         }
         self.power_off_hard().await?;
         self.record.exit = self.record.exit.take().map(asked_for);
-        self.save_desired(Desired::Stopped).await?;
+        self.save().await?;
         self.inner.emit(EventKind::Stopped, &self.view(), self.request_id.clone());
         Ok(())
     }
 
     async fn soft_reboot(&mut self, timeout: u32) -> Result<()> {
-        self.ask(ops::stop::Ask::Reboot).await?;
+        if !self.asked(ops::stop::Ask::Reboot).await {
+            return self.hard_reboot().await;
+        }
         let restarts = self.restarts;
         let deadline = Instant::now() + Duration::from_secs(timeout.into());
         let handle = self.handle.clone();
@@ -244,21 +263,50 @@ impl Actor {
     }
 
     async fn attach(&mut self, vif: Vif) -> Result<()> {
-        let others = self.inner.addresses_in_use(self.record.id);
+        let (inner, handle, view) = (self.inner.clone(), self.handle.clone(), self.view());
         self.change(EventKind::Updated, move |parts, record| {
-            ops::interface::attach(parts, record, vif, &others)
+            let vif = {
+                let _allocation = inner.allocate();
+                let vif = ops::interface::plan(parts, &record, vif, inner.taken(record.id))?;
+                // From here on no other instance is given its name and addresses.
+                let record = ops::interface::with(&record, &vif);
+                handle.publish(View { record, ..view });
+                vif
+            };
+            ops::interface::attach(parts, record, vif)
         })
         .await
     }
 
     async fn delete(&mut self) -> Result<()> {
-        self.save_desired(Desired::Deleted).await?;
+        if let Err(fault) = self.save_desired(Desired::Deleted).await {
+            // On a full disk the record cannot say so, but it can go: what no
+            // record owns is removed at the next start.
+            warn!(instance = %self.record.id, %fault, "recording that a delete begins");
+            let id = self.record.id;
+            self.inner
+                .host(move |parts| atomic::remove_file(&parts.layout.instance(id).record()))
+                .await?;
+        }
         self.live = None;
         let record = self.record.clone();
         self.inner.host(move |parts| ops::destroy::destroy(parts, &record)).await
     }
 
     // ── parts of verbs ───────────────────────────────────────────────────
+
+    /// Asks the init of a running instance; false when it cannot be asked, so
+    /// that only force is left.
+    async fn asked(&mut self, ask: ops::stop::Ask) -> bool {
+        let outcome = match self.thaw_if_frozen().await {
+            Ok(()) => self.ask(ask).await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = &outcome {
+            warn!(instance = %self.record.id, %fault, ?ask, "the instance cannot be asked");
+        }
+        outcome.is_ok() && self.live.is_some()
+    }
 
     async fn ask(&mut self, ask: ops::stop::Ask) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
@@ -386,6 +434,10 @@ impl Actor {
     async fn on_monitor_lost(&mut self) {
         warn!(instance = %self.record.id, "the instance's monitor was lost");
         let asked = self.task_state.is_some();
+        if !asked {
+            self.task_state = Some(TaskState::Rebooting);
+            self.publish();
+        }
         let outcome = self.power_off_hard().await;
         if asked {
             // The operation under way goes on from a stopped instance.
@@ -397,7 +449,9 @@ impl Actor {
         };
         match &outcome {
             Ok(()) => warn!(instance = %self.record.id, "started again after its monitor was lost"),
-            Err(fault) => error!(instance = %self.record.id, %fault, "starting again after its monitor was lost"),
+            Err(fault) => {
+                error!(instance = %self.record.id, %fault, "starting again after its monitor was lost")
+            }
         }
         self.end(&outcome);
         if outcome.is_err() {
@@ -443,4 +497,3 @@ impl std::fmt::Debug for Actor {
         f.debug_struct("Actor").field("id", &self.record.id).finish_non_exhaustive()
     }
 }
-

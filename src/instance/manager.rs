@@ -2,7 +2,6 @@
 //! became of them while the service was away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -18,10 +17,11 @@ use super::actor::Actor;
 use super::event::{EventLog, EventSubscription};
 use super::handle::{Handle, Job, View, not_found};
 use super::operation::{OperationHandle, Operations};
-use super::ops::recover::{self, Recovered};
 use super::ops::destroy;
+use super::ops::recover::{self, Recovered};
 use super::parts::Parts;
 use super::record::{self, Desired, Record, SCHEMA};
+use super::taken::Taken;
 use super::validate;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -90,16 +90,14 @@ impl Inner {
         }
     }
 
-    /// Addresses that other instances have on their interfaces.
-    pub fn addresses_in_use(&self, except: Uuid) -> BTreeSet<IpAddr> {
-        let mut used = BTreeSet::new();
-        for handle in self.handles() {
-            if handle.id == except {
-                continue;
-            }
-            handle.with_view(|view| used.extend(addresses(&view.record)));
+    /// What instances have taken, save one. Whoever takes more of it holds
+    /// [`allocate`](Self::allocate) until that can be seen in a view.
+    pub fn taken(&self, except: Uuid) -> Taken {
+        let mut taken = Taken::default();
+        for handle in self.handles().iter().filter(|handle| handle.id != except) {
+            handle.with_view(|view| taken.add(&view.record));
         }
-        used
+        taken
     }
 
     fn handles(&self) -> Vec<Arc<Handle>> {
@@ -111,14 +109,10 @@ impl Inner {
         instances.get(&id).cloned().ok_or_else(|| not_found(id))
     }
 
-    fn allocate(&self) -> MutexGuard<'_, ()> {
+    /// The lock under which ids, CPUs, addresses and names are given out.
+    pub fn allocate(&self) -> MutexGuard<'_, ()> {
         self.allocation.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn addresses(record: &Record) -> impl Iterator<Item = IpAddr> + '_ {
-    let texts = record.definition.vifs.iter().flat_map(|vif| &vif.addresses);
-    texts.filter_map(|text| text.split('/').next()?.parse().ok())
 }
 
 impl Manager {
@@ -128,7 +122,11 @@ impl Manager {
     pub fn open(config: Config, checks: Vec<Check>) -> Result<Manager> {
         let parts = Arc::new(Parts::open(config)?);
         let configured = parts.config.service.concurrency;
-        let slots = if configured > 0 { configured } else { 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get) };
+        let slots = if configured > 0 {
+            configured
+        } else {
+            2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+        };
         let inner = Arc::new(Inner {
             imports: Arc::new(Semaphore::new(parts.config.images.concurrency)),
             parts,
@@ -170,8 +168,10 @@ impl Manager {
             record.pinned_cpus.as_deref(),
         )?;
         network::Rates::from_extra_specs(&definition.flavor.extra_specs)?;
-        let (operation, writer) = inner.operations.begin("instance.create", id, &context.request_id);
-        let view = View { record: record.clone(), init: None, task_state: Some(TaskState::Creating) };
+        let (operation, writer) =
+            inner.operations.begin("instance.create", id, &context.request_id);
+        let view =
+            View { record: record.clone(), init: None, task_state: Some(TaskState::Creating) };
         let (handle, jobs) = Handle::new(view);
         let handle = Arc::new(handle);
         *handle.creating().lock().unwrap_or_else(PoisonError::into_inner) = Some(operation.clone());
@@ -189,6 +189,12 @@ impl Manager {
                 format!("instance {} was created from another request; delete it first", handle.id),
             ));
         }
+        if handle.with_view(|view| view.task_state == Some(TaskState::Deleting)) {
+            return Err(Fault::new(
+                FaultKind::InstanceInvalidState,
+                format!("instance {} is being deleted; create it once it is gone", handle.id),
+            ));
+        }
         let creating = handle.creating().lock().unwrap_or_else(PoisonError::into_inner).clone();
         let operation = creating.unwrap_or_else(|| {
             let (operation, writer) =
@@ -202,35 +208,10 @@ impl Manager {
     /// Gives out ids, CPUs and addresses; the caller holds the allocation lock.
     fn plan_record(&self, id: Uuid, digest: String, mut request: InstanceCreate) -> Result<Record> {
         let inner = &self.inner;
-        let mut blocks = BTreeSet::new();
-        let mut cpus = BTreeSet::new();
-        let mut used_addresses = BTreeSet::new();
-        let mut devnames = BTreeMap::new();
-        for handle in inner.handles() {
-            handle.with_view(|view| {
-                blocks.insert(view.record.id_block.first);
-                cpus.extend(view.record.pinned_cpus.iter().flatten().copied());
-                used_addresses.extend(addresses(&view.record));
-                for vif in &view.record.definition.vifs {
-                    devnames.insert(vif.devname.clone(), view.record.id);
-                }
-            });
-        }
+        let mut taken = inner.taken(id);
         network::assign_names(&mut request.vifs);
         for (index, vif) in request.vifs.iter_mut().enumerate() {
-            if let Some(owner) = devnames.get(&vif.devname) {
-                return Err(Fault {
-                    field: Some(format!("vifs[{index}].devname")),
-                    ..Fault::new(
-                        FaultKind::InterfaceExists,
-                        format!("{} is an interface of instance {owner}", vif.devname),
-                    )
-                });
-            }
-            inner.parts.network.assign(vif, &used_addresses)?;
-            used_addresses.extend(
-                vif.addresses.iter().filter_map(|a| a.split('/').next()?.parse::<IpAddr>().ok()),
-            );
+            taken.take(&inner.parts.network, vif, &format!("vifs[{index}]."), id)?;
         }
         let dedicated =
             request.flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");
@@ -238,7 +219,7 @@ impl Manager {
             .then(|| {
                 host::pick_dedicated(
                     &inner.parts.dedicated_cpus,
-                    &cpus,
+                    &taken.cpus,
                     request.flavor.vcpus as usize,
                 )
             })
@@ -248,7 +229,7 @@ impl Manager {
             generation: 0,
             id,
             request_digest: digest,
-            id_block: idmap::allocate(&inner.parts.config.instances, &blocks)?,
+            id_block: idmap::allocate(&inner.parts.config.instances, &taken.blocks)?,
             definition: request,
             pinned_cpus,
             layers: Vec::new(),
@@ -448,7 +429,8 @@ impl Manager {
                     None => usage.vcpus += flavor.vcpus,
                 }
                 usage.memory_mb += flavor.memory_mb;
-                usage.local_gb += flavor.root_gb + flavor.ephemeral_gb + flavor.swap_mb.div_ceil(1024);
+                usage.local_gb +=
+                    flavor.root_gb + flavor.ephemeral_gb + flavor.swap_mb.div_ceil(1024);
                 usage.instances += 1;
                 usage.running += u32::from(view.init.is_some());
             });
@@ -477,14 +459,18 @@ impl Inner {
                 Ok(Some(record)) => records.push(record),
                 Ok(None) => continue,
                 // What it owns stays: the operator may mend the record.
-                Err(fault) => error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone"),
+                Err(fault) => {
+                    error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone")
+                }
             }
             known.insert(id);
         }
         for id in recover::orphans(&self.parts, &known) {
             match destroy::purge(&self.parts, id) {
                 Ok(()) => info!(instance = %id, "removed what an interrupted operation left"),
-                Err(fault) => error!(instance = %id, %fault, "removing what an interrupted operation left"),
+                Err(fault) => {
+                    error!(instance = %id, %fault, "removing what an interrupted operation left")
+                }
             }
         }
         // What went away with its namespace leaves its rates' devices behind.
@@ -521,7 +507,8 @@ impl Inner {
                 (Record { fault: Some(Problem::from(&fault)), ..before }, None)
             }
         };
-        let view = View { record: record.clone(), init: live.as_ref().map(|l| l.init), task_state: None };
+        let view =
+            View { record: record.clone(), init: live.as_ref().map(|l| l.init), task_state: None };
         let (handle, jobs) = Handle::new(view);
         let handle = Arc::new(handle);
         self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle.clone());

@@ -17,6 +17,7 @@ pub mod parts;
 pub mod record;
 pub mod state;
 pub mod stats;
+pub mod taken;
 pub mod teardown;
 pub mod validate;
 

@@ -46,8 +46,9 @@ pub struct Parts {
     pub dedicated_cpus: BTreeSet<u32>,
     /// This boot of the host.
     pub boot_id: String,
-    // Keeps a second service off the same state while this one lives.
-    _lock: File,
+    // Keep a second service off the same things while this one lives: what it
+    // finds there and has no record of, it would remove.
+    _locks: [File; 3],
 }
 
 impl Parts {
@@ -57,8 +58,12 @@ impl Parts {
         // Only root enters the state; an instance's root must pass through
         // the volatile directories to its own root file system.
         make_dir(layout.state(), 0o700)?;
-        let lock = lock(&layout)?;
+        let state_lock = lock(open_lock(&layout.lock())?, "service.state_dir", layout.state())?;
         make_dir(layout.run(), 0o711)?;
+        let run_lock = lock_dir("service.run_dir", layout.run())?;
+        let hierarchy = Hierarchy::detect()?;
+        let cgroup_lock =
+            lock_dir("instances.cgroup", &hierarchy.parent(&config.instances.cgroup)?)?;
         make_dir(&layout.instances(), 0o700)?;
         make_dir(&layout.run_instances(), 0o711)?;
         make_dir(&layout.runtime_root(), 0o700)?;
@@ -71,7 +76,7 @@ impl Parts {
             images: ImageStore::open(&layout, &config.images)?,
             disks: Disks::new(&layout, &config.storage)?,
             network,
-            hierarchy: Hierarchy::detect()?,
+            hierarchy,
             runtime: CliRuntime {
                 program: info.path.clone().into(),
                 args: config.runtime.args.clone(),
@@ -84,7 +89,7 @@ impl Parts {
             boot_id: boot_id()?,
             layout,
             config,
-            _lock: lock,
+            _locks: [state_lock, run_lock, cgroup_lock],
         })
     }
 
@@ -178,21 +183,27 @@ fn make_dir(path: &Path, mode: u32) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).or_fault(doing())
 }
 
-/// Takes the lock on the state, or says who may have it.
-fn lock(layout: &Layout) -> Result<File> {
-    let path = layout.lock();
-    let file = OpenOptions::new()
+fn open_lock(path: &Path) -> Result<File> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .or_fault(format_args!("opening {}", path.display()))?;
+        .open(path)
+        .or_fault(format_args!("opening {}", path.display()))
+}
+
+fn lock_dir(key: &str, path: &Path) -> Result<File> {
+    lock(File::open(path).or_fault(format_args!("opening {}", path.display()))?, key, path)
+}
+
+/// Takes the lock on what `key` of the configuration names, or says who may have it.
+fn lock(file: File, key: &str, what: &Path) -> Result<File> {
     file.try_lock().map_err(|_| {
         Fault::new(
             FaultKind::ServiceUnavailable,
             format!(
-                "another berth serve uses {}: stop it, or give this one another service.state_dir",
-                layout.state().display()
+                "another berth serve uses {}: stop it, or give this one another {key}",
+                what.display()
             ),
         )
     })?;
@@ -212,7 +223,10 @@ fn monitor_program(config: &Config) -> Result<PathBuf> {
     } else {
         Err(Fault::invalid(
             "instances.monitor",
-            format!("there is no {}: install berth-monitor there, or name its path", path.display()),
+            format!(
+                "there is no {}: install berth-monitor there, or name its path",
+                path.display()
+            ),
         ))
     }
 }

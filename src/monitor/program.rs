@@ -70,8 +70,12 @@ fn launch(spec: MonitorSpec) -> Result<Server> {
     }
     process::become_subreaper().or_fault("becoming the reaper")?;
     let signals = block_signals().or_fault("blocking signals")?;
-    let setup =
-        ChildSetup { cgroups: spec.join_cgroups.clone(), oom_score_adj: protect_from_oom() };
+    let setup = ChildSetup {
+        cgroups: spec.join_cgroups.clone(),
+        oom_score_adj: process::guests_oom_score_adj(),
+    };
+    // Where that is not permitted it lives with what it was given.
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ.to_string());
     let listener = listen(&layout.monitor_socket())?;
     let begun = container::create(&spec, &setup)
         .and_then(|container| Server::new(spec, own, setup, signals, listener, container));
@@ -92,14 +96,6 @@ fn block_signals() -> nix::Result<SignalFd> {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     SignalFd::with_flags(&children, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-}
-
-/// Lowers the monitor's `oom_score_adj` where that is permitted; gives the
-/// value that its children must be given back.
-fn protect_from_oom() -> Option<i32> {
-    let file = "/proc/self/oom_score_adj";
-    let before = fs::read_to_string(file).ok()?.trim().parse().ok()?;
-    fs::write(file, OOM_SCORE_ADJ.to_string()).ok().map(|()| before)
 }
 
 fn listen(socket: &Path) -> Result<UnixListener> {

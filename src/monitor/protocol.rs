@@ -143,6 +143,9 @@ pub struct ExitRecord {
     pub error: Option<String>,
     /// Number of times it rebooted itself before.
     pub guest_reboots: u32,
+    /// Whether the service had asked for the end ([`ExitAction::End`]).
+    #[serde(default)]
+    pub asked: bool,
 }
 
 /// What an end means.

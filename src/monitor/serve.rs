@@ -353,6 +353,7 @@ impl Server {
                 kind: if error.is_some() { ExitKind::RestartFailed } else { kind_of(how) },
                 error,
                 guest_reboots: self.guest_reboots,
+                asked: self.on_exit == ExitAction::End,
             });
             self.unwritten = true;
             self.write_exit();

@@ -104,7 +104,7 @@ impl Network {
     /// Removes a VIF's pair and what limits its rates. Absence is success.
     pub fn detach(&self, vif: &Vif) -> Result<()> {
         let mut netlink = veth::open()?;
-        veth::detach(&mut netlink, &vif.devname)?;
+        veth::detach(&mut netlink, &vif.devname, &plan::alias(vif))?;
         qos::clear(&mut netlink, &vif.devname)
     }
 

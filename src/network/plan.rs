@@ -59,9 +59,14 @@ impl Plan {
         let mac = parse_mac(&field("address"), &vif.address)?;
         let addresses = addresses(vif, &field)?;
         let routes = routes(vif, index, &addresses, &field)?;
-        let alias = format!("berth:{}", vif.id);
+        let alias = alias(vif);
         Ok(Plan { devname: vif.devname.clone(), alias, name, mac, mtu: vif.mtu, addresses, routes })
     }
+}
+
+/// What the host's end of a VIF is marked with.
+pub fn alias(vif: &Vif) -> String {
+    format!("berth:{}", vif.id)
 }
 
 /// Gives every VIF without a name the first free of `eth0`, `eth1`, …

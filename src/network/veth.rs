@@ -43,11 +43,14 @@ pub fn attach(plan: &Plan, net_ns: &Path, controller: Option<u32>) -> Result<()>
     }
 }
 
-/// Removes the pair whose host end is `devname`. Absence is success, and so is
-/// a device that cannot be an instance's: it is left alone.
-pub fn detach(netlink: &mut Netlink, devname: &str) -> Result<()> {
+/// Removes the pair of a VIF, which bears its `alias`. Absence is success, and so is
+/// a device that is not of this VIF: another's name may have been asked for.
+pub fn detach(netlink: &mut Netlink, devname: &str, alias: &str) -> Result<()> {
     let link = netlink.link(devname).or_network(format!("looking for {devname}"))?;
-    match link.filter(is_instances) {
+    // One whose making was interrupted has no alias yet, and is not up.
+    let half_made = |link: &Link| link.peer_ns.is_some() && link.alias.is_empty() && !link.up;
+    let of_this = |link: &Link| link.kind == "veth" && (link.alias == alias || half_made(link));
+    match link.filter(of_this) {
         Some(link) => remove(netlink, &link),
         None => Ok(()),
     }
@@ -130,7 +133,7 @@ fn create(
     let finished = finish(netlink, plan, net_ns, &plan.name);
     if finished.is_err() {
         // Best effort: the fault that led here is the one to report.
-        let _ = detach(netlink, devname);
+        let _ = detach(netlink, devname, &plan.alias);
     }
     finished
 }

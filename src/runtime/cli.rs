@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Create, Exec, Runtime};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::sys::process::{ChildSetup, wait_child};
+use crate::sys::process::{ChildSetup, guests_oom_score_adj, wait_child};
 
 /// Longest that a call of the program may take. It normally takes milliseconds.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -140,6 +140,10 @@ impl Runtime for CliRuntime {
         // Never a file or device of the host: some runtimes give their stdio to
         // the instance's user, /dev/null included.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // The service is the last that the kernel kills for want of memory; a
+        // command inside an instance is not.
+        let setup = ChildSetup { oom_score_adj: guests_oom_score_adj(), ..Default::default() };
+        setup.apply(&mut command).or_fault("preparing the command")?;
         Ok(command)
     }
 }

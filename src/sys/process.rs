@@ -205,6 +205,14 @@ pub fn keep_standard_descriptors_only() {
     }
 }
 
+/// The `oom_score_adj` for what instances run: this process's own, but never
+/// the protection that the service and its monitors have from the kernel.
+/// `None` when that cannot be known.
+pub fn guests_oom_score_adj() -> Option<i32> {
+    let own = fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse::<i32>().ok()?;
+    Some(own.max(0))
+}
+
 /// What a child does to itself before it executes its program.
 #[derive(Clone, Debug, Default)]
 pub struct ChildSetup {

@@ -99,10 +99,9 @@ def kill_one(service: Service, dice: random.Random, spared: int) -> str:
         service.kill()
         service.start()
         return kind
-    programs = ("berth-monitor",) if kind == "monitor" else ("crun", "runc")
-    for _ in range(400):  # runtime programs live for milliseconds
-        found = hoststate.processes_of(service.scope())
-        victims = [p for p in found if p != spared and program(p) in programs]
+    find = monitors if kind == "monitor" else runtime_calls
+    for _ in range(100):  # runtime programs live for milliseconds
+        victims = [p for p in find(service) if p != spared]
         if victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(dice.choice(victims), signal.SIGKILL)
@@ -110,11 +109,23 @@ def kill_one(service: Service, dice: random.Random, spared: int) -> str:
     return ""
 
 
-def program(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/exe").readlink().name
-    except OSError:
-        return ""
+def monitors(service: Service) -> list[int]:
+    return processes_with(f"{service.run_dir}/i/", "monitor.json")
+
+
+def runtime_calls(service: Service) -> list[int]:
+    return processes_with(f"--root\0{service.run_dir}/runtime\0")
+
+
+def processes_with(*texts: str) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{entry}/cmdline").read_text(errors="replace")
+                if all(text in line for text in texts):
+                    found.append(int(entry))
+    return found
 
 
 def truthful(instance: Instance) -> str:

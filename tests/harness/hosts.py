@@ -88,8 +88,8 @@ class Hugetlb:
     def __init__(self) -> None:
         self.directory: Path | None = None
         unified = unified_dir()
-        if unified == Path("/sys/fs/cgroup"):
-            return  # pure v2: crun is at home
+        if unified == Path("/sys/fs/cgroup") or Path("/sys/fs/cgroup/hugetlb").is_mount():
+            return  # crun is at home: pure v2, or nothing is left on the unified hierarchy
         if cgroup_dir("hugetlb") != unified:
             return  # somebody has mounted one
         self.directory = Path(tempfile.mkdtemp(prefix="berth-hugetlb-", dir="/var/tmp"))

@@ -196,7 +196,7 @@ class Service:
             "id": str(uuid.uuid4()),
             "devname": f"{self.token}{number:x}",
             "address": f"fa:16:3e:{int(self.token[1:], 16) >> 8:02x}:{number >> 8:02x}:{number & 255:02x}",
-            "addresses": [f"{self.subnet}.{10 + number}/24"],
+            "addresses": [f"{self.subnet}.{10 + number % 240}/24"],
             "routes": [{"destination": "0.0.0.0/0", "gateway": f"{self.subnet}.1"}],
             "bridge": True,
         } | fields

@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::resume_unwind;
+use std::thread;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::parts::Parts;
@@ -33,7 +35,10 @@ pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Res
             let left = destroy::destroy(parts, &record).err();
             Err(match left {
                 None => fault,
-                Some(left) => fault.context(format_args!("{} (and taking it down again: {})", record.id, left.detail)),
+                Some(left) => fault.context(format_args!(
+                    "{} (and taking it down again: {})",
+                    record.id, left.detail
+                )),
             })
         }
     }
@@ -69,14 +74,27 @@ fn host_side(parts: &Parts, record: &mut Record) -> Result<()> {
     let paths = parts.paths(record);
     make_dir(paths.state())?;
     make_dir(paths.run())?;
-    parts.disks.create(&paths.root_disk(), record.root_bytes)?;
-    if record.ephemeral_bytes > 0 {
-        parts.disks.create(&paths.ephemeral_disk(), record.ephemeral_bytes)?;
-    }
-    network(parts, record)?;
+    // The kernel makes namespaces and links while the disk is copied and attached.
+    let made = &*record;
+    thread::scope(|scope| {
+        let network = scope.spawn(|| network(parts, made));
+        let disks = disks(parts, made);
+        let network = network.join().unwrap_or_else(|panic| resume_unwind(panic));
+        disks.and(network)
+    })?;
     parts.mount(record)?;
     parts.rootfs(record).seed(&seed(record))?;
     record.seeded = true;
+    Ok(())
+}
+
+fn disks(parts: &Parts, record: &Record) -> Result<()> {
+    let paths = parts.paths(record);
+    parts.disks.create(&paths.root_disk(), record.root_bytes)?;
+    parts.disks.attach(&paths.root_disk(), &paths.disk_mount())?;
+    if record.ephemeral_bytes > 0 {
+        parts.disks.create(&paths.ephemeral_disk(), record.ephemeral_bytes)?;
+    }
     Ok(())
 }
 

@@ -27,8 +27,13 @@ pub fn freeze(parts: &Parts, mut record: Record, how: Frozen) -> Result<Record> 
 
 /// Thaws the instance.
 pub fn thaw(parts: &Parts, mut record: Record) -> Result<Record> {
-    parts.group(&record).thaw()?;
+    let group = parts.group(&record);
+    group.thaw()?;
     record.frozen = None;
-    record.save(&parts.paths(&record))?;
+    record.save(&parts.paths(&record)).inspect_err(|_| {
+        if let Err(fault) = group.freeze() {
+            tracing::error!(instance = %record.id, %fault, "freezing again after a failed resume");
+        }
+    })?;
     Ok(record)
 }

@@ -1,56 +1,67 @@
 //! Interfaces of an existing instance: attach and detach, running or not.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
+use crate::instance::taken::Taken;
 use crate::network::{self, Rates};
 use crate::types::Vif;
 
-/// Attaches an interface. The same one again is left undisturbed; another
-/// one under the same port is a conflict.
-pub fn attach(
-    parts: &Parts,
-    mut record: Record,
-    mut vif: Vif,
-    others: &BTreeSet<IpAddr>,
-) -> Result<Record> {
-    let known = record.definition.vifs.iter().position(|v| v.id == vif.id);
-    if let Some(index) = known {
-        let same = &record.definition.vifs[index];
-        if !asks_for_the_same(same, &vif) {
-            return Err(Fault::new(
-                FaultKind::InterfaceExists,
-                format!("port {} is attached with another definition; detach it first", vif.id),
-            ));
+/// What an interface to be attached is to be, with all that it did not bring.
+/// The same one again is left undisturbed; another one under the same port is
+/// a conflict.
+pub fn plan(parts: &Parts, record: &Record, mut vif: Vif, mut others: Taken) -> Result<Vif> {
+    let mut all = record.definition.vifs.clone();
+    if let Some(same) = all.iter().find(|v| v.id == vif.id) {
+        if asks_for_the_same(same, &vif) {
+            return Ok(same.clone());
         }
-        vif = same.clone();
-    } else {
-        parts.network.assign(&mut vif, others)?;
-        let mut all = record.definition.vifs.clone();
-        all.push(vif);
-        network::assign_names(&mut all);
-        parts.network.validate(&all, None)?;
-        vif = all.pop().unwrap_or_else(|| unreachable!("one was pushed above"));
+        return Err(Fault::new(
+            FaultKind::InterfaceExists,
+            format!("port {} is attached with another definition; detach it first", vif.id),
+        ));
     }
+    others.take(&parts.network, &mut vif, "", record.id)?;
+    all.push(vif);
+    network::assign_names(&mut all);
+    parts.network.validate(&all, None)?;
+    Ok(all.pop().unwrap_or_else(|| unreachable!("one was pushed above")))
+}
+
+/// The record with the interface in it.
+pub fn with(record: &Record, vif: &Vif) -> Record {
+    let mut record = record.clone();
+    if !record.definition.vifs.contains(vif) {
+        record.definition.vifs.push(vif.clone());
+    }
+    record
+}
+
+/// Attaches an interface that [`plan`] gave.
+pub fn attach(parts: &Parts, record: Record, vif: Vif) -> Result<Record> {
+    let known = record.definition.vifs.iter().position(|v| v.id == vif.id);
     let index = known.unwrap_or(record.definition.vifs.len());
     let net_ns = parts.paths(&record).net_ns();
     let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
-    parts.network.attach(&vif, index, &net_ns)?;
     if known.is_some() {
+        parts.network.attach(&vif, index, &net_ns)?;
         parts.network.apply_rates(&vif, &rates)?;
         return Ok(record);
     }
-    record.definition.vifs.push(vif.clone());
-    let kept = parts.network.apply_rates(&vif, &rates).and_then(|()| record.save(&parts.paths(&record)));
-    match kept {
+    let mut record = with(&record, &vif);
+    // The record first: what was cut short in between is finished at the next
+    // start, and an interface that is in no record would stay.
+    record.save(&parts.paths(&record))?;
+    let attached = parts
+        .network
+        .attach(&vif, index, &net_ns)
+        .and_then(|()| parts.network.apply_rates(&vif, &rates));
+    match attached {
         Ok(()) => Ok(record),
-        Err(fault) => Err(match parts.network.detach(&vif) {
-            Ok(()) => fault,
+        Err(fault) => Err(match detach(parts, record, vif.id) {
+            Ok(_) => fault,
             Err(left) => fault.context(format_args!("(and detaching it again: {})", left.detail)),
         }),
     }
@@ -78,11 +89,11 @@ pub fn detach(parts: &Parts, mut record: Record, port: Uuid) -> Result<Record> {
             format!("instance {} has no interface of port {port}", record.id),
         )
     })?;
-    let vif = record.definition.vifs.remove(index);
-    // The record first: an interface that is in no record is removed at the
-    // next start, one that is only in the record would come back.
+    // The record last: a detach that was cut short is repeated, and an
+    // interface that is in no record would stay.
+    parts.network.detach(&record.definition.vifs[index])?;
+    record.definition.vifs.remove(index);
     record.save(&parts.paths(&record))?;
-    parts.network.detach(&vif)?;
     Ok(record)
 }
 
@@ -100,6 +111,7 @@ mod tests {
     #[test]
     fn a_repeated_request_is_known_by_what_it_asks() {
         let mut known = vif();
+        known.name = Some("eth1".into());
         known.addresses = vec!["10.88.0.2/16".into()];
         assert!(asks_for_the_same(&known, &vif()));
         let other = Vif { mtu: 1400, ..vif() };

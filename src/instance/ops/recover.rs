@@ -10,15 +10,16 @@ use crate::fault::Result;
 use crate::instance::live::Live;
 use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Frozen, Record};
-use crate::monitor::{ExitRecord, Monitor, Phase};
+use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{create, destroy, start, stop};
+use super::{create, destroy, resize, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
 pub enum Recovered {
-    /// It runs, or is frozen: nothing noticed.
+    /// It runs, or is frozen: nothing noticed. If it shall not run, a stop was
+    /// cut short, and its actor goes on with that.
     Running(Live),
     /// It does not run.
     Stopped,
@@ -34,17 +35,25 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
     }
     parts.images.hold(record.definition.image_id, record.id)?;
     if let Some(live) = adopt(parts, &mut record)? {
+        if let Err(fault) = finish_changes(parts, &record) {
+            tracing::warn!(instance = %record.id, %fault, "bringing it to what its record says");
+        }
         return Ok((record, Recovered::Running(live)));
     }
     let ended: Option<ExitRecord> = atomic::read_json(&parts.paths(&record).exit()).unwrap_or(None);
+    // An end that the service asked for says nothing against what Nova wants: a
+    // hard reboot may have been cut short.
+    let ended = ended.filter(|exit| !(exit.asked && record.desired == Desired::Running));
     let same_boot = record.boot_id.as_deref() == Some(parts.boot_id.as_str());
     let wanted = record.desired == Desired::Running;
     let mut record = stop::power_off(parts, record)?;
     if let Some(exit) = ended {
-        // It ended while the service was away.
-        record.exit = Some(stop::status(exit));
-        record.desired = Desired::Stopped;
-        record.save(&parts.paths(&record))?;
+        if wanted || record.exit.is_none() {
+            // It ended while the service was away.
+            record.exit = Some(stop::status(exit));
+            record.desired = Desired::Stopped;
+            record.save(&parts.paths(&record))?;
+        }
     } else if wanted && (same_boot || parts.config.host.resume_guests_state_on_host_boot) {
         // Its monitor was killed, or a start was interrupted; or the host was
         // booted and the operator wants such instances back.
@@ -66,9 +75,9 @@ fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
     let Ok(Some(monitor)) = Monitor::connect(&paths.monitor_socket()) else { return Ok(None) };
     let Ok((status, messages)) = monitor.subscribe() else { return Ok(None) };
     let (Phase::Running, Some(init)) = (status.phase, status.init) else { return Ok(None) };
-    if record.desired != Desired::Running {
-        // A start that was never answered, or a stop that was cut short.
-        return Ok(None);
+    if status.on_exit == ExitAction::End && record.desired == Desired::Running {
+        // A hard reboot that was cut short before it did anything.
+        monitor.on_exit(ExitAction::Guest)?;
     }
     record.guest_reboots = status.guest_reboots;
     // The kernel knows better than the record whether it is frozen.
@@ -77,6 +86,13 @@ fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
         (false, _) => None,
     };
     Live::follow(monitor, init, messages).map(Some)
+}
+
+/// An attach, a detach or a resize may have been cut short; where none was,
+/// this changes nothing.
+fn finish_changes(parts: &Parts, record: &Record) -> Result<()> {
+    create::network(parts, record)?;
+    resize::restore(parts, record, true)
 }
 
 /// Ids of everything that looks like an instance's and has no record.

@@ -34,7 +34,9 @@ pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> R
         Ok(()) => Ok(new),
         Err(fault) => Err(match restore(parts, &record, running) {
             Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and restoring the old limits: {})", left.detail)),
+            Err(left) => {
+                fault.context(format_args!("(and restoring the old limits: {})", left.detail))
+            }
         }),
     }
 }
@@ -113,7 +115,9 @@ fn apply(parts: &Parts, record: &Record, limits: &Limits) -> Result<()> {
     }
 }
 
-fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
+/// Puts in force on a running instance what its record says, should a change
+/// have been cut short.
+pub fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
     if running {
         apply(parts, old, &parts.limits(old)?)?;
     }

@@ -1,5 +1,8 @@
 //! Starting: root file system, cgroup, bundle, monitor, first process.
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use chrono::Utc;
 
 use crate::cgroup::{DeviceNumber, Layout};
@@ -11,29 +14,48 @@ use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::lxcfs;
 use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
+use crate::store::atomic;
 
 use super::{create, stop};
 
 /// Starts a stopped instance. What it did is undone when it fails.
-pub fn start(parts: &Parts, mut record: Record) -> Result<(Record, Live)> {
-    let outcome = (|| {
-        let live = boot(parts, &record)?;
-        record.desired = Desired::Running;
-        record.frozen = None;
-        record.exit = None;
-        record.guest_reboots = 0;
-        record.boot_id = Some(parts.boot_id.clone());
-        record.started_at = Some(Utc::now());
-        record.save(&parts.paths(&record))?;
-        Ok(live)
-    })();
-    match outcome {
-        Ok(live) => Ok((record, live)),
-        Err(fault) => Err(match stop::power_off(parts, record) {
-            Ok(_) => fault,
-            Err(left) => fault.context(format_args!("(and taking it down again: {})", left.detail)),
-        }),
+pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
+    let mut record = Record {
+        desired: Desired::Running,
+        frozen: None,
+        exit: None,
+        guest_reboots: 0,
+        boot_id: Some(parts.boot_id.clone()),
+        started_at: Some(Utc::now()),
+        ..before.clone()
+    };
+    // The last end is not to be taken for the end of this run.
+    atomic::remove_file(&parts.paths(&record).exit())?;
+    // The disk takes the record while the instance boots. Killed in between,
+    // the service finds that it shall run, and starts it again.
+    let booted = &record.clone();
+    let (live, saved) = thread::scope(|scope| {
+        let saving = scope.spawn(|| record.save(&parts.paths(booted)));
+        let live = boot(parts, booted);
+        (live, saving.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    match (live, saved) {
+        (Ok(live), Ok(())) => Ok((record, live)),
+        (Err(fault), _) | (Ok(_), Err(fault)) => {
+            Err(match undo(parts, before, record.generation) {
+                Ok(()) => fault,
+                Err(left) => {
+                    fault.context(format_args!("(and taking it down again: {})", left.detail))
+                }
+            })
+        }
     }
+}
+
+fn undo(parts: &Parts, before: Record, generation: u64) -> Result<()> {
+    let mut before = stop::power_off(parts, before)?;
+    before.generation = generation;
+    before.save(&parts.paths(&before))
 }
 
 fn boot(parts: &Parts, record: &Record) -> Result<Live> {

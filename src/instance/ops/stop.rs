@@ -56,9 +56,11 @@ pub fn settle(parts: &Parts, record: Record, unasked: bool) -> Result<Record> {
 }
 
 /// The exit status that clients see. The kernel ends the first process with a
-/// signal when the instance powers off or reboots: that is no crash.
+/// signal when the instance powers off or reboots: that is no crash, nor is
+/// an end that was asked for.
 pub fn status(exit: ExitRecord) -> ExitStatus {
     match exit.kind {
+        _ if exit.asked => ExitStatus { code: Some(0), signal: None, ..exit.status },
         ExitKind::PowerOff | ExitKind::Reboot => {
             ExitStatus { code: Some(0), signal: None, ..exit.status }
         }
