@@ -11,8 +11,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::fault::Result;
-pub use crate::instance::action::{Action, Created, ExecRequest, RequestContext};
 use crate::instance::Manager;
+pub use crate::instance::action::{Action, Created, ExecRequest, RequestContext};
 use crate::instance::event::EventSubscription;
 use crate::instance::operation::OperationHandle;
 use crate::types::{

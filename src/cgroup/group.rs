@@ -295,7 +295,9 @@ impl Group {
     /// unified one beside version 1.
     pub fn left_alone(&self) -> Vec<PathBuf> {
         match (self.hierarchy.layout(), self.hierarchy.unified()) {
-            (super::Layout::Hybrid, Some(unified)) => vec![self.below(unified).join("cgroup.procs")],
+            (super::Layout::Hybrid, Some(unified)) => {
+                vec![self.below(unified).join("cgroup.procs")]
+            }
             _ => Vec::new(),
         }
     }

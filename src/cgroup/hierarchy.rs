@@ -248,7 +248,8 @@ impl Hierarchy {
 
     /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.
     pub fn instances(&self, parent: &str) -> BTreeSet<Uuid> {
-        let entries = self.roots().into_iter().filter_map(|root| fs::read_dir(root.join(parent)).ok());
+        let entries =
+            self.roots().into_iter().filter_map(|root| fs::read_dir(root.join(parent)).ok());
         entries
             .flatten()
             .flatten()

@@ -30,9 +30,7 @@ use super::record::{Desired, Frozen, Record};
 use super::state::{Admission, Verb, admit};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
-use crate::types::{
-    EventKind, ExitStatus, InstanceCreate, Problem, Resize, Stop, TaskState, Vif,
-};
+use crate::types::{EventKind, ExitStatus, InstanceCreate, Problem, Resize, Stop, TaskState, Vif};
 
 /// Nova's `shutdown_timeout`.
 const SHUTDOWN_TIMEOUT: u32 = 60;
@@ -169,10 +167,8 @@ impl Actor {
 
     async fn create(&mut self, request: InstanceCreate) -> Result<()> {
         let record = self.record.clone();
-        self.record = self
-            .inner
-            .host(move |parts| ops::create::create(parts, record, request))
-            .await?;
+        self.record =
+            self.inner.host(move |parts| ops::create::create(parts, record, request)).await?;
         self.inner.emit(EventKind::Created, &self.view(), self.request_id.clone());
         Ok(())
     }
@@ -397,7 +393,9 @@ impl Actor {
         };
         match &outcome {
             Ok(()) => warn!(instance = %self.record.id, "started again after its monitor was lost"),
-            Err(fault) => error!(instance = %self.record.id, %fault, "starting again after its monitor was lost"),
+            Err(fault) => {
+                error!(instance = %self.record.id, %fault, "starting again after its monitor was lost")
+            }
         }
         self.end(&outcome);
         if outcome.is_err() {
@@ -443,4 +441,3 @@ impl std::fmt::Debug for Actor {
         f.debug_struct("Actor").field("id", &self.record.id).finish_non_exhaustive()
     }
 }
-

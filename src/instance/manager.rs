@@ -18,8 +18,8 @@ use super::actor::Actor;
 use super::event::{EventLog, EventSubscription};
 use super::handle::{Handle, Job, View, not_found};
 use super::operation::{OperationHandle, Operations};
-use super::ops::recover::{self, Recovered};
 use super::ops::destroy;
+use super::ops::recover::{self, Recovered};
 use super::parts::Parts;
 use super::record::{self, Desired, Record, SCHEMA};
 use super::validate;
@@ -128,7 +128,11 @@ impl Manager {
     pub fn open(config: Config, checks: Vec<Check>) -> Result<Manager> {
         let parts = Arc::new(Parts::open(config)?);
         let configured = parts.config.service.concurrency;
-        let slots = if configured > 0 { configured } else { 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get) };
+        let slots = if configured > 0 {
+            configured
+        } else {
+            2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+        };
         let inner = Arc::new(Inner {
             imports: Arc::new(Semaphore::new(parts.config.images.concurrency)),
             parts,
@@ -170,8 +174,10 @@ impl Manager {
             record.pinned_cpus.as_deref(),
         )?;
         network::Rates::from_extra_specs(&definition.flavor.extra_specs)?;
-        let (operation, writer) = inner.operations.begin("instance.create", id, &context.request_id);
-        let view = View { record: record.clone(), init: None, task_state: Some(TaskState::Creating) };
+        let (operation, writer) =
+            inner.operations.begin("instance.create", id, &context.request_id);
+        let view =
+            View { record: record.clone(), init: None, task_state: Some(TaskState::Creating) };
         let (handle, jobs) = Handle::new(view);
         let handle = Arc::new(handle);
         *handle.creating().lock().unwrap_or_else(PoisonError::into_inner) = Some(operation.clone());
@@ -443,7 +449,8 @@ impl Manager {
                     None => usage.vcpus += flavor.vcpus,
                 }
                 usage.memory_mb += flavor.memory_mb;
-                usage.local_gb += flavor.root_gb + flavor.ephemeral_gb + flavor.swap_mb.div_ceil(1024);
+                usage.local_gb +=
+                    flavor.root_gb + flavor.ephemeral_gb + flavor.swap_mb.div_ceil(1024);
                 usage.instances += 1;
                 usage.running += u32::from(view.init.is_some());
             });
@@ -472,14 +479,18 @@ impl Inner {
                 Ok(Some(record)) => records.push(record),
                 Ok(None) => continue,
                 // What it owns stays: the operator may mend the record.
-                Err(fault) => error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone"),
+                Err(fault) => {
+                    error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone")
+                }
             }
             known.insert(id);
         }
         for id in recover::orphans(&self.parts, &known) {
             match destroy::purge(&self.parts, id) {
                 Ok(()) => info!(instance = %id, "removed what an interrupted operation left"),
-                Err(fault) => error!(instance = %id, %fault, "removing what an interrupted operation left"),
+                Err(fault) => {
+                    error!(instance = %id, %fault, "removing what an interrupted operation left")
+                }
             }
         }
         // What went away with its namespace leaves its rates' devices behind.
@@ -516,7 +527,8 @@ impl Inner {
                 (Record { fault: Some(Problem::from(&fault)), ..before }, None)
             }
         };
-        let view = View { record: record.clone(), init: live.as_ref().map(|l| l.init), task_state: None };
+        let view =
+            View { record: record.clone(), init: live.as_ref().map(|l| l.init), task_state: None };
         let (handle, jobs) = Handle::new(view);
         let handle = Arc::new(handle);
         self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle.clone());

@@ -212,7 +212,10 @@ fn monitor_program(config: &Config) -> Result<PathBuf> {
     } else {
         Err(Fault::invalid(
             "instances.monitor",
-            format!("there is no {}: install berth-monitor there, or name its path", path.display()),
+            format!(
+                "there is no {}: install berth-monitor there, or name its path",
+                path.display()
+            ),
         ))
     }
 }

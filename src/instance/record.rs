@@ -184,7 +184,8 @@ pub(crate) mod tests {
     #[test]
     fn a_record_survives_its_file_and_another_schema_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = crate::store::layout::Layout::new(dir.path(), dir.path()).instance(Uuid::nil());
+        let layout =
+            crate::store::layout::Layout::new(dir.path(), dir.path()).instance(Uuid::nil());
         assert!(Record::load(&layout).unwrap().is_none());
         std::fs::create_dir_all(layout.state()).unwrap();
         let mut written = record();

@@ -22,10 +22,16 @@ pub fn create(request: &InstanceCreate) -> Result<()> {
     }
     if let Some(command) = &request.command {
         if command.is_empty() {
-            return Err(Fault::invalid("command", "must have at least one word; leave it out for the image's"));
+            return Err(Fault::invalid(
+                "command",
+                "must have at least one word; leave it out for the image's",
+            ));
         }
         if let Some(i) = command.iter().position(|word| word.contains('\0')) {
-            return Err(Fault::invalid(format!("command[{i}]"), "must not contain a NUL character"));
+            return Err(Fault::invalid(
+                format!("command[{i}]"),
+                "must not contain a NUL character",
+            ));
         }
     }
     Ok(())
@@ -37,7 +43,10 @@ pub fn flavor(field: &str, flavor: &Flavor) -> Result<()> {
         if (least..=most).contains(&value) {
             Ok(())
         } else {
-            Err(Fault::invalid(format!("{field}.{name}"), format!("{value} is out of range: {least} to {most}")))
+            Err(Fault::invalid(
+                format!("{field}.{name}"),
+                format!("{value} is out of range: {least} to {most}"),
+            ))
         }
     };
     range("vcpus", flavor.vcpus.into(), 1, 1024)?;
@@ -132,9 +141,11 @@ mod tests {
 
     #[test]
     fn host_names_are_made_of_any_name() {
-        for (name, expected) in
-            [("instance-00000001", "instance-00000001"), ("My Server!", "my-server"), ("***", "instance")]
-        {
+        for (name, expected) in [
+            ("instance-00000001", "instance-00000001"),
+            ("My Server!", "my-server"),
+            ("***", "instance"),
+        ] {
             assert_eq!(hostname_from(name), expected);
             hostname(&hostname_from(name)).unwrap();
         }

@@ -31,8 +31,8 @@ mod serve;
 mod strays;
 
 pub use client::{ConsoleStream, Monitor, launch};
-pub use strays::end_strays;
 pub use protocol::{ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase};
+pub use strays::end_strays;
 
 /// All that a monitor needs to know, in `monitor.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

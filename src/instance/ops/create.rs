@@ -33,7 +33,10 @@ pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Res
             let left = destroy::destroy(parts, &record).err();
             Err(match left {
                 None => fault,
-                Some(left) => fault.context(format_args!("{} (and taking it down again: {})", record.id, left.detail)),
+                Some(left) => fault.context(format_args!(
+                    "{} (and taking it down again: {})",
+                    record.id, left.detail
+                )),
             })
         }
     }

@@ -7,11 +7,11 @@ use std::io::ErrorKind;
 
 use uuid::Uuid;
 
+use crate::cgroup::Group;
 use crate::fault::{OrFault, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::instance::teardown::Teardown;
-use crate::cgroup::Group;
 use crate::monitor::{self, ExitAction, Monitor};
 use crate::runtime::Runtime as _;
 use crate::store::layout::InstanceLayout;

@@ -46,7 +46,8 @@ pub fn attach(
         return Ok(record);
     }
     record.definition.vifs.push(vif.clone());
-    let kept = parts.network.apply_rates(&vif, &rates).and_then(|()| record.save(&parts.paths(&record)));
+    let kept =
+        parts.network.apply_rates(&vif, &rates).and_then(|()| record.save(&parts.paths(&record)));
     match kept {
         Ok(()) => Ok(record),
         Err(fault) => Err(match parts.network.detach(&vif) {

@@ -34,7 +34,9 @@ pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> R
         Ok(()) => Ok(new),
         Err(fault) => Err(match restore(parts, &record, running) {
             Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and restoring the old limits: {})", left.detail)),
+            Err(left) => {
+                fault.context(format_args!("(and restoring the old limits: {})", left.detail))
+            }
         }),
     }
 }
