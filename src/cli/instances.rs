@@ -243,6 +243,10 @@ fn show(output: Output, instance: &Instance) -> Result<()> {
         row("image", instance.definition.image_id.to_string());
         row("flavor", name.clone());
         row("vcpus", vcpus.to_string());
+        if let Some(cpus) = &instance.pinned_cpus {
+            let cpus: Vec<String> = cpus.iter().map(u32::to_string).collect();
+            row("pinned to", format!("CPUs {}", cpus.join(", ")));
+        }
         row("memory", format!("{memory_mb} MiB, swap {swap_mb} MiB"));
         row("disks", format!("root {root_gb} GiB, ephemeral {ephemeral_gb} GiB"));
         for (spec, value) in extra_specs {

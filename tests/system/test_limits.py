@@ -366,6 +366,7 @@ class TestDedicated:
         owner = parted.spawn(parted.image, flavor=self.DEDICATED)
         assert allowed_cpus(owner) == str(CPUS[-1])
         assert owner.get()["pinned_cpus"] == [CPUS[-1]]
+        assert f"CPUs {CPUS[-1]}" in parted.berth("show", owner.id)
         assert str(CPUS[-1]) not in allowed_cpus(shared)
         with pytest.raises(Fault) as fault:
             parted.define(parted.image, flavor=self.DEDICATED)
