@@ -80,9 +80,7 @@ def busybox_tree(program: Path = Path("/bin/busybox")) -> Tree:
     """BusyBox and a symbolic link for each of its applets, in the usual directories."""
     tree = Tree()
     tree.file("bin/busybox", program.read_bytes(), 0o755)
-    listing = subprocess.run(
-        [program, "--list-full"], check=True, capture_output=True, text=True
-    ).stdout
+    listing = subprocess.run([program, "--list-full"], check=True, capture_output=True, text=True).stdout
     for applet in listing.split():
         if applet not in ("bin/busybox", "linuxrc"):
             tree.symlink(applet, "/bin/busybox")
@@ -150,10 +148,7 @@ def oci_archive(layers: list[bytes], config: dict, tag: str) -> bytes:
         "schemaVersion": 2,
         "mediaType": f"{kind}.manifest.v1+json",
         "config": blob(f"{kind}.config.v1+json", image_config(layers, config)),
-        "layers": [
-            blob(f"{kind}.layer.v1.tar+gzip", gzip.compress(layer, 6, mtime=0))
-            for layer in layers
-        ],
+        "layers": [blob(f"{kind}.layer.v1.tar+gzip", gzip.compress(layer, 6, mtime=0)) for layer in layers],
     }
     entry = blob(manifest["mediaType"], json.dumps(manifest, sort_keys=True).encode())
     entry["annotations"] = {"org.opencontainers.image.ref.name": tag}

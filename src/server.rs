@@ -1,1 +1,168 @@
-//! (placeholder of the skeleton)
+//! Listening, and stopping well.
+//!
+//! A Unix socket always; its mode and group say who may connect. TCP only with
+//! mutual TLS. On SIGTERM or SIGINT nothing new is taken, streams end, and
+//! operations under way get a while to finish; instances never notice.
+
+mod listen;
+mod systemd;
+mod tls;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::HttpServer;
+use actix_web::rt::net::UnixStream;
+use tokio::sync::watch;
+
+use self::listen::Listeners;
+use crate::api::backend::Backend;
+use crate::api::{self, Api, Peer};
+use crate::config;
+use crate::fault::{Fault, OrFault, Result};
+
+/// How long a stop waits for operations under way. What has not ended then
+/// goes on where it left off, or is undone, at the next start.
+pub const DRAIN: Duration = Duration::from_secs(60);
+
+/// How long an idle connection is kept.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// A service that listens and does not answer yet.
+pub struct Server {
+    listeners: Listeners,
+    workers: usize,
+}
+
+impl Server {
+    /// Listens as the configuration says. Connections wait until [`run`](Self::run).
+    pub fn bind(config: &config::Config) -> Result<Server> {
+        Ok(Server {
+            listeners: Listeners::bind(config)?,
+            workers: worker_count(config.service.workers),
+        })
+    }
+
+    /// The address of the TCP listener, where there is one.
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.listeners.tls.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Answers until `stop` ends, and then for as long as operations take, at
+    /// most [`DRAIN`]. To be run in an actix system.
+    pub async fn run(
+        self,
+        backend: Arc<dyn Backend>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<()> {
+        let Server { listeners: Listeners { unix, socket, tls }, workers } = self;
+        let (stopping, is_stopping) = watch::channel(false);
+        let api = Api::new(backend.clone(), is_stopping);
+        let mut server = HttpServer::new(move || api::app(api.clone()))
+            .workers(workers)
+            .keep_alive(KEEP_ALIVE)
+            .shutdown_timeout(DRAIN.as_secs() + 5)
+            .disable_signals()
+            .on_connect(|connection, data| {
+                let unix = connection.downcast_ref::<UnixStream>();
+                data.insert(Peer(unix.map_or_else(|| "tls".to_owned(), describe_peer)));
+            })
+            .listen_uds(unix)
+            .or_fault("listening on the Unix socket")?;
+        if let Some((listener, acceptor)) = tls {
+            server = server.listen_openssl(listener, acceptor).or_fault("listening with TLS")?;
+        }
+        let server = server.run();
+        let handle = server.handle();
+        let mut serving = actix_web::rt::spawn(server);
+        let _watchdog = systemd::Watchdog::start(backend.clone());
+        systemd::notify(sd_notify::NotifyState::Ready);
+        tracing::info!(socket = %socket.path.display(), "the service is ready");
+
+        tokio::select! {
+            () = stop => {}
+            ended = &mut serving => {
+                ended.or_fault("serving HTTP")?.or_fault("serving HTTP")?;
+                return Err(Fault::internal("serving HTTP", "the server ended by itself"));
+            }
+        }
+        tracing::info!("the service is stopping");
+        systemd::notify(sd_notify::NotifyState::Stopping);
+        stopping.send_replace(true);
+        // The path goes first: a service that starts now makes its own.
+        drop(socket);
+        tokio::join!(handle.stop(true), drain(&*backend));
+        serving.await.or_fault("stopping")?.or_fault("stopping")?;
+        tracing::info!("the service has stopped; instances run on");
+        Ok(())
+    }
+}
+
+/// Waits for operations under way, within bounds.
+async fn drain(backend: &dyn Backend) {
+    let all = async {
+        for operation in backend.unfinished_operations() {
+            operation.wait().await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, all).await.is_err() {
+        for operation in backend.unfinished_operations() {
+            let operation = operation.snapshot();
+            tracing::warn!(id = %operation.id, kind = operation.kind, target = %operation.target,
+                stage = operation.stage, "left unfinished");
+        }
+    }
+}
+
+/// Ends at SIGTERM or SIGINT. SIGHUP, which a closed terminal sends, is ignored:
+/// there is nothing to read anew.
+pub fn stop_signal() -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let doing = "taking signals";
+    let mut terminate = signal(SignalKind::terminate()).or_fault(doing)?;
+    let mut interrupt = signal(SignalKind::interrupt()).or_fault(doing)?;
+    let mut hangup = signal(SignalKind::hangup()).or_fault(doing)?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return,
+                _ = interrupt.recv() => return,
+                _ = hangup.recv() => tracing::debug!("SIGHUP: there is nothing to read anew"),
+            }
+        }
+    })
+}
+
+fn worker_count(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
+        count => count,
+    }
+}
+
+fn describe_peer(stream: &UnixStream) -> String {
+    match stream.peer_cred() {
+        Ok(peer) => {
+            let pid = peer.pid().map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+            format!("uid={} pid={pid}", peer.uid())
+        }
+        Err(_) => "unix".to_owned(),
+    }
+}
+
+/// The socket's file, removed when dropped if it is still the one that was made.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device_and_inode: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if listen::device_and_inode(&self.path).ok() == Some(self.device_and_inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

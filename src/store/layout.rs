@@ -110,7 +110,11 @@ impl InstanceLayout {
     pub fn disk_mount(&self) -> PathBuf {
         self.run.join("disk")
     }
-    /// Where the ephemeral file system is mounted.
+    /// Where the ephemeral disk's file system is mounted as it is on disk.
+    pub fn ephemeral_disk_mount(&self) -> PathBuf {
+        self.run.join("ephemeral-disk")
+    }
+    /// Where it is mounted with the instance's ids, for the instance.
     pub fn ephemeral_mount(&self) -> PathBuf {
         self.run.join("ephemeral")
     }

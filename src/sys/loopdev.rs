@@ -1,1 +1,309 @@
-//! (to be written)
+//! Loop devices: a file as a block device.
+//!
+//! Every device berth attaches clears itself when the last to use it (an open
+//! descriptor, a mount) goes away, so that neither a crash nor a forgotten
+//! name leaves one behind. A device is known by the file it has, never by its
+//! number alone: numbers are given again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::mem::zeroed;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, makedev, mknodat};
+use rustix::io::Errno;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+
+/// Major device number of all loop devices.
+pub const MAJOR: u32 = 7;
+
+// From include/uapi/linux/loop.h.
+const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
+const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+#[repr(C)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+/// An attached loop device, held attached while this value or a mount of it lives.
+#[derive(Debug)]
+pub struct LoopDevice {
+    /// `/dev/loopN`.
+    pub path: PathBuf,
+    /// N, which is also the minor device number.
+    pub number: u32,
+    file: File,
+}
+
+/// Attaches `file`, or finds the device that already has it: two devices over
+/// one file would ruin its file system.
+///
+/// `direct_io` goes past the host's page cache where the host's file system
+/// can; the kernel quietly does without where it cannot.
+pub fn attach(file: &Path, read_only: bool, direct_io: bool) -> Result<LoopDevice> {
+    let doing = || format!("attaching {} to a loop device", file.display());
+    // The lock belongs to the open file, and the device keeps that open: whoever
+    // gets the lock knows that no device of ours has the file.
+    const TRIES: u32 = 200;
+    let backing = OpenOptions::new().read(true).write(!read_only).open(file).or_fault(doing())?;
+    for _ in 0..TRIES {
+        match flock(&backing, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return configure_free(&backing, read_only, direct_io).or_fault(doing()),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(e) => return Err(e).or_fault(doing()),
+        }
+        if let Some(device) = find_by_backing(file)? {
+            return Ok(device);
+        }
+        // It is being cleared, or a child that is about to exec still has it.
+        sleep(Duration::from_millis(10));
+    }
+    Err(Fault::internal(doing(), "another process keeps the file locked"))
+}
+
+/// The device that has `file`, if one does.
+pub fn find_by_backing(file: &Path) -> Result<Option<LoopDevice>> {
+    let doing = || format!("looking for the loop device of {}", file.display());
+    let wanted = match fs::metadata(file) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).or_fault(doing()),
+    };
+    for entry in fs::read_dir("/sys/block").or_fault(doing())? {
+        let name = entry.or_fault(doing())?.file_name();
+        let Some(number) = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok()) else {
+            continue;
+        };
+        // Only attached devices have this file; opening the others is in vain.
+        if !Path::new("/sys/block").join(&name).join("loop/backing_file").exists() {
+            continue;
+        }
+        if let Some(device) = open_attached(number, &wanted).or_fault(doing())? {
+            return Ok(Some(device));
+        }
+    }
+    Ok(None)
+}
+
+/// Device `number`, if it has the file that `backing` describes.
+pub fn open_attached(number: u32, backing: &fs::Metadata) -> io::Result<Option<LoopDevice>> {
+    let path = device_path(number);
+    let file = match OpenOptions::new().read(true).open(&path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENOENT | libc::ENODEV)) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    // Asked after opening: from here on the device cannot be cleared and given again.
+    Ok(match status(&file)? {
+        Some(info) if info.inode == backing.ino() && info.device == backing.dev() => {
+            Some(LoopDevice { path, number, file })
+        }
+        _ => None,
+    })
+}
+
+impl LoopDevice {
+    /// Makes the device as large as its file now is.
+    pub fn update_size(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open; this request takes no argument.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_SET_CAPACITY, 0) }).map(drop)
+    }
+
+    /// Whether the host's page cache is gone past.
+    pub fn is_direct(&self) -> io::Result<bool> {
+        Ok(status(&self.file)?.is_some_and(|info| info.flags & LO_FLAGS_DIRECT_IO != 0))
+    }
+}
+
+/// One at a time within the service: many at once would ask for the same free
+/// number and try again in vain. Other programs can still come between.
+static ATTACHING: Mutex<()> = Mutex::new(());
+
+fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Result<LoopDevice> {
+    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+    let mut flags = LO_FLAGS_AUTOCLEAR;
+    if read_only {
+        flags |= LO_FLAGS_READ_ONLY;
+    }
+    if direct_io {
+        flags |= LO_FLAGS_DIRECT_IO;
+    }
+    let _one = ATTACHING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    loop {
+        // SAFETY: the descriptor is open; this request takes no argument.
+        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })?;
+        let device = open_free(number.unsigned_abs(), read_only)?;
+        match configure(&device.file, backing, flags) {
+            Ok(()) => return Ok(device),
+            // Somebody else was faster.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn configure(device: &File, backing: &File, flags: u32) -> io::Result<()> {
+    // SAFETY: all-zero is valid: integers and arrays of integers.
+    let mut config: LoopConfig = unsafe { zeroed() };
+    config.fd = backing.as_raw_fd().unsigned_abs();
+    config.info.flags = flags;
+    // SAFETY: the request reads a loop_config, which lives through the call;
+    // both descriptors are open.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }).map(drop)
+}
+
+fn open_free(number: u32, read_only: bool) -> io::Result<LoopDevice> {
+    let path = device_path(number);
+    let open = || OpenOptions::new().read(true).write(!read_only).open(&path);
+    let file = match open() {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            // A /dev that is no devtmpfs does not follow the kernel.
+            match mknodat(
+                CWD,
+                &path,
+                FileType::BlockDevice,
+                Mode::RUSR | Mode::WUSR,
+                makedev(MAJOR, number),
+            ) {
+                Ok(()) | Err(Errno::EXIST) => open()?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        other => other?,
+    };
+    Ok(LoopDevice { path, number, file })
+}
+
+fn device_path(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
+}
+
+fn status(device: &File) -> io::Result<Option<LoopInfo64>> {
+    // SAFETY: all-zero is valid: integers and arrays of integers.
+    let mut info: LoopInfo64 = unsafe { zeroed() };
+    // SAFETY: the request writes a loop_info64, which lives through the call.
+    match check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) }) {
+        Ok(_) => Ok(Some(info)),
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A fault for a host without loop devices.
+pub fn check_available() -> Result<()> {
+    File::open("/dev/loop-control").map(drop).or_kind(
+        FaultKind::HostUnsupported,
+        "opening /dev/loop-control (load the kernel module `loop`)",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn backing(dir: &Path, name: &str) -> PathBuf {
+        let path = dir.join(name);
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        path
+    }
+
+    /// Clearing is the kernel's, soon after the last close.
+    fn wait_until_free(file: &Path) {
+        for _ in 0..500 {
+            if find_by_backing(file).unwrap().is_none() {
+                return;
+            }
+            sleep(Duration::from_millis(10));
+        }
+        panic!("{} is still attached", file.display());
+    }
+
+    #[test]
+    fn root_a_file_has_one_device_which_ends_with_its_last_user() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = backing(dir.path(), "disk");
+        assert!(find_by_backing(&file).unwrap().is_none());
+        let first = attach(&file, false, false).unwrap();
+        let second = attach(&file, false, false).unwrap();
+        assert_eq!(first.number, second.number);
+        assert!(!first.is_direct().unwrap());
+        drop(first);
+        assert_eq!(find_by_backing(&file).unwrap().unwrap().number, second.number);
+        drop(second);
+        wait_until_free(&file);
+    }
+
+    #[test]
+    fn root_the_device_follows_its_file_and_is_known_by_it() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let (file, other) = (backing(dir.path(), "disk"), backing(dir.path(), "other"));
+        let device = attach(&file, false, true).unwrap();
+        let size = || fs::read_to_string(format!("/sys/block/loop{}/size", device.number)).unwrap();
+        assert_eq!(size().trim(), "2048");
+        OpenOptions::new().write(true).open(&file).unwrap().set_len(2 << 20).unwrap();
+        device.update_size().unwrap();
+        assert_eq!(size().trim(), "4096");
+        let other = fs::metadata(&other).unwrap();
+        assert!(open_attached(device.number, &other).unwrap().is_none());
+    }
+
+    #[test]
+    fn root_many_at_once_get_devices_of_their_own() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let files: Vec<_> = (0..20).map(|i| backing(dir.path(), &format!("d{i}"))).collect();
+        let devices: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> =
+                files.iter().map(|f| scope.spawn(|| attach(f, false, false).unwrap())).collect();
+            running.into_iter().map(|r| r.join().unwrap()).collect()
+        });
+        let numbers: BTreeSet<_> = devices.iter().map(|d| d.number).collect();
+        assert_eq!(numbers.len(), files.len());
+        drop(devices);
+        files.iter().for_each(|f| wait_until_free(f));
+    }
+
+    #[test]
+    fn a_missing_file_is_a_fault_that_names_it() {
+        let fault = attach(Path::new("/absent/disk"), false, false).unwrap_err();
+        assert!(fault.detail.contains("/absent/disk"), "{fault}");
+    }
+}

@@ -1,1 +1,293 @@
-//! (to be written)
+//! Mounts: detached trees, their attributes, and putting them into place.
+//!
+//! A mount is built as a descriptor that nothing else can see, and put into
+//! place complete. Until then, the end of the process is its end too.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change, move_mount, open_tree,
+    unmount as unmount_once,
+};
+
+use crate::fault::{OrFault, Result};
+
+/// Attributes of one mount, whatever the file system says.
+pub type Attributes = MountAttrFlags;
+
+/// How many mounts may lie on one another at a path before [`unmount`] gives up.
+const STACK_LIMIT: usize = 64;
+
+/// A private, detached copy of the mount that holds `path`, its root at `path`.
+/// Mounts below `path` are not copied.
+pub fn clone_tree(path: &Path) -> Result<OwnedFd> {
+    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .or_fault(format_args!("copying the mount of {}", path.display()))
+}
+
+/// Sets attributes of a detached mount; with `user_ns`, ids on the file system
+/// appear as that user namespace maps them.
+pub fn set_attributes(
+    mount: BorrowedFd<'_>,
+    set: Attributes,
+    user_ns: Option<BorrowedFd<'_>>,
+) -> Result<()> {
+    let mut attr_set = u64::from(set.bits());
+    if user_ns.is_some() {
+        attr_set |= libc::MOUNT_ATTR_IDMAP;
+    }
+    let attr = libc::mount_attr {
+        attr_set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user_ns.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    // SAFETY: both descriptors are open for the call, the path is a constant
+    // C string and `attr` lives through the call with its size beside it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        .or_fault("setting the attributes of a mount")
+}
+
+/// One option of a file system to [`create`].
+#[derive(Clone, Copy, Debug)]
+pub enum FsOption<'a> {
+    /// `name`
+    Flag(&'a str),
+    /// `name=value`
+    Text(&'a str, &'a Path),
+    /// An open file or directory.
+    Fd(&'a str, BorrowedFd<'a>),
+}
+
+/// Why a file system could not be made: the error, and what the kernel said.
+#[derive(Debug)]
+pub struct CreateError {
+    /// The error number.
+    pub errno: Errno,
+    /// The kernel's sentences; often empty.
+    pub said: String,
+}
+
+impl std::fmt::Display for CreateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let CreateError { errno, said } = self;
+        if said.is_empty() { write!(f, "{errno}") } else { write!(f, "{errno} ({said})") }
+    }
+}
+
+/// Makes a file system instance as a detached mount.
+pub fn create(
+    fs_type: &str,
+    options: &[FsOption<'_>],
+    attributes: Attributes,
+) -> Result<OwnedFd, CreateError> {
+    let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|errno| CreateError { errno, said: String::new() })?;
+    configure(context.as_fd(), options, attributes)
+        .map_err(|errno| CreateError { errno, said: messages(context.into()) })
+}
+
+fn configure(
+    context: BorrowedFd<'_>,
+    options: &[FsOption<'_>],
+    attributes: Attributes,
+) -> rustix::io::Result<OwnedFd> {
+    for option in options {
+        match *option {
+            FsOption::Flag(name) => fsconfig_set_flag(context, name)?,
+            FsOption::Text(name, value) => fsconfig_set_string(context, name, value)?,
+            FsOption::Fd(name, fd) => fsconfig_set_fd(context, name, fd)?,
+        }
+    }
+    fsconfig_create(context)?;
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// What the kernel has to say on a file system context: one message a read.
+fn messages(mut context: File) -> String {
+    let mut said = Vec::new();
+    let mut line = [0; 1024];
+    while let Ok(length @ 1..) = context.read(&mut line) {
+        // A letter for the severity and a space come first.
+        said.push(
+            String::from_utf8_lossy(line[..length].get(2..).unwrap_or(&[])).trim().to_owned(),
+        );
+    }
+    said.join("; ")
+}
+
+/// Puts a detached mount at `path`, which must exist.
+pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    move_mount(mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .or_fault(format_args!("mounting at {}", path.display()))
+}
+
+/// The root directory of a detached mount, for work inside it.
+pub fn root_of(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(mount, ".", flags, Mode::empty()).or_fault("opening the root of a mount")
+}
+
+/// Takes away everything that is mounted at `path`. Nothing there is success.
+/// Files still open keep the file system alive until they are closed.
+pub fn unmount(path: &Path) -> Result<()> {
+    for _ in 0..STACK_LIMIT {
+        match unmount_once(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            // EINVAL: no mount point.
+            Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            Err(e) => return Err(e).or_fault(format_args!("unmounting {}", path.display())),
+        }
+    }
+    Err(Errno::BUSY).or_fault(format_args!("unmounting {}: too many mounts", path.display()))
+}
+
+/// Whether something is mounted at `path` itself; `false` when there is no such path.
+pub fn is_mount_point(path: &Path) -> Result<bool> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match statx(CWD, path, flags, StatxFlags::TYPE) {
+        Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(e) => Err(e).or_fault(format_args!("looking at {}", path.display())),
+    }
+}
+
+/// The mount points strictly below `path`, the latest mounted first: the order
+/// in which they can be unmounted.
+pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
+    let doing = "reading /proc/self/mountinfo";
+    let mut found = Vec::new();
+    for line in BufReader::new(File::open("/proc/self/mountinfo").or_fault(doing)?).split(b'\n') {
+        let line = line.or_fault(doing)?;
+        let Some(field) = line.split(|b| *b == b' ').nth(4) else { continue };
+        let point = PathBuf::from(OsString::from_vec(unescape(field)));
+        if point.starts_with(path) && point != path {
+            found.push(point);
+        }
+    }
+    found.reverse();
+    Ok(found)
+}
+
+/// Makes `path` (a directory) a mount point of its own, once, whose mounts and
+/// unmounts are shared with mount namespaces copied from this one.
+///
+/// Shared, not private: a service of the host that starts with a mount
+/// namespace of its own gets a copy of every mount there is. Were they
+/// private, an instance's deletion would not reach that copy, and its disk and
+/// loop device would stay in use until the other service ends.
+pub fn make_shared_mount_point(path: &Path) -> Result<()> {
+    let doing = || format!("making {} a mount point", path.display());
+    if !is_mount_point(path)? {
+        mount_bind(path, path).or_fault(doing())?;
+    }
+    // First away from the parent's peers, then a peer group of its own.
+    mount_change(path, MountPropagationFlags::PRIVATE).or_fault(doing())?;
+    mount_change(path, MountPropagationFlags::SHARED).or_fault(doing())
+}
+
+/// Undoes mountinfo's `\040` and the like.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(code) if byte == b'\\' => {
+                out.push(code);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// Escapes a path for overlayfs' comma- and colon-separated option text.
+pub fn escape_overlay(path: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b':' | b',') {
+            out.push(b'\\');
+        }
+        out.push(byte);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Unmounted(PathBuf);
+    impl Drop for Unmounted {
+        fn drop(&mut self) {
+            let _ = unmount(&self.0);
+        }
+    }
+
+    fn tmpfs() -> OwnedFd {
+        create("tmpfs", &[FsOption::Text("mode", Path::new("0755"))], Attributes::empty()).unwrap()
+    }
+
+    #[test]
+    fn mountinfo_escapes() {
+        assert_eq!(unescape(br"/a\040b\134c"), br"/a b\c");
+        assert_eq!(unescape(br"/a\04"), br"/a\04");
+        assert_eq!(escape_overlay(Path::new("/a:b,c\\d")), br"/a\:b\,c\\d");
+    }
+
+    #[test]
+    fn root_mounts_are_seen_listed_and_taken_away_even_in_a_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join("with space");
+        std::fs::create_dir(&point).unwrap();
+        let _guard = Unmounted(point.clone());
+        assert!(!is_mount_point(&point).unwrap());
+        attach(tmpfs().as_fd(), &point).unwrap();
+        attach(tmpfs().as_fd(), &point).unwrap();
+        assert!(is_mount_point(&point).unwrap());
+        assert_eq!(mounts_below(dir.path()).unwrap(), [point.clone(), point.clone()]);
+        assert_eq!(mounts_below(&point).unwrap(), Vec::<PathBuf>::new());
+        unmount(&point).unwrap();
+        assert!(!is_mount_point(&point).unwrap());
+        unmount(&point).unwrap();
+        unmount(&dir.path().join("absent")).unwrap();
+    }
+
+    #[test]
+    fn root_a_mount_point_is_made_once_and_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let _guard = Unmounted(dir.path().to_owned());
+        make_shared_mount_point(dir.path()).unwrap();
+        make_shared_mount_point(dir.path()).unwrap();
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own: Vec<_> =
+            table.lines().filter(|l| l.contains(dir.path().to_str().unwrap())).collect();
+        assert_eq!(own.len(), 1, "{own:?}");
+        assert!(own[0].contains("shared:"), "{own:?}");
+    }
+}

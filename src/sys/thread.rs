@@ -1,1 +1,86 @@
-//! (to be written)
+//! Work on a thread of its own: for what the kernel keeps per thread (network
+//! namespace, file system ids) and what must therefore never be set on a
+//! thread of a pool.
+
+use std::path::Path;
+
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use rustix::thread::{
+    CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space,
+    set_capabilities_secure_bits,
+};
+
+use super::ids::IdBlock;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+
+/// Runs `f` on a new thread that first entered the network namespace `net_ns`
+/// (a pin, or `/proc/PID/ns/net`), and that ends with `f`.
+pub fn in_netns<T: Send>(net_ns: &Path, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_own_thread(|| {
+        let doing = || format!("entering the network namespace {}", net_ns.display());
+        let fd = std::fs::File::open(net_ns).or_fault(doing())?;
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&fd), Some(LinkNameSpaceType::Network))
+            .or_fault(doing())?;
+        f()
+    })
+}
+
+/// Runs `f` on a new thread that acts on files as root of `block`, with all of
+/// the service's capabilities: files it makes in an instance's tree belong to
+/// the instance's root. Overlayfs refuses ids that its mounts do not map.
+pub fn as_ids<T: Send>(block: IdBlock, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_own_thread(|| {
+        // Without this bit, leaving fsuid 0 takes the capabilities that act on files.
+        set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
+            .or_fault("keeping capabilities over a change of ids")?;
+        let (uid, gid) = (Uid::from_raw(block.first), Gid::from_raw(block.first));
+        setfsgid(gid);
+        setfsuid(uid);
+        // These calls tell of no failure; asking again gives what is in force.
+        if setfsgid(gid) != gid || setfsuid(uid) != uid {
+            return Err(Fault::internal(
+                "acting as an instance's root",
+                format_args!("the kernel refused the id {}", block.first),
+            ));
+        }
+        f()
+    })
+}
+
+fn on_own_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("berth-enter".into())
+            .spawn_scoped(scope, f)
+            .or_kind(FaultKind::ResourcesExhausted, "starting a thread")?
+            .join()
+            .unwrap_or_else(|_| Err(Fault::internal("a helper thread", "it panicked")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_files_made_as_ids_belong_to_the_block_and_this_thread_is_unchanged() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let block = IdBlock { first: 1_900_000_000, size: 65_536 };
+        // The directory is root's, mode 0700: only a kept capability lets us in.
+        as_ids(block, || std::fs::write(&path, b"x").or_fault("writing")).unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (block.first, block.first));
+        let own = dir.path().join("own");
+        std::fs::write(&own, b"").unwrap();
+        assert_eq!(std::fs::metadata(&own).unwrap().uid(), 0);
+    }
+
+    #[test]
+    fn a_panic_inside_is_a_fault() {
+        let block = IdBlock { first: 0, size: 1 };
+        let fault = as_ids::<()>(block, || panic!("on purpose")).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Internal);
+    }
+}

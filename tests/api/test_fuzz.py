@@ -38,7 +38,8 @@ def test_schemathesis_finds_nothing(service, busybox, forward, tmp_path):
     config.write_text(CONFIG)
     # The stream of events has no end to wait for.
     command = [
-        sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{url}/v1/openapi.json", "--url", url,
+        sys.executable, "-m", "schemathesis.cli", "--config-file", str(config),
+        "run", f"{url}/v1/openapi.json", "--url", url,
         "--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "40",
         "--mode", "all", "--exclude-path", "/v1/events", "--request-timeout", "20",
         "--generation-database", "none", "--continue-on-failure", "--no-color",

@@ -91,9 +91,7 @@ class Hugetlb:
         if unified == Path("/sys/fs/cgroup"):
             return  # pure v2: crun is at home
         self.directory = Path(tempfile.mkdtemp(prefix="berth-hugetlb-", dir="/var/tmp"))
-        subprocess.run(
-            ["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory], check=True
-        )
+        subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory], check=True)
 
     def close(self) -> None:
         """Unmounts it; the controller returns to the unified hierarchy."""

@@ -169,8 +169,7 @@ class Service:
         result = self.run_berth(verb, *arguments, **options)
         if check and result.returncode:
             raise AssertionError(
-                f"berth {verb} {' '.join(arguments)}: {result.returncode}\n"
-                f"{result.stdout}{result.stderr}"
+                f"berth {verb} {' '.join(arguments)}: {result.returncode}\n{result.stdout}{result.stderr}"
             )
         return result.stdout
 
@@ -373,9 +372,7 @@ class Instance:
         """Runs a shell script inside, expecting success; gives its output, trimmed."""
         result = self.run("/bin/sh", "-c", script, **options)
         if result.returncode:
-            raise AssertionError(
-                f"inside: {script}: {result.returncode}\n{result.stdout}{result.stderr}"
-            )
+            raise AssertionError(f"inside: {script}: {result.returncode}\n{result.stdout}{result.stderr}")
         return result.stdout.strip()
 
     def cgroup(self, controller: str) -> Path:

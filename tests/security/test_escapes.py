@@ -110,9 +110,7 @@ def test_dmesg_is_not_readable(prisoner):
 def test_only_the_usual_devices_are_there(prisoner):
     listed = prisoner.sh("find /dev -type c -o -type b").split()
     usual = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
-    strange = {
-        d for d in listed if d.rpartition("/")[2] not in usual and not d.startswith("/dev/pts/")
-    }
+    strange = {d for d in listed if d.rpartition("/")[2] not in usual and not d.startswith("/dev/pts/")}
     assert strange == set()
     assert prisoner.sh("find /dev -type b") == ""
 

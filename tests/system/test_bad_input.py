@@ -176,9 +176,7 @@ def test_a_bad_image_source(service, unchanged, source):
 
 
 def test_a_file_outside_the_allowed_roots(runtime, lxcfs, tmp_path, busybox_file):
-    service = Service(
-        runtime, lxcfs.mount_point, settings={"images": {"file_roots": [str(tmp_path)]}}
-    )
+    service = Service(runtime, lxcfs.mount_point, settings={"images": {"file_roots": [str(tmp_path)]}})
     try:
         service.start()
         link = tmp_path / "link"

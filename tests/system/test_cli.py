@@ -101,17 +101,27 @@ def test_a_life_from_the_command_line(service, busybox_file, tmp_path):
     service.berth("image delete", image["id"])
 
 
-def test_a_fault_goes_to_stderr_with_its_code_and_a_nonzero_exit(service):
-    result = service.run_berth("show", str(uuid.uuid4()))
+def test_a_fault_goes_to_stderr_with_a_nonzero_exit(service, instance):
+    unknown = str(uuid.uuid4())
+    result = service.run_berth("show", unknown)
     assert result.returncode != 0
     assert result.stdout == ""
-    assert "instance-not-found" in result.stderr
+    assert unknown in result.stderr
+    instance.action("stop", timeout=0)
+    result = service.run_berth("pause", instance.id)
+    assert result.returncode != 0
+    assert len(result.stderr) > 20
+    assert "panicked" not in result.stderr
+
+
+def test_an_instance_is_known_by_its_name_and_by_a_beginning_of_its_id(instance):
+    service = instance.service
+    for known_as in (instance.get()["name"], instance.id[:13]):
+        assert json.loads(service.berth("show", known_as, "--json"))["id"] == instance.id
 
 
 def test_no_service_is_said_plainly(tmp_path):
-    result = subprocess.run(
-        [BERTH, "list", "--socket", tmp_path / "none"], capture_output=True, text=True
-    )
+    result = subprocess.run([BERTH, "list", "--socket", tmp_path / "none"], capture_output=True, text=True)
     assert result.returncode != 0
     assert str(tmp_path / "none") in result.stderr
     assert "panicked" not in result.stderr
@@ -131,8 +141,6 @@ def test_check_names_what_is_missing(service, tmp_path):
     text = service.config.read_text()
     program = service.settings["runtime"]["program"]
     config.write_text(text.replace(f'program = "{program}"', 'program = "/no/such/runtime"'))
-    result = subprocess.run(
-        [BERTH, "check", "--config", config], capture_output=True, text=True, timeout=120
-    )
+    result = subprocess.run([BERTH, "check", "--config", config], capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert "/no/such/runtime" in result.stdout + result.stderr

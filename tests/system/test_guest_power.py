@@ -25,10 +25,7 @@ def test_reboot_inside_is_a_reboot(instance):
 
 
 def test_limits_hold_after_a_reboot_inside(instance):
-    limits = {
-        name: (instance.cgroup(name) / file).read_text()
-        for name, file in files(instance)
-    }
+    limits = {name: (instance.cgroup(name) / file).read_text() for name, file in files(instance)}
     instance.sh("reboot")
     wait_for("the reboot to be counted", lambda: instance.get()["guest_reboots"] == 1)
     for name, file in files(instance):

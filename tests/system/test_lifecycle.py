@@ -127,7 +127,7 @@ def test_a_soft_reboot_goes_through_the_init(instance):
     assert not alive(before["pid"])
     wait_for("the second boot", lambda: instance.console().count("is up") >= 2)
     assert "goes down" in instance.console()
-    assert instance.sh("cat /root/kept; ls /run") .split()[0] == "kept"
+    assert instance.sh("cat /root/kept; ls /run").split()[0] == "kept"
 
 
 def test_a_hard_reboot_does_not_ask_the_init(instance):

@@ -213,6 +213,7 @@ class TestNetworkRates:
 
     def rate(self, instance, counter, seconds=4):
         """Bytes a second, from the interface's counter and the samples' own times."""
+
         def sample():
             stats = instance.stats()
             return stats["interfaces"][0][counter], seconds_of(stats["at"])

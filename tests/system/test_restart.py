@@ -1,9 +1,11 @@
 """The service, a monitor, the runtime program die; the instances do not notice."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import uuid
 from pathlib import Path
 
 import hoststate
@@ -99,10 +101,15 @@ def test_service_and_monitor_killed_together(instance):
 
 
 def pretend_reboot(service: Service) -> None:
-    """What a reboot of the host leaves: the state directory and nothing else."""
+    """What a reboot of the host leaves: the state directory, with the mark of another boot."""
     service.kill()
     service.sweep_all_but_files()
     shutil.rmtree(service.run_dir)
+    for path in service.state_dir.glob("instances/*/record.json"):
+        record = json.loads(path.read_text())
+        if record.get("boot_id"):
+            record["boot_id"] = str(uuid.uuid4())
+        path.write_text(json.dumps(record))
 
 
 def test_after_a_reboot_of_the_host_instances_are_shut_down_and_start_again(instance):

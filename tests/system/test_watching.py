@@ -57,9 +57,7 @@ def test_events_from_the_future_or_long_gone_are_told_apart(service):
 def test_operations_keep_the_request_id(service, busybox):
     instance = service.define(busybox)
     request = f"req-{time.monotonic_ns()}"
-    service.client.post(
-        f"{instance.path}/start", headers={"X-Openstack-Request-Id": request}
-    )
+    service.client.post(f"{instance.path}/start", headers={"X-Openstack-Request-Id": request})
     (operation,) = [o for o in service.client.get("/v1/operations") if o["request_id"] == request]
     assert operation["target"] == instance.id
     assert operation["status"] == "succeeded"
@@ -87,7 +85,7 @@ def test_metrics_are_prometheus(instance):
     answer = instance.service.client.request("GET", "/metrics")
     assert answer.headers["Content-Type"].startswith("text/plain")
     lines = answer.body.decode().splitlines()
-    sample = re.compile(r'^[a-zA-Z_:][\w:]*(\{[^}]*\})? [-+0-9.eEInfNa]+$')
+    sample = re.compile(r"^[a-zA-Z_:][\w:]*(\{[^}]*\})? [-+0-9.eEInfNa]+$")
     samples = [line for line in lines if line and not line.startswith("#")]
     assert all(sample.match(line) for line in samples)
     names = {re.split(r"[{ ]", line)[0] for line in samples}

@@ -1,0 +1,145 @@
+//! What the API needs of the instance manager, and nothing more.
+//!
+//! Object-safe, so that the API is tested against an in-memory stand-in
+//! ([`super::fake`]) without root. Every call may block: handlers make them on
+//! blocking threads. Work that takes long comes back as an [`OperationHandle`].
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::fault::Result;
+use crate::instance::event::EventSubscription;
+use crate::instance::operation::OperationHandle;
+use crate::types::{
+    Check, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate, InstanceStats,
+    Operation, Reboot, Resize, Stop, Vif,
+};
+
+/// On whose behalf something is done.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// The request id; it appears in the log, in operations, events and problems.
+    pub request_id: String,
+}
+
+/// Something to do to an instance.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Start it.
+    Start,
+    /// Stop it, gracefully first.
+    Stop(Stop),
+    /// Reboot it.
+    Reboot(Reboot),
+    /// Freeze it.
+    Pause,
+    /// Thaw it.
+    Unpause,
+    /// Freeze it and give its memory back.
+    Suspend,
+    /// Thaw it after a suspend.
+    Resume,
+    /// Change its limits.
+    Resize(Resize),
+    /// Give it an interface.
+    AttachInterface(Vif),
+    /// Take the interface with this port id away.
+    DetachInterface(Uuid),
+    /// Destroy it with all it has.
+    Delete,
+}
+
+/// Outcome of a create request that was taken.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// The work, possibly long ended.
+    pub operation: Arc<OperationHandle>,
+    /// Whether the same request had been taken before.
+    pub existed: bool,
+}
+
+/// A command to run inside an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment over the instance's own.
+    pub env: BTreeMap<String, String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`, as the instance's image knows them; root when absent.
+    pub user: Option<String>,
+    /// Whether it gets a terminal. Its standard input, output and error are
+    /// then one pseudo-terminal, which the caller of the command provides.
+    pub tty: bool,
+}
+
+/// Changes a terminal's size: columns, then rows.
+pub type ResizeConsole = Box<dyn Fn(u16, u16) -> Result<()> + Send + Sync>;
+
+/// A connection to an instance's console.
+pub struct Console {
+    /// The console's bytes, both ways.
+    pub stream: UnixStream,
+    /// Changes the console's size.
+    pub resize: ResizeConsole,
+}
+
+/// The instance manager, as the API sees it.
+pub trait Backend: Send + Sync + 'static {
+    /// Makes an instance; the same request again is success, another one `instance-exists`.
+    fn create(&self, context: RequestContext, id: Uuid, request: InstanceCreate)
+    -> Result<Created>;
+    /// Does something to an instance.
+    fn action(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        action: Action,
+    ) -> Result<Arc<OperationHandle>>;
+    /// An instance as it is.
+    fn instance(&self, id: Uuid) -> Result<Instance>;
+    /// All instances, in the order of their ids.
+    fn instances(&self) -> Vec<Instance>;
+    /// What an instance uses now.
+    fn stats(&self, id: Uuid) -> Result<InstanceStats>;
+
+    /// The last `length` bytes that the console's log keeps; all of them without `length`.
+    fn console_output(&self, id: Uuid, length: Option<u64>) -> Result<Vec<u8>>;
+    /// Connects to the console of a running instance.
+    fn console_attach(&self, id: Uuid) -> Result<Console>;
+    /// The command that, run on the host, runs the request inside the instance.
+    fn exec_command(&self, id: Uuid, request: ExecRequest) -> Result<Command>;
+
+    /// Has an image in the store; joins an import under way.
+    fn import_image(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        request: ImageImport,
+    ) -> Result<Arc<OperationHandle>>;
+    /// All images, in the order of their ids.
+    fn images(&self) -> Vec<Image>;
+    /// An image.
+    fn image(&self, id: Uuid) -> Result<Image>;
+    /// Removes an image; `image-in-use` while instances stand on it.
+    fn delete_image(&self, id: Uuid) -> Result<()>;
+
+    /// An operation, to read or to await.
+    fn operation(&self, id: Uuid) -> Result<Arc<OperationHandle>>;
+    /// The operations that are remembered, oldest first.
+    fn operations(&self) -> Vec<Operation>;
+    /// Those that have not ended: a stop of the service waits for them.
+    fn unfinished_operations(&self) -> Vec<Arc<OperationHandle>>;
+    /// The events after `sequence`; only those to come without it.
+    fn events_after(&self, sequence: Option<u64>) -> Result<EventSubscription>;
+
+    /// The host and the service on it.
+    fn host_info(&self) -> Result<HostInfo>;
+    /// What the host uses now.
+    fn host_stats(&self) -> Result<HostStats>;
+    /// The probes' outcomes.
+    fn checks(&self) -> Vec<Check>;
+}

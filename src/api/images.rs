@@ -1,0 +1,102 @@
+//! The host's image store.
+
+use actix_web::http::header::LOCATION;
+use actix_web::{HttpResponse, delete, get, put, web};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_actix_web::service_config::ServiceConfig;
+
+use super::Api;
+use super::answer::{blocking, settle};
+use super::backend::RequestContext;
+use super::extract::{Body, Id, Nothing, OptionalBody, Prefer};
+use crate::fault::Result;
+use crate::types::{Image, ImageImport, Operation};
+
+pub(super) fn routes(config: &mut ServiceConfig<'_>) {
+    config.service(list_images).service(import_image).service(get_image).service(delete_image);
+}
+
+/// Images of this host's store.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageList {
+    /// In the order of their ids.
+    pub images: Vec<Image>,
+}
+
+/// All images of this host's store.
+#[utoipa::path(
+    tag = "images",
+    responses((status = 200, description = "The images", body = ImageList))
+)]
+#[get("/v1/images")]
+async fn list_images(api: web::Data<Api>) -> Result<HttpResponse> {
+    let images = blocking(&api, |backend| Ok(backend.images())).await?;
+    Ok(HttpResponse::Ok().json(ImageList { images }))
+}
+
+/// Has an image in the store, reading it if need be. Content that is there
+/// already is not read again; calls at the same time share one import.
+#[utoipa::path(
+    tag = "images",
+    params(("id" = Uuid, Path, description = "Glance's id of the image")),
+    request_body = ImageImport,
+    responses(
+        (status = 200, description = "It was in the store before", body = Image),
+        (status = 201, description = "It is in the store", body = Image,
+            headers(("Location" = String, description = "Where the image is"))),
+        (status = 202, description = "It is being imported", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[put("/v1/images/{id}")]
+async fn import_image(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    Body(request): Body<ImageImport>,
+) -> Result<HttpResponse> {
+    let (existed, operation) = blocking(&api, move |backend| {
+        let existed = backend.image(id).is_ok();
+        Ok((existed, backend.import_image(context, id, request)?))
+    })
+    .await?;
+    if let Some(answer) = settle(&operation, prefer).await? {
+        return Ok(answer);
+    }
+    let image = blocking(&api, move |backend| backend.image(id)).await?;
+    Ok(if existed {
+        HttpResponse::Ok().json(image)
+    } else {
+        HttpResponse::Created().insert_header((LOCATION, format!("/v1/images/{id}"))).json(image)
+    })
+}
+
+/// An image of the store.
+#[utoipa::path(
+    tag = "images",
+    params(("id" = Uuid, Path, description = "Glance's id of the image")),
+    responses((status = 200, description = "The image", body = Image))
+)]
+#[get("/v1/images/{id}")]
+async fn get_image(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse> {
+    let image = blocking(&api, move |backend| backend.image(id)).await?;
+    Ok(HttpResponse::Ok().json(image))
+}
+
+/// Removes an image on which no instance stands.
+#[utoipa::path(
+    tag = "images",
+    params(("id" = Uuid, Path, description = "Glance's id of the image")),
+    responses((status = 204, description = "It is gone"))
+)]
+#[delete("/v1/images/{id}")]
+async fn delete_image(
+    api: web::Data<Api>,
+    Id(id): Id,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    blocking(&api, move |backend| backend.delete_image(id)).await?;
+    Ok(HttpResponse::NoContent().finish())
+}

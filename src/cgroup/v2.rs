@@ -1,0 +1,73 @@
+//! Version 2: a controller's files.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::plan::{Step, read};
+use super::{Cpu, DeviceNumber, DiskRates, Limits, v1};
+
+pub(super) fn cpu(dir: &Path, cpu: &Cpu) -> Vec<Step> {
+    let quota = or_max(cpu.quota_us);
+    vec![
+        Step::write(dir.join("cpu.weight"), cpu.weight()),
+        Step::write(dir.join("cpu.max"), format!("{quota} {}", cpu.period_us)),
+    ]
+}
+
+pub(super) fn memory(dir: &Path, limits: &Limits) -> Vec<Step> {
+    vec![
+        Step::write(dir.join("memory.max"), limits.memory_bytes),
+        // A kernel without swap has no such file, and no swap to escape into.
+        Step::try_write(dir.join("memory.swap.max"), limits.swap_bytes),
+    ]
+}
+
+/// Unset is the parent's set, so that a CPU which comes later is used too.
+pub(super) fn cpuset(dir: &Path, cpus: Option<&BTreeSet<u32>>) -> Vec<Step> {
+    let file = dir.join("cpuset.cpus");
+    match cpus {
+        Some(cpus) => vec![Step::write(file, v1::cpu_list(cpus))],
+        None => vec![Step::try_write(file, "\n")],
+    }
+}
+
+pub(super) fn io(dir: &Path, rates: &DiskRates, devices: &[DeviceNumber]) -> Vec<Step> {
+    let needed = *rates != DiskRates::default();
+    let rule = format!(
+        "rbps={} wbps={} riops={} wiops={}",
+        or_max(rates.read_bytes),
+        or_max(rates.write_bytes),
+        or_max(rates.read_iops),
+        or_max(rates.write_iops)
+    );
+    devices
+        .iter()
+        .map(|device| Step::Write {
+            path: dir.join("io.max"),
+            value: format!("{device} {rule}"),
+            optional: !needed,
+        })
+        .collect()
+}
+
+fn or_max(value: Option<u64>) -> String {
+    value.map_or("max".to_owned(), |v| v.to_string())
+}
+
+/// Lets `dir`'s children use the controllers that `dir` itself has.
+///
+/// One write for each: a controller that cannot be enabled must not keep the
+/// others off. What a limit needs and is still missing shows at its own file.
+pub(super) fn enable(dir: &Path, controllers: &BTreeSet<String>) -> Vec<Step> {
+    ["cpu", "cpuset", "io", "memory", "pids"]
+        .into_iter()
+        .filter(|name| controllers.contains(*name))
+        .map(|name| Step::try_write(dir.join("cgroup.subtree_control"), format!("+{name}")))
+        .collect()
+}
+
+/// Bytes charged to a cgroup.
+pub(super) fn memory_current(dir: &Path) -> std::io::Result<u64> {
+    let text = read(&dir.join("memory.current"))?;
+    text.parse().map_err(std::io::Error::other)
+}

@@ -1,0 +1,79 @@
+//! Can instances work on this host, and what to do if not.
+//!
+//! Whatever can be tried is tried, not guessed from a version. Each check says
+//! what it found, and the remedy unless it is fine. `serve` refuses to start
+//! when any has failed.
+
+mod cgroups;
+mod ids;
+mod kernel;
+mod programs;
+mod resources;
+
+use std::path::Path;
+
+use crate::config::Config;
+use crate::fault::Result;
+use crate::types::{Check, CheckStatus};
+
+pub use programs::{find_program, runtime_trial};
+
+/// What is tried by other parts of berth, because only they know how.
+pub struct Trials<'a> {
+    /// Mounts overlayfs on an idmapped layer in a place of its own, sees that
+    /// it is writable, and cleans up.
+    pub overlay: &'a dyn Fn() -> Result<()>,
+    /// Tries a runtime program here: its version, or why it cannot be used.
+    /// [`runtime_trial`] is a light one.
+    pub runtime: &'a dyn Fn(&Path) -> Result<String>,
+}
+
+/// Probes the host.
+pub fn probe(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
+    let mut checks = kernel::checks(config, trials);
+    checks.extend(cgroups::checks(config));
+    checks.extend(programs::checks(config, trials));
+    checks.extend(ids::checks(config));
+    checks.extend(resources::checks(config));
+    checks
+}
+
+fn ok(name: &str, found: impl Into<String>) -> Check {
+    Check { name: name.into(), status: CheckStatus::Ok, found: found.into(), remedy: None }
+}
+
+fn warning(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    let remedy = Some(remedy.into());
+    Check { name: name.into(), status: CheckStatus::Warning, found: found.into(), remedy }
+}
+
+fn failed(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
+    let remedy = Some(remedy.into());
+    Check { name: name.into(), status: CheckStatus::Failed, found: found.into(), remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, FaultKind};
+
+    #[test]
+    fn every_check_that_is_not_fine_has_a_remedy_and_names_are_unique() {
+        let trials = Trials {
+            overlay: &|| Err(Fault::new(FaultKind::HostUnsupported, "no such mount")),
+            runtime: &runtime_trial,
+        };
+        let checks = probe(&Config::default(), &trials);
+        for check in &checks {
+            assert_eq!(check.remedy.is_none(), check.status == CheckStatus::Ok, "{check:?}");
+            assert!(!check.found.is_empty(), "{check:?}");
+        }
+        let mut names: Vec<_> = checks.iter().map(|c| &c.name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), checks.len());
+        let overlay = checks.iter().find(|c| c.name == kernel::OVERLAY).unwrap();
+        assert_eq!(overlay.status, CheckStatus::Failed);
+        assert!(overlay.found.contains("no such mount"));
+    }
+}

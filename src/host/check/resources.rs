@@ -1,0 +1,166 @@
+//! What many instances use up together: disk, kernel limits, CPUs.
+
+use std::path::Path;
+
+use super::{failed, ok, warning};
+use crate::config::Config;
+use crate::host::cpus::cpu_sets;
+use crate::host::facts::read;
+use crate::host::inventory::{Disk, disk};
+use crate::types::Check;
+
+/// A limit of the kernel, and why instances need more than a small one.
+struct Sysctl {
+    name: &'static str,
+    least: u64,
+    advice: u64,
+    why: &'static str,
+}
+
+const SYSCTLS: [Sysctl; 6] = [
+    Sysctl {
+        name: "fs.inotify.max_user_instances",
+        least: 1024,
+        advice: 8192,
+        why: "all instances are charged to one user, and each systemd takes about ten",
+    },
+    Sysctl {
+        name: "fs.inotify.max_user_watches",
+        least: 65_536,
+        advice: 1_048_576,
+        why: "all instances are charged to one user",
+    },
+    Sysctl {
+        name: "kernel.keys.maxkeys",
+        least: 200,
+        advice: 2000,
+        why: "systemd inside takes a keyring for each service",
+    },
+    Sysctl {
+        name: "kernel.pty.max",
+        least: 4096,
+        advice: 16_384,
+        why: "each instance's console takes one, and each login inside",
+    },
+    Sysctl {
+        name: "kernel.pid_max",
+        least: 131_072,
+        advice: 4_194_304,
+        why: "instances share the host's process ids",
+    },
+    Sysctl {
+        name: "kernel.threads-max",
+        least: 65_536,
+        advice: 1_048_576,
+        why: "instances share the host's threads",
+    },
+];
+
+pub(super) fn checks(config: &Config) -> Vec<Check> {
+    let mut checks = vec![cpus(config), free_disk(config)];
+    checks.extend(SYSCTLS.iter().map(|s| sysctl(s, value(s.name))));
+    if config.bridge.enabled {
+        checks.push(forwarding(value("net.ipv4.ip_forward")));
+    }
+    checks
+}
+
+fn value(name: &str) -> Option<u64> {
+    read(&Path::new("/proc/sys").join(name.replace('.', "/"))).ok()?.parse().ok()
+}
+
+fn cpus(config: &Config) -> Check {
+    match cpu_sets(config) {
+        Ok(sets) => {
+            ok("CPUs", format!("{} shared, {} dedicated", sets.shared.len(), sets.dedicated.len()))
+        }
+        Err(fault) => {
+            let field = fault.field.unwrap_or_default();
+            failed("CPUs", fault.detail, format!("correct {field} in the configuration"))
+        }
+    }
+}
+
+fn free_disk(config: &Config) -> Check {
+    let dir = &config.service.state_dir;
+    match disk(dir) {
+        Ok(disk) => enough_disk(dir, disk),
+        Err(fault) => failed("disk", fault.detail, "correct service.state_dir"),
+    }
+}
+
+fn enough_disk(dir: &Path, disk: Disk) -> Check {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
+    let found = format!(
+        "{:.1} of {:.1} GiB free for {}",
+        gib(disk.available),
+        gib(disk.size),
+        dir.display()
+    );
+    const REMEDY: &str = "free space, or put service.state_dir on a larger file system";
+    match disk.available >> 20 {
+        0..256 => failed("disk", found, REMEDY),
+        256..4096 => warning("disk", found, REMEDY),
+        _ => ok("disk", found),
+    }
+}
+
+fn sysctl(limit: &Sysctl, value: Option<u64>) -> Check {
+    match value {
+        Some(value) if value >= limit.least => ok(limit.name, value.to_string()),
+        // A kernel without it has no such limit.
+        None => ok(limit.name, "no such limit"),
+        Some(value) => warning(
+            limit.name,
+            format!("{value}: {}", limit.why),
+            format!("sysctl -w {}={}", limit.name, limit.advice),
+        ),
+    }
+}
+
+fn forwarding(value: Option<u64>) -> Check {
+    match value {
+        Some(1) => ok("net.ipv4.ip_forward", "1"),
+        _ => warning(
+            "net.ipv4.ip_forward",
+            "0: instances on the bridge reach the host and each other only",
+            "sysctl -w net.ipv4.ip_forward=1",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::CheckStatus::{Failed, Ok, Warning};
+
+    #[test]
+    fn a_low_limit_is_a_warning_with_the_command() {
+        let check = sysctl(&SYSCTLS[0], Some(128));
+        assert_eq!(check.status, Warning);
+        assert_eq!(check.remedy.unwrap(), "sysctl -w fs.inotify.max_user_instances=8192");
+        assert_eq!(sysctl(&SYSCTLS[0], Some(1024)).status, Ok);
+        assert_eq!(sysctl(&SYSCTLS[0], None).status, Ok);
+        for s in &SYSCTLS {
+            assert!(s.advice > s.least, "{}", s.name);
+        }
+    }
+
+    #[test]
+    fn disks() {
+        let status = |mib: u64| {
+            enough_disk(Path::new("/x"), Disk { size: 1 << 40, available: mib << 20 }).status
+        };
+        assert_eq!((status(255), status(256), status(4096)), (Failed, Warning, Ok));
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_fails() {
+        let mut config = Config::default();
+        config.host.cpu_dedicated_set = "8000".into();
+        let check = cpus(&config);
+        assert_eq!(check.status, Failed);
+        assert!(check.remedy.unwrap().contains("host.cpu_dedicated_set"));
+        assert_eq!(forwarding(Some(0)).status, Warning);
+    }
+}

@@ -1,0 +1,83 @@
+//! What can be asked of an instance, with its details.
+
+use uuid::Uuid;
+
+use super::state::Verb;
+use crate::types::{Reboot, RebootType, Resize, Stop, Vif};
+
+/// Who asks: what logs and events say about the cause.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// `X-Openstack-Request-Id`, or one that the service made.
+    pub request_id: String,
+}
+
+/// An action on an existing instance.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Start it.
+    Start,
+    /// Stop it: gracefully within the timeout, then by force.
+    Stop(Stop),
+    /// Reboot it.
+    Reboot(Reboot),
+    /// Freeze it.
+    Pause,
+    /// Thaw it.
+    Unpause,
+    /// Freeze it and give its memory back.
+    Suspend,
+    /// Thaw it after a suspend.
+    Resume,
+    /// Change its flavor.
+    Resize(Resize),
+    /// Attach an interface, or leave the same one undisturbed.
+    AttachInterface(Vif),
+    /// Detach the interface of this port.
+    DetachInterface(Uuid),
+    /// Destroy it.
+    Delete,
+}
+
+impl Action {
+    /// The action without its details.
+    pub fn verb(&self) -> Verb {
+        match self {
+            Action::Start => Verb::Start,
+            Action::Stop(_) => Verb::Stop,
+            Action::Reboot(r) if r.reboot_type == RebootType::Soft => Verb::SoftReboot,
+            Action::Reboot(_) => Verb::HardReboot,
+            Action::Pause => Verb::Pause,
+            Action::Unpause => Verb::Unpause,
+            Action::Suspend => Verb::Suspend,
+            Action::Resume => Verb::Resume,
+            Action::Resize(_) => Verb::Resize,
+            Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
+            Action::Delete => Verb::Delete,
+        }
+    }
+}
+
+/// Outcome of a create request that was taken.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// The work, possibly long ended.
+    pub operation: std::sync::Arc<super::operation::OperationHandle>,
+    /// Whether the same request had been taken before.
+    pub existed: bool,
+}
+
+/// A command to run inside an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment over the instance's own.
+    pub env: std::collections::BTreeMap<String, String>,
+    /// `user`, `uid`, `user:group` or `uid:gid`, as the instance's image knows
+    /// them; root when absent.
+    pub user: Option<String>,
+    /// Whether it gets a terminal. Its standard input, output and error are
+    /// then one pseudo-terminal, which the caller of the command provides.
+    pub tty: bool,
+}

@@ -1,0 +1,445 @@
+//! The actor: the only one that changes an instance.
+//!
+//! ```text
+//!            create                start                  init ends
+//!   (none) ─────────▶ SHUTDOWN ─────────────▶ RUNNING ─────────────────▶ SHUTDOWN / CRASHED
+//!                        ▲                    │    ▲
+//!                        │ stop          pause│    │unpause     (reboot from inside: the
+//!                        └────────────────── PAUSED / SUSPENDED  monitor starts it again)
+//! ```
+//!
+//! Jobs come one at a time from the handle's queue, so an operation never
+//! meets another on the same instance. Between jobs the actor listens to the
+//! instance's monitor. Work on the host runs on blocking threads, bounded for
+//! the whole service; waiting for a guest holds none of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::action::{Action, RequestContext};
+use super::handle::{Handle, Job, View};
+use super::live::{Live, MonitorEvent};
+use super::manager::Inner;
+use super::ops;
+use super::record::{Desired, Frozen, Record};
+use super::state::{Admission, Verb, admit};
+use crate::fault::{Fault, FaultKind, Result};
+use crate::types::{
+    EventKind, ExitStatus, InstanceCreate, PowerState, Problem, Resize, Stop, TaskState, Vif,
+};
+
+/// Nova's `shutdown_timeout`.
+const SHUTDOWN_TIMEOUT: u32 = 60;
+
+/// The one that changes the instance.
+pub struct Actor {
+    inner: Arc<Inner>,
+    handle: Arc<Handle>,
+    record: Record,
+    live: Option<Live>,
+    task_state: Option<TaskState>,
+    request_id: Option<String>,
+}
+
+/// Whether the actor goes on.
+enum Next {
+    Continue,
+    Gone,
+}
+
+impl Actor {
+    /// An actor for a record that was read or is about to be made.
+    pub fn new(inner: Arc<Inner>, handle: Arc<Handle>, record: Record, live: Option<Live>) -> Self {
+        Actor { inner, handle, record, live, task_state: None, request_id: None }
+    }
+
+    /// Makes the instance, then serves its queue until it is gone.
+    pub async fn run_new(
+        mut self,
+        request: InstanceCreate,
+        context: RequestContext,
+        operation: super::operation::OperationWriter,
+        jobs: mpsc::Receiver<Job>,
+    ) {
+        self.begin(TaskState::Creating, &context);
+        let made = self.create(request).await;
+        self.end(&made);
+        let failed = made.is_err();
+        if failed {
+            self.inner.forget(&self.handle);
+        }
+        *self.handle.creating().lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        operation.finish(made);
+        if failed { self.refuse_rest(jobs) } else { self.run(jobs).await }
+    }
+
+    /// Serves the queue until the instance is gone.
+    pub async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        loop {
+            tokio::select! {
+                job = jobs.recv() => {
+                    let Some(job) = job else { return };
+                    if let Next::Gone = self.serve(job).await {
+                        return self.refuse_rest(jobs);
+                    }
+                }
+                event = Live::next(&mut self.live) => self.on_monitor(event).await,
+            }
+        }
+    }
+
+    fn refuse_rest(self, mut jobs: mpsc::Receiver<Job>) {
+        jobs.close();
+        while let Ok(job) = jobs.try_recv() {
+            job.operation.finish(Err(super::handle::not_found(self.record.id)));
+        }
+    }
+
+    async fn serve(&mut self, job: Job) -> Next {
+        let verb = job.action.verb();
+        if verb.is_urgent() {
+            self.handle.urgent_taken();
+        }
+        let admission = match admit(verb, self.view().power_state()) {
+            Ok(admission) => admission,
+            Err(fault) => {
+                job.operation.finish(Err(fault));
+                return Next::Continue;
+            }
+        };
+        if admission == Admission::Nothing {
+            let outcome = self.remember_desired(verb).await;
+            job.operation.finish(outcome);
+            return Next::Continue;
+        }
+        self.begin(verb.task_state(), &job.context);
+        job.operation.stage(verb.name());
+        let outcome = self.act(job.action).await;
+        let gone = verb == Verb::Delete && outcome.is_ok();
+        if gone {
+            self.inner.forget(&self.handle);
+            self.inner.emit(EventKind::Deleted, &self.view(), self.request_id.take());
+        } else {
+            self.end(&outcome);
+        }
+        job.operation.finish(outcome);
+        if gone { Next::Gone } else { Next::Continue }
+    }
+
+    async fn act(&mut self, action: Action) -> Result<()> {
+        match action {
+            Action::Start => self.start().await,
+            Action::Stop(stop) => self.stop(&stop).await,
+            Action::Reboot(reboot) => match reboot.reboot_type {
+                crate::types::RebootType::Soft => {
+                    self.soft_reboot(reboot.timeout.unwrap_or(SHUTDOWN_TIMEOUT)).await
+                }
+                crate::types::RebootType::Hard => self.hard_reboot().await,
+            },
+            Action::Pause => self.freeze(Frozen::Paused).await,
+            Action::Suspend => self.freeze(Frozen::Suspended).await,
+            Action::Unpause | Action::Resume => self.thaw().await,
+            Action::Resize(Resize { flavor }) => {
+                let running = self.live.is_some();
+                self.change(EventKind::Updated, move |parts, record| {
+                    ops::resize::resize(parts, record, flavor, running)
+                })
+                .await
+            }
+            Action::AttachInterface(vif) => self.attach(vif).await,
+            Action::DetachInterface(port) => {
+                self.change(EventKind::Updated, move |parts, record| {
+                    ops::interface::detach(parts, record, port)
+                })
+                .await
+            }
+            Action::Delete => self.delete().await,
+        }
+    }
+
+    // ── the verbs ────────────────────────────────────────────────────────
+
+    async fn create(&mut self, request: InstanceCreate) -> Result<()> {
+        let record = self.record.clone();
+        self.record = self
+            .inner
+            .host(move |parts| ops::create::create(parts, record, request))
+            .await?;
+        self.inner.emit(EventKind::Created, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    async fn start(&mut self) -> Result<()> {
+        let record = self.record.clone();
+        let (record, live) = self.inner.host(move |parts| ops::start::start(parts, record)).await?;
+        self.record = record;
+        self.live = Some(live);
+        self.inner.emit(EventKind::Started, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    async fn stop(&mut self, stop: &Stop) -> Result<()> {
+        self.thaw_if_frozen().await?;
+        let timeout = stop.timeout.unwrap_or(SHUTDOWN_TIMEOUT);
+        if timeout > 0 && self.live.is_some() {
+            self.ask(ops::stop::Ask::PowerOff).await?;
+            self.wait_for_end(Duration::from_secs(timeout.into())).await;
+        }
+        self.power_off_hard().await?;
+        self.record.exit = self.record.exit.take().map(asked_for);
+        self.save_desired(Desired::Stopped).await?;
+        self.inner.emit(EventKind::Stopped, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    async fn soft_reboot(&mut self, timeout: u32) -> Result<()> {
+        self.ask(ops::stop::Ask::Reboot).await?;
+        let reboots = self.record.guest_reboots;
+        let deadline = Instant::now() + Duration::from_secs(timeout.into());
+        let mut urgent = self.handle.urgent();
+        while self.live.is_some() && self.record.guest_reboots == reboots {
+            tokio::select! {
+                event = Live::next(&mut self.live) => self.on_monitor(event).await,
+                () = sleep_until(deadline) => {
+                    info!(instance = %self.record.id, timeout, "soft reboot timed out; turning hard");
+                    break;
+                }
+                _ = urgent.wait_for(|n| *n > 0) => {
+                    return Err(Fault::new(FaultKind::InstanceInvalidState, "the reboot was cut short by a more urgent operation"));
+                }
+            }
+        }
+        if self.live.is_some() && self.record.guest_reboots > reboots {
+            return Ok(());
+        }
+        self.hard_reboot().await
+    }
+
+    async fn hard_reboot(&mut self) -> Result<()> {
+        self.power_off_hard().await?;
+        self.start().await
+    }
+
+    async fn freeze(&mut self, how: Frozen) -> Result<()> {
+        let record = self.record.clone();
+        self.record = self.inner.host(move |parts| ops::freeze::freeze(parts, record, how)).await?;
+        let kind = if how == Frozen::Paused { EventKind::Paused } else { EventKind::Suspended };
+        self.inner.emit(kind, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    async fn thaw(&mut self) -> Result<()> {
+        let record = self.record.clone();
+        self.record = self.inner.host(move |parts| ops::freeze::thaw(parts, record)).await?;
+        self.inner.emit(EventKind::Resumed, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    async fn attach(&mut self, vif: Vif) -> Result<()> {
+        let others = self.inner.addresses_in_use(self.record.id);
+        self.change(EventKind::Updated, move |parts, record| {
+            ops::interface::attach(parts, record, vif, &others)
+        })
+        .await
+    }
+
+    async fn delete(&mut self) -> Result<()> {
+        self.save_desired(Desired::Deleted).await?;
+        self.live = None;
+        let record = self.record.clone();
+        self.inner.host(move |parts| ops::destroy::destroy(parts, &record)).await
+    }
+
+    // ── parts of verbs ───────────────────────────────────────────────────
+
+    async fn ask(&mut self, ask: ops::stop::Ask) -> Result<()> {
+        let Some(live) = &self.live else { return Ok(()) };
+        let (monitor, init) = (live.monitor.clone(), live.init);
+        let config = self.record.image_config.clone();
+        let command = self.record.definition.command.is_some();
+        self.inner
+            .host(move |_| ops::stop::ask(&monitor, init, &config, command, ask))
+            .await
+    }
+
+    /// Waits until the first process ended, the time is over, or something urgent comes.
+    async fn wait_for_end(&mut self, most: Duration) {
+        let deadline = Instant::now() + most;
+        let mut urgent = self.handle.urgent();
+        while self.live.is_some() {
+            tokio::select! {
+                event = Live::next(&mut self.live) => self.on_monitor(event).await,
+                () = sleep_until(deadline) => return,
+                _ = urgent.wait_for(|n| *n > 0) => return,
+            }
+        }
+    }
+
+    /// Ends whatever is left of the running instance and takes its root down.
+    async fn power_off_hard(&mut self) -> Result<()> {
+        self.live = None;
+        let record = self.record.clone();
+        self.record = self.inner.host(move |parts| ops::stop::power_off(parts, record)).await?;
+        Ok(())
+    }
+
+    async fn thaw_if_frozen(&mut self) -> Result<()> {
+        if self.record.frozen.is_some() { self.thaw().await } else { Ok(()) }
+    }
+
+    /// Runs a change of the record on the host and publishes it.
+    async fn change(
+        &mut self,
+        kind: EventKind,
+        change: impl FnOnce(&super::parts::Parts, Record) -> Result<Record> + Send + 'static,
+    ) -> Result<()> {
+        let record = self.record.clone();
+        self.record = self.inner.host(move |parts| change(parts, record)).await?;
+        self.inner.emit(kind, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    async fn save_desired(&mut self, desired: Desired) -> Result<()> {
+        self.record.desired = desired;
+        self.save().await
+    }
+
+    async fn save(&mut self) -> Result<()> {
+        let mut record = self.record.clone();
+        self.record = self
+            .inner
+            .host(move |parts| {
+                record.save(&parts.layout.instance(record.id))?;
+                Ok(record)
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// An action that is fulfilled already still says what Nova wants.
+    async fn remember_desired(&mut self, verb: Verb) -> Result<()> {
+        let desired = match verb {
+            Verb::Start => Desired::Running,
+            Verb::Stop => Desired::Stopped,
+            _ => return Ok(()),
+        };
+        if self.record.desired == desired {
+            return Ok(());
+        }
+        let saved = self.save_desired(desired).await;
+        self.publish();
+        saved
+    }
+
+    // ── what the monitor says ────────────────────────────────────────────
+
+    async fn on_monitor(&mut self, event: MonitorEvent) {
+        match event {
+            MonitorEvent::GuestRebooted { init, guest_reboots } => {
+                self.record.guest_reboots = guest_reboots;
+                self.record.started_at = Some(Utc::now());
+                if let Some(live) = &mut self.live {
+                    live.init = init;
+                }
+                if let Err(fault) = self.save().await {
+                    error!(instance = %self.record.id, %fault, "recording a reboot");
+                }
+                self.publish();
+                self.inner.emit(EventKind::GuestRebooted, &self.view(), None);
+            }
+            MonitorEvent::Exited(exit) => self.on_exit(exit).await,
+            MonitorEvent::Lost => self.on_monitor_lost().await,
+        }
+    }
+
+    /// The first process ended. Within a stop this is the wished-for end; else
+    /// the guest powered itself off or crashed.
+    async fn on_exit(&mut self, exit: ExitStatus) {
+        info!(instance = %self.record.id, code = exit.code, signal = exit.signal, oom_killed = exit.oom_killed, "the instance ended");
+        self.live = None;
+        self.record.exit = Some(exit);
+        let unasked = self.task_state.is_none();
+        let record = self.record.clone();
+        match self.inner.host(move |parts| ops::stop::settle(parts, record, unasked)).await {
+            Ok(record) => self.record = record,
+            Err(fault) => {
+                self.record.frozen = None;
+                error!(instance = %self.record.id, %fault, "taking the ended instance down");
+            }
+        }
+        self.publish();
+        if unasked {
+            self.inner.emit(EventKind::Stopped, &self.view(), None);
+        }
+    }
+
+    /// The monitor is gone without a word: killed. Its console and the exit
+    /// status went with it, so the instance is power-cycled, as Nova last
+    /// asked for it to run.
+    async fn on_monitor_lost(&mut self) {
+        warn!(instance = %self.record.id, "the instance's monitor was lost");
+        let asked = self.task_state.is_some();
+        let outcome = self.power_off_hard().await;
+        if asked {
+            // The operation under way goes on from a stopped instance.
+            return;
+        }
+        let outcome = match outcome {
+            Ok(()) if self.record.desired == Desired::Running => self.start().await,
+            other => other,
+        };
+        match &outcome {
+            Ok(()) => warn!(instance = %self.record.id, "started again after its monitor was lost"),
+            Err(fault) => error!(instance = %self.record.id, %fault, "starting again after its monitor was lost"),
+        }
+        self.end(&outcome);
+        if outcome.is_err() {
+            self.inner.emit(EventKind::Stopped, &self.view(), None);
+        }
+    }
+
+    // ── publishing ───────────────────────────────────────────────────────
+
+    fn begin(&mut self, task: TaskState, context: &RequestContext) {
+        self.task_state = Some(task);
+        self.request_id = Some(context.request_id.clone());
+        self.publish();
+    }
+
+    fn end(&mut self, outcome: &Result<()>) {
+        self.task_state = None;
+        self.request_id = None;
+        self.record.fault = outcome.as_ref().err().map(Problem::from);
+        self.publish();
+    }
+
+    fn view(&self) -> View {
+        View {
+            record: self.record.clone(),
+            init: self.live.as_ref().map(|live| live.init),
+            task_state: self.task_state,
+        }
+    }
+
+    fn publish(&self) {
+        self.handle.publish(self.view());
+    }
+}
+
+/// A stop that was asked for ends in SHUTDOWN, whatever signal it took.
+fn asked_for(exit: ExitStatus) -> ExitStatus {
+    ExitStatus { code: Some(0), signal: None, ..exit }
+}
+
+impl std::fmt::Debug for Actor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Actor").field("id", &self.record.id).finish_non_exhaustive()
+    }
+}
+

@@ -1,0 +1,548 @@
+//! All instances of the host: who there is, what they have taken, and what
+//! became of them while the service was away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use chrono::{DateTime, Utc};
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::Semaphore;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::action::{Action, Created, ExecRequest, RequestContext};
+use super::actor::Actor;
+use super::event::{EventLog, EventSubscription};
+use super::handle::{Handle, Job, View, not_found};
+use super::operation::{OperationHandle, Operations};
+use super::ops::recover::{self, Recovered};
+use super::ops::destroy;
+use super::parts::Parts;
+use super::record::{self, Desired, Record, SCHEMA};
+use super::validate;
+use crate::config::Config;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::host::{self, inventory::Usage};
+use crate::network;
+use crate::rootfs::idmap;
+use crate::types::{
+    Capabilities, Check, EventKind, HostInfo, HostStats, Image, ImageFormat, ImageImport, Instance,
+    InstanceCreate, InstanceStats, Operation, Problem, TaskState,
+};
+
+/// What all actors share.
+#[derive(Debug)]
+pub struct Inner {
+    parts: Arc<Parts>,
+    instances: RwLock<BTreeMap<Uuid, Arc<Handle>>>,
+    // Held while ids, CPUs and addresses are given out.
+    allocation: Mutex<()>,
+    operations: Operations,
+    events: Arc<EventLog>,
+    slots: Arc<Semaphore>,
+    imports: Arc<Semaphore>,
+    runtime: Runtime,
+    checks: Vec<Check>,
+    started_at: DateTime<Utc>,
+}
+
+/// The manager: the service's whole knowledge of instances and images.
+#[derive(Clone, Debug)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+impl Inner {
+    /// Runs work on the host: on a blocking thread, when a slot is free.
+    pub async fn host<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Parts) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let slot = self.slots.clone().acquire_owned().await.or_fault("waiting for a slot")?;
+        let parts = self.parts.clone();
+        let done = self.runtime.spawn_blocking(move || {
+            let _slot = slot;
+            work(&parts)
+        });
+        done.await.map_err(|error| Fault::internal("working on the host", error))?
+    }
+
+    /// Publishes an event.
+    pub fn emit(&self, kind: EventKind, view: &View, request_id: Option<String>) {
+        info!(
+            instance = %view.record.id,
+            event = ?kind,
+            power_state = %view.power_state(),
+            request_id = request_id.as_deref().unwrap_or("-"),
+            "instance event"
+        );
+        self.events.publish(kind, view.record.id, view.power_state(), request_id.as_deref());
+    }
+
+    /// Takes an instance that is gone out of the list.
+    pub fn forget(&self, handle: &Arc<Handle>) {
+        let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
+        if instances.get(&handle.id).is_some_and(|known| Arc::ptr_eq(known, handle)) {
+            instances.remove(&handle.id);
+        }
+    }
+
+    /// Addresses that other instances have on their interfaces.
+    pub fn addresses_in_use(&self, except: Uuid) -> BTreeSet<IpAddr> {
+        let mut used = BTreeSet::new();
+        for handle in self.handles() {
+            if handle.id == except {
+                continue;
+            }
+            handle.with_view(|view| used.extend(addresses(&view.record)));
+        }
+        used
+    }
+
+    fn handles(&self) -> Vec<Arc<Handle>> {
+        self.instances.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn handle(&self, id: Uuid) -> Result<Arc<Handle>> {
+        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
+        instances.get(&id).cloned().ok_or_else(|| not_found(id))
+    }
+
+    fn allocate(&self) -> MutexGuard<'_, ()> {
+        self.allocation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn addresses(record: &Record) -> impl Iterator<Item = IpAddr> + '_ {
+    let texts = record.definition.vifs.iter().flat_map(|vif| &vif.addresses);
+    texts.filter_map(|text| text.split('/').next()?.parse().ok())
+}
+
+impl Manager {
+    /// Opens the host, takes up every instance and removes what none owns.
+    /// Needs a tokio context; blocks.
+    pub fn open(config: Config) -> Result<Manager> {
+        let checks = host::check::probe(&config);
+        host::check::refuse(&checks)?;
+        let parts = Arc::new(Parts::open(config)?);
+        let configured = parts.config.service.concurrency;
+        let slots = if configured > 0 { configured } else { 2 * host::inventory::online_cpus() };
+        let inner = Arc::new(Inner {
+            imports: Arc::new(Semaphore::new(parts.config.images.concurrency)),
+            parts,
+            instances: RwLock::default(),
+            allocation: Mutex::default(),
+            operations: Operations::default(),
+            events: EventLog::new(),
+            slots: Arc::new(Semaphore::new(slots)),
+            runtime: Runtime::current(),
+            checks,
+            started_at: Utc::now(),
+        });
+        inner.recover()?;
+        Ok(Manager { inner })
+    }
+
+    /// Makes an instance; the same request again is success, another one a conflict.
+    pub fn create(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        request: InstanceCreate,
+    ) -> Result<Created> {
+        validate::create(&request)?;
+        self.inner.parts.network.validate(&request.vifs, request.dns.as_ref())?;
+        crate::rootfs::validate_files(&request.files)?;
+        let digest = record::digest(&request)?;
+        let inner = &self.inner;
+        let allocation = inner.allocate();
+        if let Ok(handle) = inner.handle(id) {
+            return self.repeated(&handle, &digest, &context);
+        }
+        inner.parts.images.get(request.image_id)?;
+        let record = self.plan_record(id, digest, request)?;
+        let definition = record.definition.clone();
+        crate::cgroup::Limits::from_flavor(
+            &definition.flavor,
+            &inner.parts.config.instances,
+            record.pinned_cpus.as_deref(),
+        )?;
+        network::Rates::from_extra_specs(&definition.flavor.extra_specs)?;
+        let (operation, writer) = inner.operations.begin("instance.create", id, &context.request_id);
+        let view = View { record: record.clone(), init: None, task_state: Some(TaskState::Creating) };
+        let (handle, jobs) = Handle::new(view);
+        let handle = Arc::new(handle);
+        *handle.creating().lock().unwrap_or_else(PoisonError::into_inner) = Some(operation.clone());
+        inner.instances.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle.clone());
+        drop(allocation);
+        let actor = Actor::new(inner.clone(), handle, record, None);
+        inner.runtime.spawn(actor.run_new(definition, context, writer, jobs));
+        Ok(Created { operation, existed: false })
+    }
+
+    fn repeated(&self, handle: &Handle, digest: &str, context: &RequestContext) -> Result<Created> {
+        if handle.with_view(|view| view.record.request_digest != digest) {
+            return Err(Fault::new(
+                FaultKind::InstanceExists,
+                format!("instance {} was created from another request; delete it first", handle.id),
+            ));
+        }
+        let creating = handle.creating().lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let operation = creating.unwrap_or_else(|| {
+            let (operation, writer) =
+                self.inner.operations.begin("instance.create", handle.id, &context.request_id);
+            writer.finish(Ok(()));
+            operation
+        });
+        Ok(Created { operation, existed: true })
+    }
+
+    /// Gives out ids, CPUs and addresses; the caller holds the allocation lock.
+    fn plan_record(&self, id: Uuid, digest: String, mut request: InstanceCreate) -> Result<Record> {
+        let inner = &self.inner;
+        let mut blocks = BTreeSet::new();
+        let mut cpus = BTreeSet::new();
+        let mut used_addresses = BTreeSet::new();
+        let mut devnames = BTreeMap::new();
+        for handle in inner.handles() {
+            handle.with_view(|view| {
+                blocks.insert(view.record.id_block.first);
+                cpus.extend(view.record.pinned_cpus.iter().flatten().copied());
+                used_addresses.extend(addresses(&view.record));
+                for vif in &view.record.definition.vifs {
+                    devnames.insert(vif.devname.clone(), view.record.id);
+                }
+            });
+        }
+        network::assign_names(&mut request.vifs);
+        for (index, vif) in request.vifs.iter_mut().enumerate() {
+            if let Some(owner) = devnames.get(&vif.devname) {
+                return Err(Fault {
+                    field: Some(format!("vifs[{index}].devname")),
+                    ..Fault::new(
+                        FaultKind::InterfaceExists,
+                        format!("{} is an interface of instance {owner}", vif.devname),
+                    )
+                });
+            }
+            inner.parts.network.assign(vif, &used_addresses)?;
+            used_addresses.extend(
+                vif.addresses.iter().filter_map(|a| a.split('/').next()?.parse::<IpAddr>().ok()),
+            );
+        }
+        let dedicated =
+            request.flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");
+        let pinned_cpus = dedicated
+            .then(|| {
+                host::cpus::pick_dedicated(
+                    &inner.parts.dedicated_cpus,
+                    &cpus,
+                    request.flavor.vcpus,
+                )
+            })
+            .transpose()?;
+        Ok(Record {
+            schema: SCHEMA,
+            generation: 0,
+            id,
+            request_digest: digest,
+            id_block: idmap::allocate(&inner.parts.config.instances, &blocks)?,
+            definition: request,
+            pinned_cpus,
+            layers: Vec::new(),
+            image_config: Default::default(),
+            root_bytes: 0,
+            ephemeral_bytes: 0,
+            desired: Desired::Stopped,
+            frozen: None,
+            seeded: false,
+            boot_id: None,
+            created_at: Utc::now(),
+            started_at: None,
+            exit: None,
+            guest_reboots: 0,
+            fault: None,
+        })
+    }
+
+    /// Queues an action on an instance.
+    pub fn action(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        action: Action,
+    ) -> Result<Arc<OperationHandle>> {
+        let handle = self.inner.handle(id)?;
+        match &action {
+            Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
+            Action::AttachInterface(vif) => {
+                self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;
+            }
+            _ => {}
+        }
+        let kind = action.verb().name();
+        let (operation, writer) = self.inner.operations.begin(kind, id, &context.request_id);
+        handle.enqueue(Job { context, action, operation: writer })?;
+        Ok(operation)
+    }
+
+    /// An instance as it is.
+    pub fn instance(&self, id: Uuid) -> Result<Instance> {
+        Ok(self.inner.handle(id)?.with_view(View::instance))
+    }
+
+    /// All instances, in the order of their ids.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.inner.handles().iter().map(|handle| handle.with_view(View::instance)).collect()
+    }
+
+    /// What an instance uses now.
+    pub fn stats(&self, id: Uuid) -> Result<InstanceStats> {
+        let view = self.inner.handle(id)?.view();
+        super::stats::read(&self.inner.parts, &view)
+    }
+
+    /// The last `length` bytes that the console's log keeps.
+    pub fn console_output(&self, id: Uuid, length: Option<u64>) -> Result<Vec<u8>> {
+        self.inner.handle(id)?;
+        crate::console::read(&self.inner.parts.layout.instance(id), length)
+    }
+
+    /// Connects to the console of a running instance.
+    pub fn console_attach(&self, id: Uuid) -> Result<(UnixStream, crate::monitor::Monitor)> {
+        self.running(id, "its console")?;
+        let monitor = crate::monitor::Monitor::connect(&self.inner.parts.layout.instance(id))?;
+        Ok((monitor.attach()?, monitor))
+    }
+
+    /// The command that, run on the host, runs the request inside the instance.
+    pub fn exec_command(&self, id: Uuid, request: &ExecRequest) -> Result<Command> {
+        let view = self.running(id, "a command in it")?;
+        super::exec::command(&self.inner.parts, &view.record, request)
+    }
+
+    fn running(&self, id: Uuid, what: &str) -> Result<View> {
+        let view = self.inner.handle(id)?.view();
+        if view.init.is_some() && view.record.frozen.is_none() {
+            return Ok(view);
+        }
+        Err(Fault::new(
+            FaultKind::InstanceInvalidState,
+            format!("{what} needs the instance to be RUNNING; it is {}", view.power_state()),
+        ))
+    }
+
+    /// Has an image in the store.
+    pub fn import_image(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        request: ImageImport,
+    ) -> Result<Arc<OperationHandle>> {
+        let inner = self.inner.clone();
+        let (operation, writer) = inner.operations.begin("image.import", id, &context.request_id);
+        self.inner.runtime.spawn(async move {
+            let Ok(permit) = inner.imports.clone().acquire_owned().await else { return };
+            let parts = inner.parts.clone();
+            inner.runtime.spawn_blocking(move || {
+                let _permit = permit;
+                writer.stage("fetching");
+                let outcome = parts.images.import(id, &request, &|progress| {
+                    writer.stage(progress.stage);
+                    writer.progress(progress.done, progress.total);
+                });
+                writer.finish(outcome.map(|image| {
+                    info!(image = %id, bytes = image.size, layers = image.layers.len(), "image imported");
+                }));
+            });
+        });
+        Ok(operation)
+    }
+
+    /// All images, in the order of their ids.
+    pub fn images(&self) -> Vec<Image> {
+        self.inner.parts.images.list()
+    }
+
+    /// An image.
+    pub fn image(&self, id: Uuid) -> Result<Image> {
+        self.inner.parts.images.get(id)
+    }
+
+    /// Removes an image that no instance stands on.
+    pub fn delete_image(&self, id: Uuid) -> Result<()> {
+        // No create may take the image up between the check and the removal.
+        let _allocation = self.inner.allocate();
+        self.inner.parts.images.delete(id)
+    }
+
+    /// An operation.
+    pub fn operation(&self, id: Uuid) -> Result<Arc<OperationHandle>> {
+        self.inner.operations.get(id)
+    }
+
+    /// The operations that are remembered, oldest first.
+    pub fn operations(&self) -> Vec<Operation> {
+        self.inner.operations.list()
+    }
+
+    /// Those that have not ended.
+    pub fn unfinished_operations(&self) -> Vec<Arc<OperationHandle>> {
+        self.inner.operations.unfinished()
+    }
+
+    /// The events after `sequence`; only those to come without it.
+    pub fn events_after(&self, sequence: Option<u64>) -> Result<EventSubscription> {
+        self.inner.events.after(sequence)
+    }
+
+    /// The host and the service on it.
+    pub fn host_info(&self) -> Result<HostInfo> {
+        let inner = &self.inner;
+        let parts = &inner.parts;
+        let usage = self.usage();
+        let facts = host::inventory::facts(&parts.config)?;
+        Ok(HostInfo {
+            hypervisor_hostname: facts.hostname,
+            hypervisor_type: "berth".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            hypervisor_version: version_number(env!("CARGO_PKG_VERSION")),
+            api_version: "v1".into(),
+            architecture: std::env::consts::ARCH.into(),
+            kernel: facts.kernel,
+            uptime: facts.uptime,
+            service_started_at: inner.started_at,
+            inventory: host::inventory::inventory(&parts.config, parts.layout.state(), &usage)?,
+            capabilities: Capabilities {
+                cgroup_layout: parts.hierarchy.layout().to_string(),
+                runtime: parts.runtime.info().clone(),
+                storage_backend: "loop".into(),
+                image_formats: vec![
+                    ImageFormat::DockerArchive,
+                    ImageFormat::OciArchive,
+                    ImageFormat::RootfsTar,
+                ],
+                lxcfs: parts.lxcfs().is_some(),
+                swap_limit: parts.hierarchy.limits_swap(),
+                buffered_write_limit: parts.hierarchy.limits_buffered_writes(),
+                checks: inner.checks.clone(),
+            },
+        })
+    }
+
+    fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for handle in self.inner.handles() {
+            handle.with_view(|view| {
+                let flavor = &view.record.definition.flavor;
+                match &view.record.pinned_cpus {
+                    Some(cpus) => usage.pcpus += u32::try_from(cpus.len()).unwrap_or(u32::MAX),
+                    None => usage.vcpus += flavor.vcpus,
+                }
+                usage.memory_mb += flavor.memory_mb;
+                usage.local_gb += flavor.root_gb + flavor.ephemeral_gb + flavor.swap_mb.div_ceil(1024);
+                usage.instances += 1;
+                usage.running += u32::from(view.init.is_some());
+            });
+        }
+        usage
+    }
+
+    /// What the host uses now.
+    pub fn host_stats(&self) -> Result<HostStats> {
+        host::stats::read()
+    }
+
+    /// The probes' outcomes at the start of the service.
+    pub fn checks(&self) -> Vec<Check> {
+        self.inner.checks.clone()
+    }
+}
+
+impl Inner {
+    /// Takes up every instance that has a record and removes what none owns.
+    fn recover(self: &Arc<Self>) -> Result<()> {
+        let mut known = BTreeSet::new();
+        let mut records = Vec::new();
+        for id in recover::ids_in(&self.parts.layout.instances()) {
+            match Record::load(&self.parts.layout.instance(id)) {
+                Ok(Some(record)) => records.push(record),
+                Ok(None) => continue,
+                // What it owns stays: the operator may mend the record.
+                Err(fault) => error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone"),
+            }
+            known.insert(id);
+        }
+        for id in recover::orphans(&self.parts, &known) {
+            match destroy::purge(&self.parts, id) {
+                Ok(()) => info!(instance = %id, "removed what an interrupted operation left"),
+                Err(fault) => error!(instance = %id, %fault, "removing what an interrupted operation left"),
+            }
+        }
+        // What went away with its namespace leaves its rates' devices behind.
+        self.parts.network.start()?;
+        self.parts.hierarchy.clear_stale_rates()?;
+        // Four at a time: each waits for the disk or the kernel most of its time.
+        let queue = Mutex::new(records);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let _context = self.runtime.enter();
+                    while let Some(record) = pop(&queue) {
+                        self.recover_one(record);
+                    }
+                });
+            }
+        });
+        self.parts.images.collect()
+    }
+
+    fn recover_one(self: &Arc<Self>, record: Record) {
+        let id = record.id;
+        let before = record.clone();
+        let (record, live) = match recover::recover(&self.parts, record) {
+            Ok((_, Recovered::Gone)) => {
+                info!(instance = %id, "finished an interrupted delete");
+                return;
+            }
+            Ok((record, Recovered::Running(live))) => (record, Some(live)),
+            Ok((record, Recovered::Stopped)) => (record, None),
+            Err(fault) => {
+                // It is listed, with its fault, and can be deleted or started again.
+                warn!(instance = %id, %fault, "taking the instance up");
+                (Record { fault: Some(Problem::from(&fault)), ..before }, None)
+            }
+        };
+        let view = View { record: record.clone(), init: live.as_ref().map(|l| l.init), task_state: None };
+        let (handle, jobs) = Handle::new(view);
+        let handle = Arc::new(handle);
+        self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle.clone());
+        self.runtime.spawn(Actor::new(self.clone(), handle, record, live).run(jobs));
+    }
+}
+
+fn pop(queue: &Mutex<Vec<Record>>) -> Option<Record> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
+}
+
+/// The version as Nova's number: major × 1,000,000 + minor × 1,000 + patch.
+fn version_number(version: &str) -> u32 {
+    version
+        .split(['.', '-', '+'])
+        .take(3)
+        .fold(0, |number, part| number * 1000 + part.parse::<u32>().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_nova_numbers() {
+        assert_eq!(version_number("0.1.0"), 1_000);
+        assert_eq!(version_number("12.3.4-rc1"), 12_003_004);
+    }
+}

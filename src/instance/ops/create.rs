@@ -1,0 +1,122 @@
+//! Making an instance: disks, root file system, namespaces, interfaces, record.
+//! Afterwards a plugger can plug its interfaces, and it can be started.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::parts::Parts;
+use crate::instance::record::Record;
+use crate::instance::validate::hostname_from;
+use crate::rootfs::Seed;
+use crate::sys::ns;
+use crate::types::InstanceCreate;
+
+use super::destroy;
+
+/// Makes everything, or nothing: the record is written last.
+pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Result<Record> {
+    record.definition = request;
+    let made = (|| {
+        let image = parts.images.hold(record.definition.image_id, record.id)?;
+        record.layers.clone_from(&image.layers);
+        record.image_config = image.config;
+        sizes(parts, &mut record, image.unpacked_size)?;
+        // A limit that the host cannot give is found before anything is made.
+        parts.limits(&record)?;
+        host_side(parts, &mut record)?;
+        record.save(&parts.paths(&record))
+    })();
+    match made {
+        Ok(()) => Ok(record),
+        Err(fault) => {
+            let left = destroy::destroy(parts, &record).err();
+            Err(match left {
+                None => fault,
+                Some(left) => fault.context(format_args!("{} (and taking it down again: {})", record.id, left.detail)),
+            })
+        }
+    }
+}
+
+fn sizes(parts: &Parts, record: &mut Record, unpacked: u64) -> Result<()> {
+    let flavor = &record.definition.flavor;
+    record.root_bytes = if flavor.root_gb == 0 {
+        (unpacked >> 30 << 30) + ((parts.config.storage.slack_gb) << 30)
+    } else {
+        flavor.root_gb << 30
+    };
+    record.ephemeral_bytes = flavor.ephemeral_gb << 30;
+    // Layers are shared and lie outside the instance's disk; a flavor smaller
+    // than the image is refused all the same, as Nova does for every driver.
+    if unpacked > record.root_bytes {
+        return Err(Fault {
+            field: Some("flavor.root_gb".into()),
+            ..Fault::new(
+                FaultKind::FlavorDiskTooSmall,
+                format!(
+                    "the image needs {} GiB, the flavor has {}: take a larger flavor",
+                    unpacked.div_ceil(1 << 30),
+                    flavor.root_gb
+                ),
+            )
+        });
+    }
+    Ok(())
+}
+
+fn host_side(parts: &Parts, record: &mut Record) -> Result<()> {
+    let paths = parts.paths(record);
+    make_dir(paths.state())?;
+    make_dir(paths.run())?;
+    parts.disks.create(&paths.root_disk(), record.root_bytes)?;
+    if record.ephemeral_bytes > 0 {
+        parts.disks.create(&paths.ephemeral_disk(), record.ephemeral_bytes)?;
+    }
+    network(parts, record)?;
+    parts.mount(record)?;
+    parts.rootfs(record).seed(&seed(record))?;
+    record.seeded = true;
+    Ok(())
+}
+
+/// Namespaces and interfaces; also after a boot of the host, which took them away.
+pub fn network(parts: &Parts, record: &Record) -> Result<()> {
+    let paths = parts.paths(record);
+    make_dir(paths.run())?;
+    if !(ns::is_pinned(&paths.user_ns()) && ns::is_pinned(&paths.net_ns())) {
+        ns::create_pinned(record.id_block, &paths.user_ns(), &paths.net_ns())?;
+    }
+    let rates = crate::network::Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
+    for (index, vif) in record.definition.vifs.iter().enumerate() {
+        parts.network.attach(vif, index, &paths.net_ns())?;
+        parts.network.apply_rates(vif, &rates)?;
+    }
+    Ok(())
+}
+
+fn seed(record: &Record) -> Seed {
+    let definition = &record.definition;
+    Seed {
+        hostname: hostname(record),
+        dns: definition.dns.clone(),
+        machine_id: record.id.simple().to_string(),
+        files: definition.files.clone(),
+        first_boot: true,
+    }
+}
+
+/// The host name: the request's, or one made of the instance's name.
+pub fn hostname(record: &Record) -> String {
+    let definition = &record.definition;
+    definition.hostname.clone().unwrap_or_else(|| hostname_from(&definition.name))
+}
+
+/// Makes a directory that the instance's root may pass through, and no one may list.
+fn make_dir(path: &std::path::Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .or_fault(format_args!("making {}", path.display()))
+}

@@ -1,0 +1,78 @@
+//! Taking an instance off the host. Everything is found by its id alone, every
+//! step is tried, absence is success: so the same code undoes a failed create,
+//! finishes an interrupted delete, and removes what no record owns.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use uuid::Uuid;
+
+use crate::fault::{OrFault, Result};
+use crate::instance::parts::Parts;
+use crate::instance::record::Record;
+use crate::instance::teardown::Teardown;
+use crate::monitor::Monitor;
+use crate::sys::ns;
+
+/// Destroys an instance and all that is its own.
+pub fn destroy(parts: &Parts, record: &Record) -> Result<()> {
+    let mut teardown = Teardown::default();
+    teardown.step("ending its processes", end_processes(parts, record.id));
+    for vif in &record.definition.vifs {
+        teardown.step(format_args!("removing {}", vif.devname), parts.network.detach(vif));
+    }
+    purge_host_side(parts, record.id, &mut teardown);
+    parts.images.release(record.definition.image_id, record.id);
+    teardown.step("removing image layers that nothing needs", parts.images.collect());
+    teardown.finish()
+}
+
+/// Removes what no record owns.
+pub fn purge(parts: &Parts, id: Uuid) -> Result<()> {
+    let mut teardown = Teardown::default();
+    teardown.step("ending its processes", end_processes(parts, id));
+    purge_host_side(parts, id, &mut teardown);
+    teardown.finish()
+}
+
+fn purge_host_side(parts: &Parts, id: Uuid, teardown: &mut Teardown) {
+    let layout = parts.layout.instance(id);
+    teardown.step("taking its file systems down", parts.unmount(&layout));
+    // With its last holder the network namespace goes, and every veth pair
+    // that has an end in it.
+    teardown.step("releasing its network namespace", ns::unpin(&layout.net_ns()));
+    teardown.step("releasing its user namespace", ns::unpin(&layout.user_ns()));
+    teardown.step("removing its volatile files", remove_tree(layout.run()));
+    teardown.step("removing its files", remove_tree(layout.state()));
+}
+
+/// Ends monitor, processes and cgroup, and the runtime program's memory of them.
+pub fn end_processes(parts: &Parts, id: Uuid) -> Result<()> {
+    let layout = parts.layout.instance(id);
+    let group = parts.hierarchy.group(&parts.config.instances.cgroup, id);
+    let mut teardown = Teardown::default();
+    // The monitor first: it would take the end of its first process for news.
+    teardown.step("ending the monitor", Monitor::kill(&layout));
+    teardown.step("ending processes", group.kill_all());
+    teardown.step("removing the runtime's state", parts.runtime.forget(id));
+    teardown.step("removing the cgroup", group.remove());
+    teardown.finish()
+}
+
+/// Removes a directory of the instance, unless something is still mounted
+/// below it: files behind a mount are not the instance's directory.
+fn remove_tree(path: &std::path::Path) -> Result<()> {
+    let mounts = crate::sys::mount::mounts_below(path)?;
+    if let Some(mount) = mounts.first() {
+        return Err(crate::fault::Fault::internal(
+            format_args!("removing {}", path.display()),
+            format_args!("{} is still mounted", mount.display()),
+        ));
+    }
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            Err(e).or_fault(format_args!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

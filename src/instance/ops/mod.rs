@@ -1,0 +1,11 @@
+//! What is done on the host, one file per verb. All of it blocks; the actor
+//! calls it on blocking threads, one call at a time for an instance.
+
+pub mod create;
+pub mod destroy;
+pub mod freeze;
+pub mod interface;
+pub mod recover;
+pub mod resize;
+pub mod start;
+pub mod stop;

@@ -1,0 +1,99 @@
+//! After a start of the service: what is true of each instance, and rubbish.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use crate::fault::Result;
+use crate::instance::live::Live;
+use crate::instance::parts::Parts;
+use crate::instance::record::{Desired, Frozen, Record};
+use crate::monitor::{Monitor, Phase};
+use crate::store::atomic;
+use crate::types::ExitStatus;
+
+use super::{create, destroy, start, stop};
+
+/// What became of an instance while the service was away.
+#[derive(Debug)]
+pub enum Recovered {
+    /// It runs, or is frozen: nothing noticed.
+    Running(Live),
+    /// It does not run.
+    Stopped,
+    /// Its delete was under way and is finished.
+    Gone,
+}
+
+/// Finds out the truth about one instance and brings it to what Nova last asked.
+pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)> {
+    if record.desired == Desired::Deleted {
+        destroy::destroy(parts, &record)?;
+        return Ok((record, Recovered::Gone));
+    }
+    parts.images.hold_layers(record.definition.image_id, record.id, &record.layers)?;
+    if let Some(live) = adopt(parts, &mut record)? {
+        return Ok((record, Recovered::Running(live)));
+    }
+    let ended: Option<ExitStatus> = atomic::read_json(&parts.paths(&record).exit()).unwrap_or(None);
+    let same_boot = record.boot_id.as_deref() == Some(parts.boot_id.as_str());
+    let wanted = record.desired == Desired::Running;
+    let mut record = stop::power_off(parts, record)?;
+    if let Some(exit) = ended {
+        // It ended while the service was away.
+        record.exit = Some(exit);
+        record.desired = Desired::Stopped;
+        record.save(&parts.paths(&record))?;
+    } else if wanted && (same_boot || parts.config.host.resume_guests_state_on_host_boot) {
+        // Its monitor was killed, or a start was interrupted; or the host was
+        // booted and the operator wants such instances back.
+        let (record, live) = start::start(parts, record)?;
+        return Ok((record, Recovered::Running(live)));
+    } else if wanted {
+        // The host was booted: as with any machine that lost its power.
+        record.desired = Desired::Stopped;
+        record.save(&parts.paths(&record))?;
+    }
+    // Pluggers look for the interfaces of stopped instances too.
+    create::network(parts, &record)?;
+    Ok((record, Recovered::Stopped))
+}
+
+/// Takes up an instance whose monitor lives.
+fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
+    let paths = parts.paths(record);
+    let Ok(monitor) = Monitor::connect(&paths) else { return Ok(None) };
+    let Ok(messages) = monitor.subscribe() else { return Ok(None) };
+    let Ok(status) = monitor.status() else { return Ok(None) };
+    let (Phase::Running, Some(init)) = (status.phase, status.init) else { return Ok(None) };
+    if record.desired != Desired::Running {
+        // A start that was never answered, or a stop that was cut short.
+        return Ok(None);
+    }
+    record.guest_reboots = status.guest_reboots;
+    // The kernel knows better than the record whether it is frozen.
+    record.frozen = match (parts.group(record).is_frozen()?, record.frozen) {
+        (true, how) => Some(how.unwrap_or(Frozen::Paused)),
+        (false, _) => None,
+    };
+    Live::follow(monitor, init, messages).map(Some)
+}
+
+/// Ids of everything that looks like an instance's and has no record.
+pub fn orphans(parts: &Parts, known: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+    let mut found = BTreeSet::new();
+    found.extend(ids_in(&parts.layout.instances()));
+    found.extend(ids_in(&parts.layout.run_instances()));
+    found.extend(ids_in(&parts.layout.runtime_root()));
+    found.extend(parts.hierarchy.instances(&parts.config.instances.cgroup));
+    found.retain(|id| !known.contains(id));
+    found
+}
+
+/// Ids that entries of a directory are named after.
+pub fn ids_in(directory: &Path) -> Vec<Uuid> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    entries.flatten().filter_map(|e| Uuid::parse_str(e.file_name().to_str()?).ok()).collect()
+}

@@ -1,0 +1,116 @@
+//! Changing the flavor of an instance, running or not.
+
+use crate::cgroup::DeviceNumber;
+use crate::fault::{Fault, Result};
+use crate::instance::parts::Parts;
+use crate::instance::record::Record;
+use crate::instance::validate;
+use crate::network::Rates;
+use crate::types::Flavor;
+
+/// Gives the instance another flavor. Disks only grow. What can be checked is
+/// checked before anything changes; a step that fails is undone, save that a
+/// grown disk stays grown.
+pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> Result<Record> {
+    validate::flavor("flavor", &flavor)?;
+    let mut new = Record { definition: record.definition.clone(), ..record.clone() };
+    new.definition.flavor = flavor;
+    let limits = parts.limits(&new)?;
+    let rates = Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
+    sizes(&record, &mut new, running)?;
+    policy(&record, &new)?;
+    grow(parts, &record, &new, running)?;
+    let changed = (|| {
+        if running {
+            parts.group(&new).update(&limits, &devices(parts, &new)?)?;
+        }
+        for vif in &new.definition.vifs {
+            parts.network.apply_rates(vif, &rates)?;
+        }
+        new.save(&parts.paths(&new))
+    })();
+    match changed {
+        Ok(()) => Ok(new),
+        Err(fault) => Err(match restore(parts, &record, running) {
+            Ok(()) => fault,
+            Err(left) => fault.context(format_args!("(and restoring the old limits: {})", left.detail)),
+        }),
+    }
+}
+
+fn sizes(old: &Record, new: &mut Record, running: bool) -> Result<()> {
+    let flavor = &new.definition.flavor;
+    // root_gb = 0 keeps what there is: the size was made for the image.
+    if flavor.root_gb > 0 {
+        new.root_bytes = flavor.root_gb << 30;
+    }
+    new.ephemeral_bytes = flavor.ephemeral_gb << 30;
+    if new.root_bytes < old.root_bytes {
+        return Err(Fault::invalid(
+            "flavor.root_gb",
+            format!("a root disk only grows, and it has {} GiB", old.root_bytes >> 30),
+        ));
+    }
+    if new.ephemeral_bytes < old.ephemeral_bytes {
+        return Err(Fault::invalid(
+            "flavor.ephemeral_gb",
+            format!("an ephemeral disk only grows, and it has {} GiB", old.ephemeral_bytes >> 30),
+        ));
+    }
+    if running && old.ephemeral_bytes == 0 && new.ephemeral_bytes > 0 {
+        return Err(Fault::invalid(
+            "flavor.ephemeral_gb",
+            "an ephemeral disk can be added only while the instance is stopped",
+        ));
+    }
+    Ok(())
+}
+
+/// Dedicated CPUs are chosen when the instance is made.
+fn policy(old: &Record, new: &Record) -> Result<()> {
+    let policy = |r: &Record| {
+        let flavor = &r.definition.flavor;
+        let dedicated = flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");
+        (dedicated, if dedicated { flavor.vcpus } else { 0 })
+    };
+    if policy(old) == policy(new) {
+        return Ok(());
+    }
+    Err(Fault::invalid(
+        "flavor.extra_specs.hw:cpu_policy",
+        "the CPU policy and the number of dedicated CPUs cannot change on an existing instance: delete and create it",
+    ))
+}
+
+fn grow(parts: &Parts, old: &Record, new: &Record, running: bool) -> Result<()> {
+    let paths = parts.paths(new);
+    if new.root_bytes > old.root_bytes {
+        let mount = running.then(|| paths.disk_mount());
+        parts.disks.grow(&paths.root_disk(), mount.as_deref(), new.root_bytes)?;
+    }
+    if new.ephemeral_bytes > old.ephemeral_bytes {
+        if old.ephemeral_bytes == 0 {
+            parts.disks.create(&paths.ephemeral_disk(), new.ephemeral_bytes)?;
+        } else {
+            let mount = running.then(|| paths.ephemeral_disk_mount());
+            parts.disks.grow(&paths.ephemeral_disk(), mount.as_deref(), new.ephemeral_bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn devices(parts: &Parts, record: &Record) -> Result<Vec<DeviceNumber>> {
+    // Attached already: this only asks which devices they are.
+    parts.mount(record)
+}
+
+fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
+    if running {
+        parts.group(old).update(&parts.limits(old)?, &devices(parts, old)?)?;
+    }
+    let rates = Rates::from_extra_specs(&old.definition.flavor.extra_specs)?;
+    for vif in &old.definition.vifs {
+        parts.network.apply_rates(vif, &rates)?;
+    }
+    Ok(())
+}

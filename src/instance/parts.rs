@@ -1,0 +1,184 @@
+//! The parts of the host that operations work with, opened once at start.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::cgroup::{DeviceNumber, Group, Hierarchy, Limits};
+use crate::config::Config;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::image::ImageStore;
+use crate::network::Network;
+use crate::rootfs::{Disks, Rootfs};
+use crate::runtime::cli::CliRuntime;
+use crate::store::layout::{InstanceLayout, Layout};
+use crate::sys::mount;
+
+use super::record::Record;
+
+/// The parts.
+#[derive(Debug)]
+pub struct Parts {
+    /// The configuration.
+    pub config: Config,
+    /// Every path.
+    pub layout: Layout,
+    /// The image store.
+    pub images: ImageStore,
+    /// Disks of a hard size.
+    pub disks: Disks,
+    /// Interfaces and the stand-alone bridge.
+    pub network: Network,
+    /// The host's cgroup layout.
+    pub hierarchy: Hierarchy,
+    /// The OCI runtime program.
+    pub runtime: CliRuntime,
+    /// The monitor's program.
+    pub monitor_program: PathBuf,
+    /// CPUs of instances that share, when they are restricted.
+    pub shared_cpus: Option<Vec<u32>>,
+    /// CPUs to dedicate.
+    pub dedicated_cpus: BTreeSet<u32>,
+    /// This boot of the host.
+    pub boot_id: String,
+    // Keeps a second service off the same state while this one lives.
+    _lock: File,
+}
+
+impl Parts {
+    /// Opens the host: directories, lock, stores, runtime, bridge. Idempotent.
+    pub fn open(config: Config) -> Result<Parts> {
+        let layout = Layout::new(&config.service.state_dir, &config.service.run_dir);
+        // Only root enters the state; an instance's root must pass through
+        // the volatile directories to its own root file system.
+        make_dir(layout.state(), 0o700)?;
+        let lock = lock(&layout)?;
+        make_dir(layout.run(), 0o711)?;
+        make_dir(&layout.instances(), 0o700)?;
+        make_dir(&layout.run_instances(), 0o711)?;
+        make_dir(&layout.runtime_root(), 0o700)?;
+        mount::make_private_mount_point(&layout.run_instances())?;
+        let sets = crate::host::cpus::resolve(&config.host)?;
+        let network = Network::new(&config.bridge)?;
+        Ok(Parts {
+            images: ImageStore::open(&layout, &config.images)?,
+            disks: Disks::new(&layout, &config.storage)?,
+            network,
+            hierarchy: Hierarchy::detect()?,
+            runtime: CliRuntime::open(&config.runtime, &layout)?,
+            monitor_program: monitor_program(&config)?,
+            shared_cpus: sets.shared,
+            dedicated_cpus: sets.dedicated,
+            boot_id: boot_id()?,
+            layout,
+            config,
+            _lock: lock,
+        })
+    }
+
+    /// lxcfs's mount point, when it is mounted there.
+    pub fn lxcfs(&self) -> Option<PathBuf> {
+        let path = &self.config.instances.lxcfs;
+        (!path.as_os_str().is_empty() && path.join("proc/meminfo").exists()).then(|| path.clone())
+    }
+    /// Paths of an instance.
+    pub fn paths(&self, record: &Record) -> InstanceLayout {
+        self.layout.instance(record.id)
+    }
+
+    /// Its cgroup.
+    pub fn group(&self, record: &Record) -> Group {
+        self.hierarchy.group(&self.config.instances.cgroup, record.id)
+    }
+
+    /// Its limits.
+    pub fn limits(&self, record: &Record) -> Result<Limits> {
+        let pinned = record.pinned_cpus.as_deref().or(self.shared_cpus.as_deref());
+        Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
+    }
+
+    /// Its root file system.
+    pub fn rootfs(&self, record: &Record) -> Rootfs {
+        Rootfs {
+            layers: record.layers.iter().map(|digest| self.images.layer_dir(digest)).collect(),
+            block: record.id_block,
+            layout: self.paths(record),
+        }
+    }
+
+    /// Attaches its disks and mounts its root; repeats do nothing.
+    pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
+        let paths = self.paths(record);
+        let root = self.disks.attach(&paths.root_disk(), &paths.disk_mount())?;
+        let mut devices = vec![DeviceNumber { major: root.major, minor: root.minor }];
+        let rootfs = self.rootfs(record);
+        rootfs.mount()?;
+        if record.ephemeral_bytes > 0 {
+            let device = self.disks.attach(&paths.ephemeral_disk(), &paths.ephemeral_disk_mount())?;
+            devices.push(DeviceNumber { major: device.major, minor: device.minor });
+            rootfs.mount_ephemeral()?;
+        }
+        Ok(devices)
+    }
+
+    /// Undoes [`Parts::mount`]; absence is success.
+    pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
+        let mut teardown = super::teardown::Teardown::default();
+        teardown.step("unmounting the root file system", crate::sys::mount::unmount(&layout.rootfs()));
+        teardown.step("unmounting the ephemeral file system", crate::sys::mount::unmount(&layout.ephemeral_mount()));
+        teardown.step("detaching the ephemeral disk", self.disks.detach(&layout.ephemeral_disk(), &layout.ephemeral_disk_mount()));
+        teardown.step("detaching the root disk", self.disks.detach(&layout.root_disk(), &layout.disk_mount()));
+        teardown.finish()
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    let doing = || format!("making {}", path.display());
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).or_fault(doing())?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).or_fault(doing())
+}
+
+/// Takes the lock on the state, or says who may have it.
+fn lock(layout: &Layout) -> Result<File> {
+    let path = layout.lock();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .or_fault(format_args!("opening {}", path.display()))?;
+    file.try_lock().map_err(|_| {
+        Fault::new(
+            FaultKind::ServiceUnavailable,
+            format!(
+                "another berth serve uses {}: stop it, or give this one another service.state_dir",
+                layout.state().display()
+            ),
+        )
+    })?;
+    Ok(file)
+}
+
+/// The monitor's program: as configured, else beside this one.
+fn monitor_program(config: &Config) -> Result<PathBuf> {
+    let configured = &config.instances.monitor;
+    let path = if configured.as_os_str().is_empty() {
+        std::env::current_exe().or_fault("finding this program")?.with_file_name("berth-monitor")
+    } else {
+        configured.clone()
+    };
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(Fault::invalid(
+            "instances.monitor",
+            format!("there is no {}: install berth-monitor there, or name its path", path.display()),
+        ))
+    }
+}
+
+fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(fs::read_to_string(path).or_fault(format_args!("reading {path}"))?.trim().to_owned())
+}

@@ -1,0 +1,198 @@
+//! The durable record of an instance: what was asked for, and what an
+//! operator of this host decided about it (ids, CPUs).
+//!
+//! The record's existence is the instance's existence. What no record owns is
+//! rubbish and is removed at the next start of the service.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::store::{atomic, layout::InstanceLayout};
+use crate::sys::ids::IdBlock;
+use crate::types::{ExitStatus, ImageConfig, InstanceCreate, Problem};
+
+/// Version of the record's form. A record of another version is left alone:
+/// the service starts without that instance and says so.
+pub const SCHEMA: u32 = 1;
+
+/// What Nova last asked of an instance's power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    /// It shall run.
+    Running,
+    /// It shall not, or it ended by itself.
+    Stopped,
+    /// It shall be gone: teardown is finished at the next start.
+    Deleted,
+}
+
+/// How an instance was frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frozen {
+    /// By pause.
+    Paused,
+    /// By suspend.
+    Suspended,
+}
+
+/// The record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Grows with every change.
+    pub generation: u64,
+    /// Nova's id.
+    pub id: Uuid,
+    /// SHA-256 of the body that created it: the same body again is the same instance.
+    pub request_digest: String,
+    /// The definition, with later changes of flavor and interfaces.
+    pub definition: InstanceCreate,
+    /// Its block of host ids.
+    pub id_block: IdBlock,
+    /// CPUs it is bound to (`hw:cpu_policy=dedicated`).
+    pub pinned_cpus: Option<Vec<u32>>,
+    /// Digests of the image's layers, lowest first: it boots from them even
+    /// when the image's own record is gone.
+    pub layers: Vec<String>,
+    /// How the image starts.
+    pub image_config: ImageConfig,
+    /// Bytes of the root disk.
+    pub root_bytes: u64,
+    /// Bytes of the ephemeral disk, 0 for none.
+    pub ephemeral_bytes: u64,
+    /// What Nova last asked.
+    pub desired: Desired,
+    /// How it is frozen, while it is.
+    pub frozen: Option<Frozen>,
+    /// Whether it was ever started: host name, machine id and files are
+    /// written once, before.
+    pub seeded: bool,
+    /// The host's boot in which it was last started.
+    pub boot_id: Option<String>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When it was last started.
+    pub started_at: Option<DateTime<Utc>>,
+    /// How its first process last ended.
+    pub exit: Option<ExitStatus>,
+    /// Reboots from inside since it was last started.
+    pub guest_reboots: u32,
+    /// The fault of the last failed operation.
+    pub fault: Option<Problem>,
+}
+
+impl Record {
+    /// Reads an instance's record; `None` when there is none.
+    pub fn load(layout: &InstanceLayout) -> Result<Option<Record>> {
+        let path = layout.record();
+        let Some(record) = atomic::read_json::<Record>(&path)? else { return Ok(None) };
+        if record.schema != SCHEMA {
+            return Err(Fault::new(
+                FaultKind::Internal,
+                format!(
+                    "{} has schema {}, this version of berth reads {SCHEMA}: \
+                     run the version that wrote it",
+                    path.display(),
+                    record.schema
+                ),
+            ));
+        }
+        Ok(Some(record))
+    }
+
+    /// Writes it, with the next generation.
+    pub fn save(&mut self, layout: &InstanceLayout) -> Result<()> {
+        self.generation += 1;
+        atomic::write_json(&layout.record(), self).inspect_err(|_| self.generation -= 1)
+    }
+}
+
+/// Digest of a create request, for idempotence.
+pub fn digest(request: &InstanceCreate) -> Result<String> {
+    let bytes = serde_json::to_vec(request).or_fault("serialising the request")?;
+    Ok(hex::encode(Sha256::digest(bytes)))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::types::Flavor;
+
+    pub(crate) fn request() -> InstanceCreate {
+        InstanceCreate {
+            name: "instance-00000001".into(),
+            hostname: None,
+            image_id: Uuid::from_u128(7),
+            flavor: Flavor {
+                name: "m1.tiny".into(),
+                vcpus: 1,
+                memory_mb: 128,
+                root_gb: 1,
+                ephemeral_gb: 0,
+                swap_mb: 0,
+                extra_specs: Default::default(),
+            },
+            vifs: vec![],
+            dns: None,
+            environment: Default::default(),
+            command: None,
+            files: vec![],
+            metadata: Default::default(),
+        }
+    }
+
+    pub(crate) fn record() -> Record {
+        let definition = request();
+        Record {
+            schema: SCHEMA,
+            generation: 0,
+            id: Uuid::from_u128(1),
+            request_digest: digest(&definition).unwrap(),
+            definition,
+            id_block: IdBlock { first: 1_879_048_192, size: 65_536 },
+            pinned_cpus: None,
+            layers: vec![],
+            image_config: ImageConfig::default(),
+            root_bytes: 1 << 30,
+            ephemeral_bytes: 0,
+            desired: Desired::Stopped,
+            frozen: None,
+            seeded: false,
+            boot_id: None,
+            created_at: Utc::now(),
+            started_at: None,
+            exit: None,
+            guest_reboots: 0,
+            fault: None,
+        }
+    }
+
+    #[test]
+    fn the_same_body_has_the_same_digest_and_another_has_not() {
+        let mut other = request();
+        assert_eq!(digest(&request()).unwrap(), digest(&other).unwrap());
+        other.flavor.memory_mb += 1;
+        assert_ne!(digest(&request()).unwrap(), digest(&other).unwrap());
+    }
+
+    #[test]
+    fn a_record_survives_its_file_and_another_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = crate::store::layout::Layout::new(dir.path(), dir.path()).instance(Uuid::nil());
+        assert!(Record::load(&layout).unwrap().is_none());
+        std::fs::create_dir_all(layout.state()).unwrap();
+        let mut written = record();
+        written.save(&layout).unwrap();
+        let read = Record::load(&layout).unwrap().unwrap();
+        assert_eq!((read.generation, read.definition), (1, written.definition.clone()));
+        written.schema = 99;
+        written.save(&layout).unwrap();
+        assert!(Record::load(&layout).unwrap_err().detail.contains("99"));
+    }
+}

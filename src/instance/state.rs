@@ -1,0 +1,151 @@
+//! Which action is possible in which state: pure, and tested as a table.
+//!
+//! The rules are Nova's: an action that is already fulfilled succeeds and does
+//! nothing (Nova retries), and one that makes no sense is refused with the
+//! state named.
+
+use crate::fault::{Fault, FaultKind, Result};
+use crate::types::{PowerState, TaskState};
+
+/// What can be asked of an instance, without the details.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Start it.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Reboot it through its init.
+    SoftReboot,
+    /// Reboot it through the kernel.
+    HardReboot,
+    /// Freeze it.
+    Pause,
+    /// Thaw it.
+    Unpause,
+    /// Freeze it and take its memory.
+    Suspend,
+    /// Thaw it after a suspend.
+    Resume,
+    /// Change its flavor.
+    Resize,
+    /// Attach or detach an interface.
+    Network,
+    /// Destroy it.
+    Delete,
+}
+
+/// What an admitted action amounts to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Do it.
+    Do,
+    /// It is so already.
+    Nothing,
+}
+
+impl Verb {
+    /// The task state while it is under way.
+    pub const fn task_state(self) -> TaskState {
+        match self {
+            Verb::Start => TaskState::Starting,
+            Verb::Stop => TaskState::Stopping,
+            Verb::SoftReboot | Verb::HardReboot => TaskState::Rebooting,
+            Verb::Pause => TaskState::Pausing,
+            Verb::Unpause => TaskState::Unpausing,
+            Verb::Suspend => TaskState::Suspending,
+            Verb::Resume => TaskState::Resuming,
+            Verb::Resize => TaskState::Resizing,
+            Verb::Network => TaskState::Networking,
+            Verb::Delete => TaskState::Deleting,
+        }
+    }
+
+    /// Its name in operations, metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verb::Start => "instance.start",
+            Verb::Stop => "instance.stop",
+            Verb::SoftReboot | Verb::HardReboot => "instance.reboot",
+            Verb::Pause => "instance.pause",
+            Verb::Unpause => "instance.unpause",
+            Verb::Suspend => "instance.suspend",
+            Verb::Resume => "instance.resume",
+            Verb::Resize => "instance.resize",
+            Verb::Network => "instance.interface",
+            Verb::Delete => "instance.delete",
+        }
+    }
+
+    /// Whether it cuts short a graceful stop that is under way.
+    pub const fn is_urgent(self) -> bool {
+        matches!(self, Verb::HardReboot | Verb::Delete)
+    }
+}
+
+/// Whether `verb` is possible in `state`.
+pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
+    use Admission::{Do, Nothing};
+    use PowerState::{Crashed, NoState, Paused, Running, Shutdown, Suspended};
+    let admission = match (verb, state) {
+        (Verb::Delete | Verb::Resize | Verb::Network, _) => Do,
+        // Nova's hard reboot is the cure for every state.
+        (Verb::HardReboot, _) => Do,
+        (Verb::Start, Shutdown | Crashed | NoState) => Do,
+        (Verb::Start, Running) => Nothing,
+        (Verb::Stop, Running | Paused | Suspended) => Do,
+        (Verb::Stop, Shutdown | Crashed | NoState) => Nothing,
+        (Verb::SoftReboot, Running) => Do,
+        (Verb::Pause, Running) => Do,
+        (Verb::Pause, Paused) => Nothing,
+        (Verb::Unpause, Paused) => Do,
+        (Verb::Unpause, Running) => Nothing,
+        (Verb::Suspend, Running | Paused) => Do,
+        (Verb::Suspend, Suspended) => Nothing,
+        (Verb::Resume, Suspended) => Do,
+        (Verb::Resume, Running) => Nothing,
+        _ => {
+            return Err(Fault::new(
+                FaultKind::InstanceInvalidState,
+                format!("{} is not possible while the instance is {state}", verb.name()),
+            ));
+        }
+    };
+    Ok(admission)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table() {
+        use PowerState::*;
+        // One letter a state, in this order: D(o), N(othing), - (refused).
+        let states = [NoState, Running, Paused, Shutdown, Crashed, Suspended];
+        for (verb, row) in [
+            (Verb::Start, "DN-DD-"),
+            (Verb::Stop, "NDDNND"),
+            (Verb::SoftReboot, "-D----"),
+            (Verb::HardReboot, "DDDDDD"),
+            (Verb::Pause, "-DN---"),
+            (Verb::Unpause, "-ND---"),
+            (Verb::Suspend, "-DD--N"),
+            (Verb::Resume, "-N---D"),
+            (Verb::Resize, "DDDDDD"),
+            (Verb::Network, "DDDDDD"),
+            (Verb::Delete, "DDDDDD"),
+        ] {
+            for (state, expected) in states.into_iter().zip(row.chars()) {
+                let found = match admit(verb, state) {
+                    Ok(Admission::Do) => 'D',
+                    Ok(Admission::Nothing) => 'N',
+                    Err(fault) => {
+                        assert_eq!(fault.kind, FaultKind::InstanceInvalidState);
+                        '-'
+                    }
+                };
+                assert_eq!(found, expected, "{verb:?} while {state}");
+            }
+        }
+    }
+}

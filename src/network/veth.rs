@@ -1,0 +1,199 @@
+//! The veth pair of one VIF: one end on the host, the other in the instance.
+//!
+//! The host's end is set up last. So one that is up is complete, and one that
+//! is down is done again, which repairs an attachment that was interrupted.
+
+use std::fs::File;
+use std::path::Path;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::network::netlink::{Link, Netlink, OrNetworkFault, Tolerant, Veth};
+use crate::network::plan::Plan;
+use crate::sys::thread::in_netns;
+
+/// What the host has under a VIF's `devname`.
+enum Found {
+    Nothing,
+    /// The wanted veth; its other end bears `inner` as its name by now.
+    Right {
+        host: Link,
+        inner: String,
+    },
+    /// A veth of this VIF that is not as wanted.
+    Wrong(Link),
+}
+
+/// Makes what the plan says, if it is not there already.
+///
+/// `controller` is the index of the bridge that the host's end becomes a port
+/// of. What this call made is removed again if it fails.
+pub fn attach(plan: &Plan, net_ns: &Path, controller: Option<u32>) -> Result<()> {
+    let ns = File::open(net_ns).or_kind(
+        FaultKind::NetworkFailed,
+        format!("opening the network namespace {}", net_ns.display()),
+    )?;
+    let mut netlink = open()?;
+    match find(&mut netlink, plan, &ns)? {
+        Found::Right { host, inner } => repair(&mut netlink, plan, net_ns, controller, host, inner),
+        Found::Wrong(host) => {
+            remove(&mut netlink, &host)?;
+            create(&mut netlink, plan, net_ns, &ns, controller)
+        }
+        Found::Nothing => create(&mut netlink, plan, net_ns, &ns, controller),
+    }
+}
+
+/// Removes the pair whose host end is `devname`. Absence is success, and so is
+/// a device that cannot be an instance's: it is left alone.
+pub fn detach(netlink: &mut Netlink, devname: &str) -> Result<()> {
+    let link = netlink.link(devname).or_network(format!("looking for {devname}"))?;
+    match link.filter(is_instances) {
+        Some(link) => remove(netlink, &link),
+        None => Ok(()),
+    }
+}
+
+/// A veth to another namespace, or one that berth made.
+pub fn is_instances(link: &Link) -> bool {
+    link.kind == "veth" && (link.peer_ns.is_some() || link.alias.starts_with("berth:"))
+}
+
+/// A netlink socket of the calling thread's namespace.
+pub fn open() -> Result<Netlink> {
+    Netlink::open().or_network("opening a netlink socket")
+}
+
+fn find(netlink: &mut Netlink, plan: &Plan, ns: &File) -> Result<Found> {
+    let devname = &plan.devname;
+    let doing = || format!("looking at {devname}");
+    let Some(host) = netlink.link(devname).or_network(doing())? else {
+        return Ok(Found::Nothing);
+    };
+    if host.kind != "veth" {
+        return Err(taken(devname, "it is no veth"));
+    }
+    let ns_id = netlink.namespace_id(ns).or_network(doing())?;
+    match (host.peer_ns, host.peer) {
+        (Some(peer_ns), Some(peer)) if ns_id == Some(peer_ns) => {
+            let inner = netlink.link_elsewhere(peer_ns, peer).or_network(doing())?;
+            // The MAC address decides, not the name: root inside may rename its
+            // interface, which must not cost it the connection at the next call.
+            Ok(match inner.filter(|inner| inner.mac == plan.mac) {
+                Some(inner) => Found::Right { host, inner: inner.name },
+                None => Found::Wrong(host),
+            })
+        }
+        // Of this VIF, but in a namespace that the instance had before.
+        _ if host.alias == plan.alias => Ok(Found::Wrong(host)),
+        _ => Err(taken(devname, "its other end is not in this instance")),
+    }
+}
+
+fn taken(devname: &str, why: &str) -> Fault {
+    Fault::new(
+        FaultKind::InterfaceExists,
+        format!(
+            "the host has a device {devname} already and {why}; remove it or take another devname"
+        ),
+    )
+}
+
+fn create(
+    netlink: &mut Netlink,
+    plan: &Plan,
+    net_ns: &Path,
+    ns: &File,
+    controller: Option<u32>,
+) -> Result<()> {
+    let devname = &plan.devname;
+    let veth = Veth {
+        name: devname,
+        mtu: plan.mtu,
+        controller,
+        peer_ns: ns,
+        peer_name: &plan.name,
+        peer_mac: plan.mac,
+    };
+    let made = netlink
+        .create_veth(&veth)
+        .unless(&[libc::EEXIST])
+        .or_network(format!("making the veth pair {devname}"))?;
+    if made.is_none() {
+        return Err(Fault::new(
+            FaultKind::InterfaceExists,
+            format!(
+                "the name {devname} on the host or {} inside is taken; take another",
+                plan.name
+            ),
+        ));
+    }
+    let finished = finish(netlink, plan, net_ns, &plan.name);
+    if finished.is_err() {
+        // Best effort: the fault that led here is the one to report.
+        let _ = detach(netlink, devname);
+    }
+    finished
+}
+
+/// Configures the inner end, then the host's end, and sets the latter up.
+fn finish(netlink: &mut Netlink, plan: &Plan, net_ns: &Path, inner: &str) -> Result<()> {
+    in_netns(net_ns, || configure_inside(plan, inner))?;
+    let devname = &plan.devname;
+    let doing = || format!("setting {devname} up");
+    let gone = || Fault::new(FaultKind::NetworkFailed, format!("{devname} has vanished"));
+    let host = netlink.link(devname).or_network(doing())?.ok_or_else(gone)?;
+    // With one, every instance could reach the host at a link-local address.
+    netlink.set_alias_without_link_local(host.index, &plan.alias).or_network(doing())?;
+    netlink.set_up(host.index).or_network(doing())?;
+    match netlink.link(devname).or_network(doing())?.ok_or_else(gone)? {
+        host if host.up => Ok(()),
+        _ => Err(Fault::new(FaultKind::NetworkFailed, format!("{devname} does not stay up"))),
+    }
+}
+
+/// Sets the inner end up, with its addresses and routes. Those that are there stay.
+fn configure_inside(plan: &Plan, inner: &str) -> Result<()> {
+    let mut netlink = open()?;
+    let doing = || format!("configuring {inner} in the instance");
+    let link = netlink.link(inner).or_network(doing())?.ok_or_else(|| {
+        Fault::new(FaultKind::NetworkFailed, format!("{inner} has vanished from the instance"))
+    })?;
+    netlink.set_up(link.index).or_network(doing())?;
+    for (address, prefix) in &plan.addresses {
+        netlink
+            .add_address(link.index, *address, *prefix)
+            .unless(&[libc::EEXIST])
+            .or_network(format!("adding {address}/{prefix} to {inner} in the instance"))?;
+    }
+    for route in &plan.routes {
+        netlink.add_route(link.index, route).unless(&[libc::EEXIST]).or_network(format!(
+            "adding the route to {}/{} in the instance",
+            route.destination, route.prefix
+        ))?;
+    }
+    Ok(())
+}
+
+fn repair(
+    netlink: &mut Netlink,
+    plan: &Plan,
+    net_ns: &Path,
+    controller: Option<u32>,
+    host: Link,
+    inner: String,
+) -> Result<()> {
+    if let Some(bridge) = controller.filter(|_| host.controller != controller) {
+        netlink
+            .set_controller(host.index, bridge)
+            .or_network(format!("attaching {} to the bridge", host.name))?;
+    }
+    if host.up { Ok(()) } else { finish(netlink, plan, net_ns, &inner) }
+}
+
+fn remove(netlink: &mut Netlink, link: &Link) -> Result<()> {
+    netlink
+        .delete_link(link.index)
+        .unless(&[libc::ENODEV])
+        .or_network(format!("removing {}", link.name))
+        .map(drop)
+}

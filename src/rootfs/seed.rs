@@ -1,0 +1,263 @@
+//! What makes one instance of an image differ from the next: its names, its
+//! resolver, its machine id, and the files that came with the request.
+//!
+//! The tree is the image's, and images are hostile: every path is resolved
+//! with the tree as root, and files are put in place by a rename, so that no
+//! link leads a write out and nothing of the image is opened for writing.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{Mode, OFlags};
+use uuid::Uuid;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::fs::{make_dirs_in_root, open_in_root, replace_file};
+use crate::sys::ids::IdBlock;
+use crate::sys::thread;
+use crate::types::{Dns, InjectedFile};
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// Host name, short or with a domain.
+    pub hostname: String,
+    /// For `/etc/resolv.conf`; without, the image's own stays.
+    pub dns: Option<Dns>,
+    /// For `/etc/machine-id`, where the image has one or has systemd.
+    pub machine_id: Uuid,
+    /// Files of the request.
+    pub files: Vec<InjectedFile>,
+    /// Nothing is written at later boots: the instance's owner may have
+    /// changed all of it since.
+    pub first_boot: bool,
+}
+
+/// Where systemd is, when an image has it.
+const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"];
+
+/// Checks the files of a request before anything is made: paths, modes,
+/// content, and that together they fit into a disk of `limit` bytes.
+pub fn check_files(files: &[InjectedFile], limit: u64) -> Result<()> {
+    let mut seen = HashSet::new();
+    let mut total = 0;
+    for (index, file) in files.iter().enumerate() {
+        check_path(index, &file.path)?;
+        if !seen.insert(&file.path) {
+            return Err(Fault::invalid(field(index, "path"), "is given twice; leave one out"));
+        }
+        if file.mode > 0o7777 {
+            return Err(Fault::invalid(field(index, "mode"), "must be at most 4095 (0o7777)"));
+        }
+        total += decode(index, file)?.len() as u64;
+        if total > limit {
+            return Err(Fault::invalid(
+                field(index, "content"),
+                format!("the files together have more than the disk's {limit} bytes"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn field(index: usize, name: &str) -> String {
+    format!("files[{index}].{name}")
+}
+
+fn check_path(index: usize, path: &str) -> Result<()> {
+    let bad = |detail: &str| Err(Fault::invalid(field(index, "path"), detail));
+    let Some(names) = path.strip_prefix('/') else {
+        return bad("must be absolute, e.g. /etc/motd");
+    };
+    if path.len() > 4095 || names.split('/').any(|name| name.len() > 255) {
+        return bad("must have at most 4,095 bytes, and each name in it at most 255");
+    }
+    if names.split('/').any(|name| matches!(name, "" | "." | "..")) || path.contains('\0') {
+        return bad("must name a file, without empty names, \".\", \"..\" or NUL in it");
+    }
+    Ok(())
+}
+
+fn decode(index: usize, file: &InjectedFile) -> Result<Vec<u8>> {
+    STANDARD
+        .decode(&file.content)
+        .map_err(|e| Fault::invalid(field(index, "content"), format!("must be base64: {e}")))
+}
+
+/// Writes `seed` into the tree mounted at `root`, as the root of `block`.
+pub(super) fn write(seed: &Seed, root: &Path, block: IdBlock) -> Result<()> {
+    if !seed.first_boot {
+        return Ok(());
+    }
+    check_hostname(&seed.hostname)?;
+    check_files(&seed.files, u64::MAX)?;
+    let tree = Tree {
+        root: File::open(root).or_fault(format_args!("opening {}", root.display()))?,
+        owner: (block.first, block.first),
+    };
+    thread::as_ids(block, || {
+        tree.put_own("/etc/hostname", format!("{}\n", seed.hostname).as_bytes(), 0o644)?;
+        tree.put_own("/etc/hosts", hosts(&seed.hostname).as_bytes(), 0o644)?;
+        if let Some(dns) = &seed.dns {
+            tree.put_own("/etc/resolv.conf", resolv_conf(dns).as_bytes(), 0o644)?;
+        }
+        if tree.has("/etc/machine-id") || SYSTEMD.iter().any(|path| tree.has(path)) {
+            let id = format!("{}\n", seed.machine_id.simple());
+            tree.put_own("/etc/machine-id", id.as_bytes(), 0o444)?;
+        }
+        for (index, file) in seed.files.iter().enumerate() {
+            let content = decode(index, file)?;
+            tree.put(&file.path, &content, file.mode).map_err(|e| injected_fault(index, &e))?;
+        }
+        Ok(())
+    })
+}
+
+/// The manager checks names; here only what would break the files' syntax.
+fn check_hostname(name: &str) -> Result<()> {
+    if name.is_empty() || name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '#') {
+        return Err(Fault::invalid("hostname", "must be a host name such as web-1.example.org"));
+    }
+    Ok(())
+}
+
+struct Tree {
+    root: File,
+    owner: (u32, u32),
+}
+
+impl Tree {
+    fn has(&self, path: &str) -> bool {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        open_in_root(self.root.as_fd(), Path::new(path), flags, Mode::empty()).is_ok()
+    }
+
+    fn put(&self, path: &str, content: &[u8], mode: u32) -> io::Result<()> {
+        let path = Path::new(path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parent = make_dirs_in_root(self.root.as_fd(), parent, self.owner)?;
+        replace_file(parent.as_fd(), name, content, self.owner, mode)
+    }
+
+    /// A file that berth itself wants there.
+    fn put_own(&self, path: &str, content: &[u8], mode: u32) -> Result<()> {
+        self.put(path, content, mode).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => disk_full(path),
+            Some(libc::EEXIST | libc::EISDIR | libc::ELOOP | libc::ENOENT | libc::ENOTDIR) => {
+                Fault::new(
+                    FaultKind::ImageUnacceptable,
+                    format!("the image has something in the place of {path}: {e}"),
+                )
+            }
+            _ => Fault::internal(format_args!("writing {path} inside the instance"), e),
+        })
+    }
+}
+
+fn injected_fault(index: usize, error: &io::Error) -> Fault {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => disk_full(&field(index, "content")),
+        Some(libc::EISDIR) => {
+            Fault::invalid(field(index, "path"), "is a directory in the image; name a file")
+        }
+        Some(libc::EEXIST | libc::ELOOP | libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG) => {
+            let detail = format!("cannot be made in this image: {error}; choose another path");
+            Fault::invalid(field(index, "path"), detail)
+        }
+        _ => Fault::internal(format_args!("writing {}", field(index, "path")), error),
+    }
+}
+
+fn disk_full(what: &str) -> Fault {
+    let detail = format!("the disk is full at {what}; take a flavor with a larger root_gb");
+    Fault::new(FaultKind::FlavorDiskTooSmall, detail)
+}
+
+fn hosts(hostname: &str) -> String {
+    let own = match hostname.split_once('.') {
+        Some((short, _)) => format!("{hostname} {short}"),
+        None => hostname.to_owned(),
+    };
+    format!(
+        "127.0.0.1 localhost\n\
+         127.0.1.1 {own}\n\
+         \n\
+         ::1 localhost ip6-localhost ip6-loopback\n\
+         ff02::1 ip6-allnodes\n\
+         ff02::2 ip6-allrouters\n"
+    )
+}
+
+fn resolv_conf(dns: &Dns) -> String {
+    let mut text = String::new();
+    for server in &dns.nameservers {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    if !dns.search.is_empty() {
+        let _ = writeln!(text, "search {}", dns.search.join(" "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(path: &str) -> InjectedFile {
+        InjectedFile { path: path.into(), content: "aGk=".into(), mode: 0o644 }
+    }
+
+    #[test]
+    fn bad_files_are_refused_by_name() {
+        for path in
+            ["etc/x", "", "/", "/etc/", "/etc//x", "/../x", "/a/../x", "/a/./x", "/a/..", "/a\0b"]
+        {
+            let fault = check_files(&[file("/ok"), file(path)], 100).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some("files[1].path"), "{path:?}");
+        }
+        let long = format!("/{}", "x".repeat(256));
+        assert!(check_files(&[file(&long)], 100).is_err());
+        let twice = check_files(&[file("/a"), file("/a")], 100).unwrap_err();
+        assert_eq!(twice.field.as_deref(), Some("files[1].path"));
+        let mode = InjectedFile { mode: 0o10000, ..file("/a") };
+        assert_eq!(check_files(&[mode], 9).unwrap_err().field.as_deref(), Some("files[0].mode"));
+        let content = InjectedFile { content: "no base64".into(), ..file("/a") };
+        let fault = check_files(&[content], 9).unwrap_err();
+        assert_eq!(fault.field.as_deref(), Some("files[0].content"));
+    }
+
+    #[test]
+    fn files_must_fit_together() {
+        check_files(&[file("/a"), file("/b")], 4).unwrap();
+        let fault = check_files(&[file("/a"), file("/b")], 3).unwrap_err();
+        assert_eq!(fault.field.as_deref(), Some("files[1].content"));
+    }
+
+    #[test]
+    fn host_names_cannot_add_lines() {
+        for bad in ["", "a b", "a\nb", "a#"] {
+            assert!(check_hostname(bad).is_err(), "{bad:?}");
+        }
+        assert!(hosts("a.b.c").contains("127.0.1.1 a.b.c a\n"));
+        assert!(hosts("a").contains("127.0.1.1 a\n"));
+    }
+
+    #[test]
+    fn resolver_text() {
+        let dns = Dns {
+            nameservers: vec!["10.0.0.1".into(), "fd00::1".into()],
+            search: vec!["a.org".into(), "b.org".into()],
+        };
+        let text = resolv_conf(&dns);
+        assert_eq!(text, "nameserver 10.0.0.1\nnameserver fd00::1\nsearch a.org b.org\n");
+    }
+}
