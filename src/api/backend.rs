@@ -4,7 +4,6 @@
 //! ([`super::fake`]) without root. Every call may block: handlers make them on
 //! blocking threads. Work that takes long comes back as an [`OperationHandle`].
 
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
@@ -12,69 +11,14 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::fault::Result;
+pub use crate::instance::action::{Action, Created, ExecRequest, RequestContext};
+use crate::instance::Manager;
 use crate::instance::event::EventSubscription;
 use crate::instance::operation::OperationHandle;
 use crate::types::{
     Check, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate, InstanceStats,
-    Operation, Reboot, Resize, Stop, Vif,
+    Operation,
 };
-
-/// On whose behalf something is done.
-#[derive(Clone, Debug)]
-pub struct RequestContext {
-    /// The request id; it appears in the log, in operations, events and problems.
-    pub request_id: String,
-}
-
-/// Something to do to an instance.
-#[derive(Clone, Debug)]
-pub enum Action {
-    /// Start it.
-    Start,
-    /// Stop it, gracefully first.
-    Stop(Stop),
-    /// Reboot it.
-    Reboot(Reboot),
-    /// Freeze it.
-    Pause,
-    /// Thaw it.
-    Unpause,
-    /// Freeze it and give its memory back.
-    Suspend,
-    /// Thaw it after a suspend.
-    Resume,
-    /// Change its limits.
-    Resize(Resize),
-    /// Give it an interface.
-    AttachInterface(Vif),
-    /// Take the interface with this port id away.
-    DetachInterface(Uuid),
-    /// Destroy it with all it has.
-    Delete,
-}
-
-/// Outcome of a create request that was taken.
-#[derive(Clone, Debug)]
-pub struct Created {
-    /// The work, possibly long ended.
-    pub operation: Arc<OperationHandle>,
-    /// Whether the same request had been taken before.
-    pub existed: bool,
-}
-
-/// A command to run inside an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ExecRequest {
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Environment over the instance's own.
-    pub env: BTreeMap<String, String>,
-    /// `user`, `uid`, `user:group` or `uid:gid`, as the instance's image knows them; root when absent.
-    pub user: Option<String>,
-    /// Whether it gets a terminal. Its standard input, output and error are
-    /// then one pseudo-terminal, which the caller of the command provides.
-    pub tty: bool,
-}
 
 /// Changes a terminal's size: columns, then rows.
 pub type ResizeConsole = Box<dyn Fn(u16, u16) -> Result<()> + Send + Sync>;
@@ -142,4 +86,80 @@ pub trait Backend: Send + Sync + 'static {
     fn host_stats(&self) -> Result<HostStats>;
     /// The probes' outcomes.
     fn checks(&self) -> Vec<Check>;
+}
+
+impl Backend for Manager {
+    fn create(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        request: InstanceCreate,
+    ) -> Result<Created> {
+        Manager::create(self, context, id, request)
+    }
+    fn action(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        action: Action,
+    ) -> Result<Arc<OperationHandle>> {
+        Manager::action(self, context, id, action)
+    }
+    fn instance(&self, id: Uuid) -> Result<Instance> {
+        Manager::instance(self, id)
+    }
+    fn instances(&self) -> Vec<Instance> {
+        Manager::instances(self)
+    }
+    fn stats(&self, id: Uuid) -> Result<InstanceStats> {
+        Manager::stats(self, id)
+    }
+    fn console_output(&self, id: Uuid, length: Option<u64>) -> Result<Vec<u8>> {
+        Manager::console_output(self, id, length)
+    }
+    fn console_attach(&self, id: Uuid) -> Result<Console> {
+        let (stream, monitor) = Manager::console_attach(self, id)?;
+        Ok(Console { stream, resize: Box::new(move |columns, rows| monitor.resize(columns, rows)) })
+    }
+    fn exec_command(&self, id: Uuid, request: ExecRequest) -> Result<Command> {
+        Manager::exec_command(self, id, &request)
+    }
+    fn import_image(
+        &self,
+        context: RequestContext,
+        id: Uuid,
+        request: ImageImport,
+    ) -> Result<Arc<OperationHandle>> {
+        Manager::import_image(self, context, id, request)
+    }
+    fn images(&self) -> Vec<Image> {
+        Manager::images(self)
+    }
+    fn image(&self, id: Uuid) -> Result<Image> {
+        Manager::image(self, id)
+    }
+    fn delete_image(&self, id: Uuid) -> Result<()> {
+        Manager::delete_image(self, id)
+    }
+    fn operation(&self, id: Uuid) -> Result<Arc<OperationHandle>> {
+        Manager::operation(self, id)
+    }
+    fn operations(&self) -> Vec<Operation> {
+        Manager::operations(self)
+    }
+    fn unfinished_operations(&self) -> Vec<Arc<OperationHandle>> {
+        Manager::unfinished_operations(self)
+    }
+    fn events_after(&self, sequence: Option<u64>) -> Result<EventSubscription> {
+        Manager::events_after(self, sequence)
+    }
+    fn host_info(&self) -> Result<HostInfo> {
+        Manager::host_info(self)
+    }
+    fn host_stats(&self) -> Result<HostStats> {
+        Manager::host_stats(self)
+    }
+    fn checks(&self) -> Vec<Check> {
+        Manager::checks(self)
+    }
 }

@@ -19,6 +19,9 @@ use super::socket::{self, Incoming, Message};
 use crate::fault::{Fault, OrFault, Result};
 use crate::telemetry;
 
+/// Most bytes of console output that a configuration can have kept.
+const LONGEST_OUTPUT: u64 = 1 << 30;
+
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
     config.service(get_console_output).service(attach_console);
 }
@@ -63,15 +66,18 @@ impl TerminalMessage {
     tag = "instances",
     params(
         ("id" = Uuid, Path, description = "Nova's id of the instance"),
-        ("length" = Option<u64>, Query, minimum = 0,
+        ("length" = Option<u64>, Query, minimum = 0, maximum = 1_073_741_824,
             description = "Number of bytes from the end; all that are kept when left out")
     ),
-    responses((status = 200, description = "The bytes", body = Vec<u8>,
+    responses((status = 200, description = "The bytes", body = String,
         content_type = "application/octet-stream"))
 )]
 #[get("/v1/instances/{id}/console/output")]
 async fn get_console_output(api: web::Data<Api>, Id(id): Id, query: Query) -> Result<HttpResponse> {
     let length = query.one::<u64>("length", "a number of bytes")?;
+    if length.is_some_and(|length| length > LONGEST_OUTPUT) {
+        return Err(Fault::invalid("length", format!("must be at most {LONGEST_OUTPUT}")));
+    }
     let bytes = blocking(&api, move |backend| backend.console_output(id, length)).await?;
     Ok(HttpResponse::Ok().content_type("application/octet-stream").body(bytes))
 }

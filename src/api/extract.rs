@@ -147,7 +147,8 @@ impl<T: DeserializeOwned + Default + 'static> FromRequest for OptionalBody<T> {
                 return Ok(OptionalBody(T::default()));
             }
             check_media_type(&request)?;
-            parse(&bytes).map(OptionalBody)
+            // `null` is how JSON leaves something out.
+            Ok(OptionalBody(parse::<Option<T>>(&bytes)?.unwrap_or_default()))
         })
     }
 }

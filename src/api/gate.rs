@@ -239,7 +239,7 @@ mod tests {
             .to_request();
         let error = actix_web::test::try_call_service(&app, request).await.unwrap_err();
         let response = error.error_response();
-        assert_eq!(response.headers()[REQUEST_ID_HEADER], "req-42");
+        assert_eq!(response.headers().get(REQUEST_ID_HEADER).unwrap(), "req-42");
         let body = actix_web::body::to_bytes(response.into_body()).await.unwrap();
         let problem: crate::types::Problem = serde_json::from_slice(&body).unwrap();
         assert_eq!(problem.code, FaultKind::Internal);

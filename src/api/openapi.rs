@@ -8,7 +8,7 @@ use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn,
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{
     ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Required,
-    ResponseBuilder, schema::Components, tag::TagBuilder,
+    ResponseBuilder, Schema, schema::Components, tag::TagBuilder,
 };
 use utoipa::{PartialSchema, ToSchema};
 use utoipa_actix_web::AppExt;
@@ -100,7 +100,43 @@ fn components(generated: Option<Components>) -> Components {
     Problem::schemas(&mut schemas);
     let mut components = generated.unwrap_or_default();
     components.schemas.extend(schemas);
+    components.schemas.insert(FaultKind::name().into_owned(), fault_kind());
+    let known = components.schemas.clone();
+    for schema in components.schemas.values_mut() {
+        join_parts(schema, &known);
+    }
     components
+}
+
+/// The codes of faults. Written here because the derived schema knows only the
+/// names that the code uses: the macro that makes the table hides the others.
+fn fault_kind() -> RefOr<Schema> {
+    let codes = FaultKind::ALL.iter().map(|kind| kind.code());
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .enum_values(Some(codes))
+        .description(Some("The stable code of a fault: what kind of failure it is."));
+    RefOr::T(Schema::Object(schema.build()))
+}
+
+/// Makes one object of a struct that serde flattens another into. As `allOf`
+/// it could never be satisfied: the flattened part refuses unknown fields, and
+/// so the fields around it.
+fn join_parts(schema: &mut RefOr<Schema>, known: &BTreeMap<String, RefOr<Schema>>) {
+    let RefOr::T(Schema::AllOf(parts)) = schema else { return };
+    let mut whole = ObjectBuilder::new().schema_type(Type::Object).build();
+    whole.description.clone_from(&parts.description);
+    for part in &parts.items {
+        let part = match part {
+            RefOr::Ref(r) => known.get(r.ref_location.rsplit('/').next().unwrap_or_default()),
+            inline @ RefOr::T(_) => Some(inline),
+        };
+        if let Some(RefOr::T(Schema::Object(object))) = part {
+            whole.required.extend(object.required.iter().cloned());
+            whole.properties.extend(object.properties.clone());
+        }
+    }
+    *schema = RefOr::T(Schema::Object(whole));
 }
 
 /// Adds what is the same for many operations: the request id, the

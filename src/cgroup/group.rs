@@ -282,6 +282,24 @@ impl Group {
         tasks::kill_all(&self.places(), self.place(Controller::Freezer).as_ref())
     }
 
+    /// Files with a line `oom_kill N`, for whoever watches the instance.
+    pub fn oom_counters(&self) -> Vec<PathBuf> {
+        let file = |place: Place| match place.version {
+            Version::V1 => place.path.join("memory.oom_control"),
+            Version::V2 => place.path.join("memory.events"),
+        };
+        self.place(Controller::Memory).map(file).into_iter().collect()
+    }
+
+    /// `cgroup.procs` of hierarchies that runtime programs leave alone: the
+    /// unified one beside version 1.
+    pub fn left_alone(&self) -> Vec<PathBuf> {
+        match (self.hierarchy.layout(), self.hierarchy.unified()) {
+            (super::Layout::Hybrid, Some(unified)) => vec![self.below(unified).join("cgroup.procs")],
+            _ => Vec::new(),
+        }
+    }
+
     /// Removes it from every hierarchy, with all below; absence is success.
     ///
     /// `devices` are the instance's, which version 1 also limits in the root.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::Group;
-use super::plan::{self, Step};
+use super::plan::{self, Plan, Step};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
 /// How the host arranges its cgroups.

@@ -16,7 +16,7 @@ mod hierarchy;
 #[cfg(test)]
 mod kernel_tests;
 mod limits;
-mod plan;
+pub mod plan;
 mod stats;
 mod tasks;
 mod tree;

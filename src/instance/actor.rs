@@ -20,7 +20,6 @@ use chrono::Utc;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
-use uuid::Uuid;
 
 use super::action::{Action, RequestContext};
 use super::handle::{Handle, Job, View};
@@ -30,8 +29,9 @@ use super::ops;
 use super::record::{Desired, Frozen, Record};
 use super::state::{Admission, Verb, admit};
 use crate::fault::{Fault, FaultKind, Result};
+use crate::monitor::ExitRecord;
 use crate::types::{
-    EventKind, ExitStatus, InstanceCreate, PowerState, Problem, Resize, Stop, TaskState, Vif,
+    EventKind, ExitStatus, InstanceCreate, Problem, Resize, Stop, TaskState, Vif,
 };
 
 /// Nova's `shutdown_timeout`.
@@ -45,6 +45,8 @@ pub struct Actor {
     live: Option<Live>,
     task_state: Option<TaskState>,
     request_id: Option<String>,
+    // New starts by the monitor, whoever asked.
+    restarts: u64,
 }
 
 /// Whether the actor goes on.
@@ -56,7 +58,7 @@ enum Next {
 impl Actor {
     /// An actor for a record that was read or is about to be made.
     pub fn new(inner: Arc<Inner>, handle: Arc<Handle>, record: Record, live: Option<Live>) -> Self {
-        Actor { inner, handle, record, live, task_state: None, request_id: None }
+        Actor { inner, handle, record, live, task_state: None, request_id: None, restarts: 0 }
     }
 
     /// Makes the instance, then serves its queue until it is gone.
@@ -200,23 +202,23 @@ impl Actor {
 
     async fn soft_reboot(&mut self, timeout: u32) -> Result<()> {
         self.ask(ops::stop::Ask::Reboot).await?;
-        let reboots = self.record.guest_reboots;
+        let restarts = self.restarts;
         let deadline = Instant::now() + Duration::from_secs(timeout.into());
-        let mut urgent = self.handle.urgent();
-        while self.live.is_some() && self.record.guest_reboots == reboots {
+        let handle = self.handle.clone();
+        while self.live.is_some() && self.restarts == restarts {
             tokio::select! {
                 event = Live::next(&mut self.live) => self.on_monitor(event).await,
                 () = sleep_until(deadline) => {
                     info!(instance = %self.record.id, timeout, "soft reboot timed out; turning hard");
                     break;
                 }
-                _ = urgent.wait_for(|n| *n > 0) => {
+                () = handle.urgent() => {
                     return Err(Fault::new(FaultKind::InstanceInvalidState, "the reboot was cut short by a more urgent operation"));
                 }
             }
         }
-        if self.live.is_some() && self.record.guest_reboots > reboots {
-            return Ok(());
+        if self.live.is_some() && self.restarts > restarts {
+            return self.save().await;
         }
         self.hard_reboot().await
     }
@@ -260,23 +262,19 @@ impl Actor {
 
     async fn ask(&mut self, ask: ops::stop::Ask) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
-        let (monitor, init) = (live.monitor.clone(), live.init);
-        let config = self.record.image_config.clone();
-        let command = self.record.definition.command.is_some();
-        self.inner
-            .host(move |_| ops::stop::ask(&monitor, init, &config, command, ask))
-            .await
+        let (monitor, record) = (live.monitor.clone(), self.record.clone());
+        self.inner.host(move |_| ops::stop::ask(&monitor, &record, ask)).await
     }
 
     /// Waits until the first process ended, the time is over, or something urgent comes.
     async fn wait_for_end(&mut self, most: Duration) {
         let deadline = Instant::now() + most;
-        let mut urgent = self.handle.urgent();
+        let handle = self.handle.clone();
         while self.live.is_some() {
             tokio::select! {
                 event = Live::next(&mut self.live) => self.on_monitor(event).await,
                 () = sleep_until(deadline) => return,
-                _ = urgent.wait_for(|n| *n > 0) => return,
+                () = handle.urgent() => return,
             }
         }
     }
@@ -342,6 +340,7 @@ impl Actor {
     async fn on_monitor(&mut self, event: MonitorEvent) {
         match event {
             MonitorEvent::GuestRebooted { init, guest_reboots } => {
+                self.restarts += 1;
                 self.record.guest_reboots = guest_reboots;
                 self.record.started_at = Some(Utc::now());
                 if let Some(live) = &mut self.live {
@@ -360,10 +359,12 @@ impl Actor {
 
     /// The first process ended. Within a stop this is the wished-for end; else
     /// the guest powered itself off or crashed.
-    async fn on_exit(&mut self, exit: ExitStatus) {
-        info!(instance = %self.record.id, code = exit.code, signal = exit.signal, oom_killed = exit.oom_killed, "the instance ended");
+    async fn on_exit(&mut self, exit: Option<ExitRecord>) {
         self.live = None;
-        self.record.exit = Some(exit);
+        if let Some(exit) = exit {
+            info!(instance = %self.record.id, kind = ?exit.kind, status = ?exit.status, "the instance ended");
+            self.record.exit = Some(ops::stop::status(exit));
+        }
         let unasked = self.task_state.is_none();
         let record = self.record.clone();
         match self.inner.host(move |parts| ops::stop::settle(parts, record, unasked)).await {

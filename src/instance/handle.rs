@@ -130,9 +130,11 @@ impl Handle {
         self.urgent.send_modify(|n| *n = n.saturating_sub(1));
     }
 
-    /// A receiver that tells how many urgent jobs wait.
-    pub fn urgent(&self) -> watch::Receiver<u32> {
-        self.urgent.subscribe()
+    /// Waits until an urgent job waits. Safe to drop.
+    pub async fn urgent(&self) {
+        let mut waiting = self.urgent.subscribe();
+        // The sender is this handle's own: it cannot be gone.
+        let _ = waiting.wait_for(|n| *n > 0).await;
     }
 
     /// What the actor last published.

@@ -8,9 +8,8 @@ use tokio::net::UnixStream;
 use tracing::warn;
 
 use crate::fault::{OrFault, Result};
-use crate::monitor::{Message, Monitor};
+use crate::monitor::{ExitRecord, Message, Monitor};
 use crate::sys::process::ProcessId;
-use crate::types::ExitStatus;
 
 /// Messages are short lines; hundreds of instances share the service's memory.
 const BUFFER: usize = 512;
@@ -35,8 +34,8 @@ pub enum MonitorEvent {
         /// Reboots since it was started.
         guest_reboots: u32,
     },
-    /// Its first process ended.
-    Exited(ExitStatus),
+    /// Its first process ended; how, if it ever ran.
+    Exited(Option<ExitRecord>),
     /// The monitor is gone without a word.
     Lost,
 }
@@ -58,7 +57,7 @@ impl Live {
                 Ok(None) | Err(_) => return MonitorEvent::Lost,
             };
             match Message::deserialize(&mut serde_json::Deserializer::from_str(&line)) {
-                Ok(Message::Rebooted { init, guest_reboots }) => {
+                Ok(Message::Restarted { init, guest_reboots, .. }) => {
                     return MonitorEvent::GuestRebooted { init, guest_reboots };
                 }
                 Ok(Message::Exited { exit }) => return MonitorEvent::Exited(exit),

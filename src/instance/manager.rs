@@ -25,7 +25,7 @@ use super::record::{self, Desired, Record, SCHEMA};
 use super::validate;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::host::{self, inventory::Usage};
+use crate::host::{self, Trials, Usage};
 use crate::network;
 use crate::rootfs::idmap;
 use crate::types::{
@@ -123,13 +123,12 @@ fn addresses(record: &Record) -> impl Iterator<Item = IpAddr> + '_ {
 
 impl Manager {
     /// Opens the host, takes up every instance and removes what none owns.
+    /// `checks` are the outcomes of [`probe`], to be reported.
     /// Needs a tokio context; blocks.
-    pub fn open(config: Config) -> Result<Manager> {
-        let checks = host::check::probe(&config);
-        host::check::refuse(&checks)?;
+    pub fn open(config: Config, checks: Vec<Check>) -> Result<Manager> {
         let parts = Arc::new(Parts::open(config)?);
         let configured = parts.config.service.concurrency;
-        let slots = if configured > 0 { configured } else { 2 * host::inventory::online_cpus() };
+        let slots = if configured > 0 { configured } else { 2 * std::thread::available_parallelism().map_or(2, std::num::NonZero::get) };
         let inner = Arc::new(Inner {
             imports: Arc::new(Semaphore::new(parts.config.images.concurrency)),
             parts,
@@ -155,7 +154,7 @@ impl Manager {
     ) -> Result<Created> {
         validate::create(&request)?;
         self.inner.parts.network.validate(&request.vifs, request.dns.as_ref())?;
-        crate::rootfs::validate_files(&request.files)?;
+        crate::rootfs::seed::check_files(&request.files, request.flavor.root_gb.max(1) << 30)?;
         let digest = record::digest(&request)?;
         let inner = &self.inner;
         let allocation = inner.allocate();
@@ -237,10 +236,10 @@ impl Manager {
             request.flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");
         let pinned_cpus = dedicated
             .then(|| {
-                host::cpus::pick_dedicated(
+                host::pick_dedicated(
                     &inner.parts.dedicated_cpus,
                     &cpus,
-                    request.flavor.vcpus,
+                    request.flavor.vcpus as usize,
                 )
             })
             .transpose()?;
@@ -308,14 +307,16 @@ impl Manager {
     /// The last `length` bytes that the console's log keeps.
     pub fn console_output(&self, id: Uuid, length: Option<u64>) -> Result<Vec<u8>> {
         self.inner.handle(id)?;
-        crate::console::read(&self.inner.parts.layout.instance(id), length)
+        let files = crate::console::ConsoleFiles::of(&self.inner.parts.layout.instance(id));
+        crate::console::read(&files, length)
     }
 
     /// Connects to the console of a running instance.
     pub fn console_attach(&self, id: Uuid) -> Result<(UnixStream, crate::monitor::Monitor)> {
         self.running(id, "its console")?;
-        let monitor = crate::monitor::Monitor::connect(&self.inner.parts.layout.instance(id))?;
-        Ok((monitor.attach()?, monitor))
+        let socket = self.inner.parts.layout.instance(id).monitor_socket();
+        let monitor = crate::monitor::Monitor::connect(&socket)?.ok_or_else(|| not_found(id))?;
+        Ok((monitor.attach(0, 0)?, monitor))
     }
 
     /// The command that, run on the host, runs the request inside the instance.
@@ -404,21 +405,20 @@ impl Manager {
         let inner = &self.inner;
         let parts = &inner.parts;
         let usage = self.usage();
-        let facts = host::inventory::facts(&parts.config)?;
         Ok(HostInfo {
-            hypervisor_hostname: facts.hostname,
+            hypervisor_hostname: host::hypervisor_hostname(&parts.config)?,
             hypervisor_type: "berth".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             hypervisor_version: version_number(env!("CARGO_PKG_VERSION")),
             api_version: "v1".into(),
-            architecture: std::env::consts::ARCH.into(),
-            kernel: facts.kernel,
-            uptime: facts.uptime,
+            architecture: host::architecture()?,
+            kernel: host::kernel_release()?,
+            uptime: host::uptime()?,
             service_started_at: inner.started_at,
-            inventory: host::inventory::inventory(&parts.config, parts.layout.state(), &usage)?,
+            inventory: host::inventory(&parts.config, parts.layout.state(), &usage)?,
             capabilities: Capabilities {
                 cgroup_layout: parts.hierarchy.layout().to_string(),
-                runtime: parts.runtime.info().clone(),
+                runtime: parts.runtime_info.clone(),
                 storage_backend: "loop".into(),
                 image_formats: vec![
                     ImageFormat::DockerArchive,
@@ -453,7 +453,7 @@ impl Manager {
 
     /// What the host uses now.
     pub fn host_stats(&self) -> Result<HostStats> {
-        host::stats::read()
+        host::stats()
     }
 
     /// The probes' outcomes at the start of the service.
@@ -522,6 +522,12 @@ impl Inner {
         self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle.clone());
         self.runtime.spawn(Actor::new(self.clone(), handle, record, live).run(jobs));
     }
+}
+
+/// Probes the host as `serve` and `berth check` do.
+pub fn probe(config: &Config) -> Vec<Check> {
+    let overlay = || crate::rootfs::trial(&config.storage, config.instances.id_map_first);
+    host::probe(config, &Trials { overlay: &overlay, runtime: &host::check::runtime_trial })
 }
 
 fn pop(queue: &Mutex<Vec<Record>>) -> Option<Record> {

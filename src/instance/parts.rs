@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::cgroup::{DeviceNumber, Group, Hierarchy, Limits};
@@ -10,15 +10,17 @@ use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
 use crate::network::Network;
-use crate::rootfs::{Disks, Rootfs};
-use crate::runtime::cli::CliRuntime;
+use crate::rootfs::{BlockDevice, Disks, Rootfs};
+use crate::runtime::{cli::CliRuntime, probe};
 use crate::store::layout::{InstanceLayout, Layout};
+use crate::sys::ids::IdBlock;
 use crate::sys::mount;
+use crate::types::RuntimeInfo;
 
 use super::record::Record;
+use super::teardown::Teardown;
 
 /// The parts.
-#[derive(Debug)]
 pub struct Parts {
     /// The configuration.
     pub config: Config,
@@ -34,6 +36,8 @@ pub struct Parts {
     pub hierarchy: Hierarchy,
     /// The OCI runtime program.
     pub runtime: CliRuntime,
+    /// What that program can do.
+    pub runtime_info: RuntimeInfo,
     /// The monitor's program.
     pub monitor_program: PathBuf,
     /// CPUs of instances that share, when they are restricted.
@@ -58,17 +62,24 @@ impl Parts {
         make_dir(&layout.instances(), 0o700)?;
         make_dir(&layout.run_instances(), 0o711)?;
         make_dir(&layout.runtime_root(), 0o700)?;
-        mount::make_private_mount_point(&layout.run_instances())?;
-        let sets = crate::host::cpus::resolve(&config.host)?;
+        mount::make_shared_mount_point(&layout.run_instances())?;
+        let sets = crate::host::cpu_sets(&config)?;
         let network = Network::new(&config.bridge)?;
+        let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
+        let info = probe::probe(&config.runtime, layout.run(), trial_ids)?;
         Ok(Parts {
             images: ImageStore::open(&layout, &config.images)?,
             disks: Disks::new(&layout, &config.storage)?,
             network,
             hierarchy: Hierarchy::detect()?,
-            runtime: CliRuntime::open(&config.runtime, &layout)?,
+            runtime: CliRuntime {
+                program: info.path.clone().into(),
+                args: config.runtime.args.clone(),
+                root: layout.runtime_root(),
+            },
+            runtime_info: info,
             monitor_program: monitor_program(&config)?,
-            shared_cpus: sets.shared,
+            shared_cpus: sets.shared_limit(),
             dedicated_cpus: sets.dedicated,
             boot_id: boot_id()?,
             layout,
@@ -111,26 +122,54 @@ impl Parts {
     pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
         let paths = self.paths(record);
         let root = self.disks.attach(&paths.root_disk(), &paths.disk_mount())?;
-        let mut devices = vec![DeviceNumber { major: root.major, minor: root.minor }];
-        let rootfs = self.rootfs(record);
-        rootfs.mount()?;
+        self.rootfs(record).mount()?;
+        let mut devices = vec![number(&root)];
         if record.ephemeral_bytes > 0 {
-            let device = self.disks.attach(&paths.ephemeral_disk(), &paths.ephemeral_disk_mount())?;
-            devices.push(DeviceNumber { major: device.major, minor: device.minor });
-            rootfs.mount_ephemeral()?;
+            devices.push(number(&self.disks.attach_ephemeral(&paths)?));
         }
         Ok(devices)
     }
 
+    /// The devices of its disks, as far as they are mounted: root, ephemeral.
+    pub fn devices(&self, layout: &InstanceLayout) -> Vec<DeviceNumber> {
+        let mounts = [layout.disk_mount(), layout.ephemeral_mount()];
+        mounts
+            .iter()
+            .filter(|path| mount::is_mount_point(path).unwrap_or(false))
+            .filter_map(|path| Some(fs::metadata(path).ok()?.dev()))
+            .map(|dev| DeviceNumber { major: libc::major(dev), minor: libc::minor(dev) })
+            .collect()
+    }
+
     /// Undoes [`Parts::mount`]; absence is success.
     pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
-        let mut teardown = super::teardown::Teardown::default();
-        teardown.step("unmounting the root file system", crate::sys::mount::unmount(&layout.rootfs()));
-        teardown.step("unmounting the ephemeral file system", crate::sys::mount::unmount(&layout.ephemeral_mount()));
-        teardown.step("detaching the ephemeral disk", self.disks.detach(&layout.ephemeral_disk(), &layout.ephemeral_disk_mount()));
-        teardown.step("detaching the root disk", self.disks.detach(&layout.root_disk(), &layout.disk_mount()));
+        let mut teardown = Teardown::default();
+        let rootfs = Rootfs {
+            layers: Vec::new(),
+            block: IdBlock { first: 0, size: 0 },
+            layout: layout.clone(),
+        };
+        teardown.step("unmounting the root file system", rootfs.unmount());
+        teardown.step(
+            "unmounting the ephemeral disk",
+            self.disks.detach(&layout.ephemeral_disk(), &layout.ephemeral_mount()),
+        );
+        teardown.step(
+            "unmounting the root disk",
+            self.disks.detach(&layout.root_disk(), &layout.disk_mount()),
+        );
         teardown.finish()
     }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+fn number(device: &BlockDevice) -> DeviceNumber {
+    DeviceNumber { major: device.major, minor: device.minor }
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<()> {

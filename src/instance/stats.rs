@@ -1,19 +1,23 @@
 //! What an instance uses, put together from its cgroup, disks and interfaces.
 
+use std::path::Path;
+
 use chrono::Utc;
 
 use super::handle::View;
 use super::parts::Parts;
-use crate::fault::Result;
+use crate::cgroup::{DeviceNumber, device_io};
+use crate::fault::{OrFault, Result};
 use crate::types::{BlockStats, InstanceStats, InterfaceStats};
 
 /// Reads the statistics of an instance. What does not run uses nothing but disk.
 pub fn read(parts: &Parts, view: &View) -> Result<InstanceStats> {
     let record = &view.record;
-    let group = if view.init.is_some() { parts.group(record).stats()? } else { Default::default() };
+    let running = view.init.is_some();
+    let group = if running { parts.group(record).stats()? } else { Default::default() };
     let at = Utc::now();
-    let uptime = match (view.init, record.started_at) {
-        (Some(_), Some(since)) => u64::try_from((at - since).num_seconds()).unwrap_or(0),
+    let uptime = match record.started_at {
+        Some(since) if running => u64::try_from((at - since).num_seconds()).unwrap_or(0),
         _ => 0,
     };
     Ok(InstanceStats {
@@ -23,24 +27,62 @@ pub fn read(parts: &Parts, view: &View) -> Result<InstanceStats> {
         cpu: group.cpu,
         memory: group.memory,
         pids: group.pids,
-        block: block(parts, view)?,
+        block: block(parts, view),
         interfaces: interfaces(parts, view),
         pressure: group.pressure,
     })
 }
 
-fn block(parts: &Parts, view: &View) -> Result<Vec<BlockStats>> {
-    let paths = parts.paths(&view.record);
-    let mut disks = vec![("root", paths.root_disk(), paths.disk_mount(), view.record.root_bytes)];
-    if view.record.ephemeral_bytes > 0 {
-        disks.push((
-            "ephemeral",
-            paths.ephemeral_disk(),
-            paths.ephemeral_disk_mount(),
-            view.record.ephemeral_bytes,
-        ));
-    }
-    disks.into_iter().map(|(name, file, mount, size)| parts.disks.stats(name, &file, &mount, size)).collect()
+/// A disk's device counts what every user of it moved, write-back included;
+/// what it had counted before the start is taken off.
+fn block(parts: &Parts, view: &View) -> Vec<BlockStats> {
+    let record = &view.record;
+    let paths = parts.paths(record);
+    let devices = parts.devices(&paths);
+    let baseline = baseline(&paths.block_baseline());
+    let disks = [
+        ("root", paths.disk_mount(), record.root_bytes),
+        ("ephemeral", paths.ephemeral_mount(), record.ephemeral_bytes),
+    ];
+    disks
+        .into_iter()
+        .filter(|(_, _, size)| *size > 0)
+        .enumerate()
+        .map(|(index, (name, mount, size))| {
+            let counted = devices.get(index).map_or([0; 4], |device| counters(*device));
+            let before = baseline.get(index).copied().unwrap_or_default();
+            let since = |i: usize| counted[i].saturating_sub(before[i]);
+            let usage = parts.disks.usage(&mount).ok();
+            BlockStats {
+                name: name.into(),
+                read_bytes: since(0),
+                write_bytes: since(1),
+                read_ops: since(2),
+                write_ops: since(3),
+                used: usage.map_or(0, |u| u.used),
+                size: usage.map_or(size, |u| u.size),
+            }
+        })
+        .collect()
+}
+
+/// Bytes read, bytes written, reads, writes.
+type Counters = [u64; 4];
+
+fn counters(device: DeviceNumber) -> Counters {
+    device_io(device)
+        .map_or([0; 4], |io| [io.read_bytes, io.write_bytes, io.read_ops, io.write_ops])
+}
+
+fn baseline(path: &Path) -> Vec<Counters> {
+    std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+/// Notes what the devices have counted, before the instance is started.
+pub fn set_baseline(path: &Path, devices: &[DeviceNumber]) -> Result<()> {
+    let counted: Vec<Counters> = devices.iter().map(|device| counters(*device)).collect();
+    let text = serde_json::to_vec(&counted).or_fault("serialising the block baseline")?;
+    std::fs::write(path, text).or_fault(format_args!("writing {}", path.display()))
 }
 
 fn interfaces(parts: &Parts, view: &View) -> Vec<InterfaceStats> {

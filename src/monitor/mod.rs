@@ -1,1 +1,66 @@
-//! (placeholder of the skeleton)
+//! The monitor: one small process beside every running instance.
+//!
+//! It has the runtime program create the instance, holds the console's master,
+//! keeps the console's log, reaps the first process, starts it again when the
+//! guest reboots, and writes down how it ended. It is a process of its own so
+//! that the service can stop, crash and be replaced while instances run.
+//!
+//! * [`client`] is the service's side: [`launch`] and [`Monitor`].
+//! * [`program`] is the other, what `berth-monitor` runs.
+//! * [`protocol`] is what they say to each other.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::cgroup::plan::Plan;
+use crate::runtime::cli::CliRuntime;
+use crate::store::layout::{InstanceLayout, Layout};
+
+pub mod client;
+mod container;
+mod peer;
+pub mod program;
+pub mod protocol;
+mod serve;
+mod strays;
+
+pub use client::{ConsoleStream, Monitor, launch};
+pub use strays::end_strays;
+pub use protocol::{ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase};
+
+/// All that a monitor needs to know, in `monitor.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorSpec {
+    /// The instance.
+    pub instance: Uuid,
+    /// The service's durable directory.
+    pub state_dir: PathBuf,
+    /// The service's volatile directory.
+    pub run_dir: PathBuf,
+    /// The runtime program. The bundle is the layout's.
+    pub runtime: CliRuntime,
+    /// The instance's cgroups and limits; applied before every start, and again
+    /// after the runtime's `create`, which on some runtimes resets limits.
+    pub plan: Plan,
+    /// `cgroup.procs` files (v1: also `tasks` do) that the monitor enters itself,
+    /// away from the service's cgroup.
+    pub own_cgroups: Vec<PathBuf>,
+    /// `cgroup.procs` files that the runtime's `create` enters, and the first
+    /// process with it: hierarchies that the runtime leaves alone, such as the
+    /// unified one of a hybrid host.
+    pub join_cgroups: Vec<PathBuf>,
+    /// Files with a line `oom_kill N` (v2 `memory.events`, v1 `memory.oom_control`).
+    pub oom_counters: Vec<PathBuf>,
+    /// Bound of the console log, bytes.
+    pub console_log_bytes: u64,
+}
+
+impl MonitorSpec {
+    /// The instance's paths.
+    pub fn layout(&self) -> InstanceLayout {
+        Layout::new(&self.state_dir, &self.run_dir).instance(self.instance)
+    }
+}

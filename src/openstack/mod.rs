@@ -1,1 +1,3 @@
-//! (placeholder of the skeleton)
+//! OpenStack's services, as far as the service on the host speaks to them itself.
+
+pub mod glance;

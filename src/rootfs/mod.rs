@@ -12,10 +12,12 @@ mod loop_disk;
 pub mod overlay;
 pub mod seed;
 mod template;
+mod trial;
 
 pub use disk::{BlockDevice, DiskBackend, DiskUsage, Disks};
 pub use overlay::Rootfs;
 pub use seed::Seed;
+pub use trial::trial;
 
 #[cfg(test)]
 mod tests;

@@ -1,1 +1,74 @@
-//! (placeholder of the skeleton)
+//! The OCI runtime program and the bundle it is given.
+//!
+//! * [`spec`] turns an instance's definition and its image into an OCI
+//!   specification, with [`capabilities`] and [`seccomp`]; pure.
+//! * [`cli`] drives any program with the standard command line.
+//! * [`probe`] finds one that works on this host.
+//! * [`init`] knows what init programs want to be told.
+//! * [`lxcfs`] finds what lxcfs offers.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::fault::Result;
+use crate::sys::process::ChildSetup;
+
+pub mod capabilities;
+pub mod cli;
+pub mod init;
+pub mod lxcfs;
+pub mod probe;
+pub mod seccomp;
+pub mod spec;
+
+/// A way to make containers out of bundles.
+///
+/// Freezing, limits and statistics are not here: berth does them on the cgroup
+/// itself, the same under every runtime.
+pub trait Runtime {
+    /// Makes the container; its first process waits for [`Runtime::start`] and
+    /// is a child of this process's nearest subreaper. Gives its process id.
+    fn create(&self, create: &Create<'_>) -> Result<i32>;
+
+    /// Lets the first process run.
+    fn start(&self, id: &str, log: &Path) -> Result<()>;
+
+    /// Removes the container, killing what is left of it; its absence is success.
+    fn delete(&self, id: &str, log: &Path) -> Result<()>;
+
+    /// A command that runs another program in a running container.
+    fn exec_command(&self, id: &str, exec: &Exec) -> Result<Command>;
+}
+
+/// What [`Runtime::create`] needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Create<'a> {
+    /// The container's name for the runtime: the instance's id.
+    pub id: &'a str,
+    /// Directory with `config.json`.
+    pub bundle: &'a Path,
+    /// Unix socket that receives the console's master; none when the
+    /// specification has no terminal.
+    pub console_socket: Option<&'a Path>,
+    /// Where the program writes the process id.
+    pub pid_file: &'a Path,
+    /// Where the program writes what went wrong.
+    pub log: &'a Path,
+    /// What the program's process does to itself first.
+    pub setup: &'a ChildSetup,
+}
+
+/// Another program in a running container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exec {
+    /// Program and arguments; not empty.
+    pub command: Vec<String>,
+    /// Variables over those of the container's first process, `NAME=value`.
+    pub env: Vec<String>,
+    /// `uid[:gid]`; none: root.
+    pub user: Option<String>,
+    /// Working directory; none: that of the first process.
+    pub cwd: Option<String>,
+    /// Whether it gets a terminal. The command's own stdio must then be one.
+    pub tty: bool,
+}

@@ -60,5 +60,5 @@ fn is_accepted(context: &mut X509StoreContextRef, accepted: &[String]) -> bool {
 
 fn common_name(certificate: &X509) -> Option<String> {
     let entry = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).next()?;
-    Some(entry.data().to_string().ok()?)
+    entry.data().to_string().ok()
 }

@@ -37,6 +37,31 @@ impl Layout {
         self.state.join("images")
     }
 
+    /// Unpacked layers, each a directory named by the SHA-256 of its plain archive.
+    pub fn image_layers(&self) -> PathBuf {
+        self.images().join("layers/sha256")
+    }
+
+    /// One unpacked layer: its root file system and what is known about it.
+    pub fn image_layer(&self, hex: &str) -> PathBuf {
+        self.image_layers().join(hex)
+    }
+
+    /// Directory of the images' records.
+    pub fn image_records(&self) -> PathBuf {
+        self.images().join("records")
+    }
+
+    /// One image's record.
+    pub fn image_record(&self, id: Uuid) -> PathBuf {
+        self.image_records().join(format!("{id}.json"))
+    }
+
+    /// Imports at work; emptied at every start.
+    pub fn images_temporary(&self) -> PathBuf {
+        self.images().join("tmp")
+    }
+
     /// Formatted, empty disks to copy from.
     pub fn templates(&self) -> PathBuf {
         self.state.join("templates")
@@ -110,11 +135,11 @@ impl InstanceLayout {
     pub fn disk_mount(&self) -> PathBuf {
         self.run.join("disk")
     }
-    /// Where the ephemeral disk's file system is mounted as it is on disk.
-    pub fn ephemeral_disk_mount(&self) -> PathBuf {
-        self.run.join("ephemeral-disk")
+    /// What the disks' devices had counted when the instance was started.
+    pub fn block_baseline(&self) -> PathBuf {
+        self.run.join("block.json")
     }
-    /// Where it is mounted with the instance's ids, for the instance.
+    /// Where the ephemeral file system is mounted, with the instance's ids.
     pub fn ephemeral_mount(&self) -> PathBuf {
         self.run.join("ephemeral")
     }
@@ -137,6 +162,18 @@ impl InstanceLayout {
     /// What the monitor was told, to start it again.
     pub fn monitor_spec(&self) -> PathBuf {
         self.run.join("monitor.json")
+    }
+    /// Where the runtime program hands over the console's master.
+    pub fn console_socket(&self) -> PathBuf {
+        self.run.join("console.sock")
+    }
+    /// Where the runtime program writes the first process's id.
+    pub fn init_pid(&self) -> PathBuf {
+        self.run.join("init.pid")
+    }
+    /// What the runtime program's last call had to say, JSON lines.
+    pub fn runtime_log(&self) -> PathBuf {
+        self.run.join("runtime.log")
     }
     /// The monitor's socket.
     pub fn monitor_socket(&self) -> PathBuf {

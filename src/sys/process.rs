@@ -1,1 +1,293 @@
-//! (to be written)
+//! Processes: identities that survive the reuse of numbers, pidfds, waiting,
+//! and what a monitor does to itself and to its children.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use serde::{Deserialize, Serialize};
+
+/// A process, told from a later one with the same number by its start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number in the host's pid namespace.
+    pub pid: i32,
+    /// Clock ticks from the host's boot to its start (field 22 of `/proc/PID/stat`).
+    pub start_time: u64,
+}
+
+impl ProcessId {
+    /// The process that has the number now; `None` when there is none or it is a zombie.
+    pub fn of(pid: i32) -> Option<ProcessId> {
+        let (state, start_time) =
+            parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        (!matches!(state, 'Z' | 'X')).then_some(ProcessId { pid, start_time })
+    }
+
+    /// This process.
+    pub fn own() -> Option<ProcessId> {
+        ProcessId::of(std::process::id().cast_signed())
+    }
+
+    /// Whether it still runs; a zombie does not.
+    pub fn is_alive(self) -> bool {
+        ProcessId::of(self.pid) == Some(self)
+    }
+
+    /// A descriptor of it, readable once it ends; `None` when it has ended.
+    pub fn open(self) -> io::Result<Option<PidFd>> {
+        let fd = match PidFd::open(self.pid) {
+            Ok(fd) => fd,
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        // Checked after the open: from here on the number cannot mean another.
+        Ok(self.is_alive().then_some(fd))
+    }
+
+    /// Sends a signal; `false` when the process has ended.
+    pub fn signal(self, signal: i32) -> io::Result<bool> {
+        match self.open()? {
+            Some(fd) => fd.signal(signal),
+            None => Ok(false),
+        }
+    }
+}
+
+/// State and start time out of `/proc/PID/stat`. The name in parentheses may
+/// itself hold spaces and parentheses, so the last `)` counts.
+fn parse_stat(stat: &str) -> Option<(char, u64)> {
+    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// A pidfd.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    fn open(pid: i32) -> io::Result<PidFd> {
+        // SAFETY: pidfd_open takes two integers and touches no memory.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd =
+            i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+        // SAFETY: the kernel just gave this descriptor, and nobody else knows it.
+        Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Sends a signal; `false` when the process has ended.
+    pub fn signal(&self, signal: i32) -> io::Result<bool> {
+        // SAFETY: a null siginfo is allowed and means what kill(2) would send.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if sent == 0 {
+            return Ok(true);
+        }
+        match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            e => Err(e),
+        }
+    }
+
+    /// Waits until the process has ended; `false` when the time is over first.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        readable(self.as_fd(), limit)
+    }
+
+    /// The descriptor, for a poll or an event loop.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.0)
+    }
+}
+
+impl From<PidFd> for OwnedFd {
+    fn from(fd: PidFd) -> OwnedFd {
+        fd.0
+    }
+}
+
+/// Waits until `fd` can be read or is hung up; `false` when the time is over first.
+pub fn readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match nix::poll::poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) if left > Duration::ZERO => {}
+            Ok(n) => return Ok(n > 0),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Waits for a child; `None` when the time is over first (it is then killed and reaped).
+pub fn wait_child(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    if PidFd::open(child.id().cast_signed())?.wait(limit)? {
+        return child.wait().map(Some);
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It exited with this code.
+    Exited(i32),
+    /// This signal ended it.
+    Killed(i32),
+}
+
+/// Reaps one child that has ended, if any has: its number and how it ended.
+///
+/// Not nix's `waitpid`, which refuses statuses that name a real-time signal.
+pub fn reap() -> Option<(i32, Ended)> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for the write of one int.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    if pid <= 0 {
+        return None;
+    }
+    let ended = if libc::WIFSIGNALED(status) {
+        Ended::Killed(libc::WTERMSIG(status))
+    } else {
+        Ended::Exited(libc::WEXITSTATUS(status))
+    };
+    Some((pid, ended))
+}
+
+/// Leaves the caller's session and process: afterwards a child of the nearest
+/// reaper and without a controlling terminal. The caller must
+/// have a single thread; the first process exits with 0.
+pub fn detach() -> io::Result<()> {
+    // SAFETY: single-threaded by contract, so the child may use all of memory.
+    if let nix::unistd::ForkResult::Parent { .. } = unsafe { nix::unistd::fork() }? {
+        // SAFETY: _exit runs no handler; nothing of this process is wanted any more.
+        unsafe { libc::_exit(0) }
+    }
+    // Only now: a leader of a process group cannot make a session.
+    nix::unistd::setsid()?;
+    Ok(())
+}
+
+/// Makes orphans among this process's descendants its children.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// Names this process (`comm`, at most 15 bytes are kept).
+pub fn set_name(name: &str) -> io::Result<()> {
+    let name = std::ffi::CString::new(name)?;
+    Ok(nix::sys::prctl::set_name(&name)?)
+}
+
+/// Closes on exec every descriptor but the standard three: what this process
+/// was given by mistake its children shall not get.
+pub fn keep_standard_descriptors_only() {
+    // SAFETY: touches no memory; only marks descriptors.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+}
+
+/// What a child does to itself before it executes its program.
+#[derive(Clone, Debug, Default)]
+pub struct ChildSetup {
+    /// `cgroup.procs` files of the cgroups that it enters.
+    pub cgroups: Vec<std::path::PathBuf>,
+    /// Its `oom_score_adj`, when that shall differ from the parent's.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl ChildSetup {
+    /// Adds the set-up to a command. Signals are unblocked as well.
+    pub fn apply(&self, command: &mut Command) -> io::Result<()> {
+        // Opened here: the child must not allocate.
+        let open = |path: &Path| fs::OpenOptions::new().write(true).open(path);
+        let cgroups = self.cgroups.iter().map(|p| open(p)).collect::<io::Result<Vec<_>>>()?;
+        let oom = self.oom_score_adj.map(|value| value.to_string());
+        let setup = move || {
+            for procs in &cgroups {
+                nix::unistd::write(procs, b"0")?;
+            }
+            if let Some(value) = &oom {
+                let own = nix::fcntl::open(
+                    c"/proc/self/oom_score_adj",
+                    nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC,
+                    nix::sys::stat::Mode::empty(),
+                )?;
+                nix::unistd::write(&own, value.as_bytes())?;
+            }
+            Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
+        };
+        // SAFETY: the closure makes only system calls on what was prepared
+        // before the fork: no allocation, no lock.
+        unsafe { command.pre_exec(setup) };
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
+        assert_eq!(parse_stat(stat), Some(('S', 4242)));
+        assert_eq!(parse_stat("7 (x"), None);
+    }
+
+    #[test]
+    fn identity_ends_with_the_process() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = ProcessId::of(child.id().cast_signed()).unwrap();
+        assert!(id.is_alive());
+        let other = ProcessId { start_time: id.start_time + 1, ..id };
+        assert!(!other.is_alive(), "the same number at another time is another process");
+        assert!(!other.signal(libc::SIGKILL).unwrap());
+        let fd = id.open().unwrap().unwrap();
+        assert!(!fd.wait(Duration::ZERO).unwrap());
+        assert!(id.signal(libc::SIGKILL).unwrap());
+        assert!(fd.wait(Duration::from_secs(30)).unwrap());
+        assert!(!id.is_alive(), "a zombie does not run");
+        child.wait().unwrap();
+        assert!(id.open().unwrap().is_none());
+        assert!(!fd.signal(libc::SIGTERM).unwrap());
+    }
+
+    #[test]
+    fn a_child_that_hangs_is_killed_and_reaped() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        assert!(wait_child(&mut child, Duration::from_millis(10)).unwrap().is_none());
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_child_starts_with_no_signal_blocked() {
+        let mut mask = nix::sys::signal::SigSet::empty();
+        mask.add(nix::sys::signal::Signal::SIGTERM);
+        mask.thread_block().unwrap();
+        let mut command = Command::new("grep");
+        command.args(["SigBlk", "/proc/self/status"]);
+        ChildSetup { oom_score_adj: Some(500), ..Default::default() }.apply(&mut command).unwrap();
+        let out = command.output().unwrap();
+        mask.thread_unblock().unwrap();
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "SigBlk:\t0000000000000000\n");
+    }
+}

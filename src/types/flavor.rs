@@ -39,5 +39,6 @@ pub struct Flavor {
     pub swap_mb: u64,
     /// Nova's extra specs.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub extra_specs: ExtraSpecs,
 }

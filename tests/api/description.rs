@@ -126,8 +126,8 @@ fn every_fault_kind_that_a_client_can_meet_is_described() {
         let described = text.contains(&format!("`{}`: ", kind.code()));
         assert_eq!(described, !nowhere.contains(kind), "{}", kind.code());
     }
-    let codes = &document()["components"]["schemas"]["FaultKind"]["enum"];
-    assert_eq!(codes.as_array().unwrap().len(), FaultKind::ALL.len());
+    let codes: Vec<&str> = FaultKind::ALL.iter().map(|kind| kind.code()).collect();
+    assert_eq!(document()["components"]["schemas"]["FaultKind"]["enum"], json!(codes));
 }
 
 #[test]
@@ -161,6 +161,12 @@ fn schemas_say_what_the_code_demands() {
     }
     let vcpus = &schemas["Flavor"]["properties"]["vcpus"];
     assert_eq!((&vcpus["minimum"], &vcpus["maximum"]), (&json!(1), &json!(1024)));
+    // What comes back has all that was sent, and more, in one object.
+    let instance = &schemas["Instance"];
+    assert!(instance["allOf"].is_null() && instance["additionalProperties"].is_null());
+    let expected: BTreeSet<&str> = ["flavor", "image_id", "name", "id", "power_state"].into();
+    assert!(required("Instance").is_superset(&expected));
+    assert!(instance["properties"]["vifs"]["items"]["$ref"].is_string());
     for (_, reference) in references(&document) {
         let name = reference.rsplit('/').next().unwrap();
         assert!(schemas[name].is_object(), "{reference} leads nowhere");

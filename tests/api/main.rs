@@ -1,5 +1,6 @@
 //! The HTTP API over real sockets, with an instance manager in memory.
 
+mod cli;
 mod description;
 mod instances;
 mod problems;

@@ -9,7 +9,7 @@ use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::instance::validate::hostname_from;
 use crate::rootfs::Seed;
-use crate::sys::ns;
+use crate::sys::{mount, ns};
 use crate::types::InstanceCreate;
 
 use super::destroy;
@@ -84,7 +84,8 @@ fn host_side(parts: &Parts, record: &mut Record) -> Result<()> {
 pub fn network(parts: &Parts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     make_dir(paths.run())?;
-    if !(ns::is_pinned(&paths.user_ns()) && ns::is_pinned(&paths.net_ns())) {
+    // A pin is a mount: a file alone is what a boot of the host left.
+    if !(mount::is_mount_point(&paths.user_ns())? && mount::is_mount_point(&paths.net_ns())?) {
         ns::create_pinned(record.id_block, &paths.user_ns(), &paths.net_ns())?;
     }
     let rates = crate::network::Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
@@ -100,7 +101,7 @@ fn seed(record: &Record) -> Seed {
     Seed {
         hostname: hostname(record),
         dns: definition.dns.clone(),
-        machine_id: record.id.simple().to_string(),
+        machine_id: record.id,
         files: definition.files.clone(),
         first_boot: true,
     }

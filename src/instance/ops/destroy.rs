@@ -11,7 +11,10 @@ use crate::fault::{OrFault, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::instance::teardown::Teardown;
-use crate::monitor::Monitor;
+use crate::cgroup::Group;
+use crate::monitor::{self, ExitAction, Monitor};
+use crate::runtime::Runtime as _;
+use crate::store::layout::InstanceLayout;
 use crate::sys::ns;
 
 /// Destroys an instance and all that is its own.
@@ -50,13 +53,31 @@ fn purge_host_side(parts: &Parts, id: Uuid, teardown: &mut Teardown) {
 pub fn end_processes(parts: &Parts, id: Uuid) -> Result<()> {
     let layout = parts.layout.instance(id);
     let group = parts.hierarchy.group(&parts.config.instances.cgroup, id);
+    // Write-back is held to the instance's rates until the cgroup is gone, so
+    // that goes before the file systems, and needs to know their devices.
+    let devices = parts.devices(&layout);
+    let log = parts.layout.run().join(format!("{id}.log"));
     let mut teardown = Teardown::default();
-    // The monitor first: it would take the end of its first process for news.
-    teardown.step("ending the monitor", Monitor::kill(&layout));
+    teardown.step("ending the monitor", end_monitor(parts, id, &layout, &group));
     teardown.step("ending processes", group.kill_all());
-    teardown.step("removing the runtime's state", parts.runtime.forget(id));
-    teardown.step("removing the cgroup", group.remove());
+    teardown.step("removing the runtime's state", parts.runtime.delete(&id.to_string(), &log));
+    teardown.step("removing the cgroup", group.remove(&devices));
+    teardown.step("removing a log", crate::store::atomic::remove_file(&log));
     teardown.finish()
+}
+
+/// A monitor that lives ends in good order once its instance's processes have;
+/// of one that was killed, the runtime program may still be at work.
+fn end_monitor(parts: &Parts, id: Uuid, layout: &InstanceLayout, group: &Group) -> Result<()> {
+    let strays = || monitor::end_strays(layout, &id.to_string(), &parts.layout.runtime_root());
+    let Ok(Some(monitor)) = Monitor::connect(&layout.monitor_socket()) else {
+        return strays();
+    };
+    // What follows the end of its first process was decided here.
+    let told = monitor.on_exit(ExitAction::End);
+    group.kill_all()?;
+    let quit = told.and_then(|()| monitor.quit());
+    if quit.is_err() && monitor.process().is_alive() { strays() } else { Ok(()) }
 }
 
 /// Removes a directory of the instance, unless something is still mounted

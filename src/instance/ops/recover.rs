@@ -10,9 +10,8 @@ use crate::fault::Result;
 use crate::instance::live::Live;
 use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Frozen, Record};
-use crate::monitor::{Monitor, Phase};
+use crate::monitor::{ExitRecord, Monitor, Phase};
 use crate::store::atomic;
-use crate::types::ExitStatus;
 
 use super::{create, destroy, start, stop};
 
@@ -33,17 +32,17 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
         destroy::destroy(parts, &record)?;
         return Ok((record, Recovered::Gone));
     }
-    parts.images.hold_layers(record.definition.image_id, record.id, &record.layers)?;
+    parts.images.hold(record.definition.image_id, record.id)?;
     if let Some(live) = adopt(parts, &mut record)? {
         return Ok((record, Recovered::Running(live)));
     }
-    let ended: Option<ExitStatus> = atomic::read_json(&parts.paths(&record).exit()).unwrap_or(None);
+    let ended: Option<ExitRecord> = atomic::read_json(&parts.paths(&record).exit()).unwrap_or(None);
     let same_boot = record.boot_id.as_deref() == Some(parts.boot_id.as_str());
     let wanted = record.desired == Desired::Running;
     let mut record = stop::power_off(parts, record)?;
     if let Some(exit) = ended {
         // It ended while the service was away.
-        record.exit = Some(exit);
+        record.exit = Some(stop::status(exit));
         record.desired = Desired::Stopped;
         record.save(&parts.paths(&record))?;
     } else if wanted && (same_boot || parts.config.host.resume_guests_state_on_host_boot) {
@@ -64,9 +63,8 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
 /// Takes up an instance whose monitor lives.
 fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
     let paths = parts.paths(record);
-    let Ok(monitor) = Monitor::connect(&paths) else { return Ok(None) };
-    let Ok(messages) = monitor.subscribe() else { return Ok(None) };
-    let Ok(status) = monitor.status() else { return Ok(None) };
+    let Ok(Some(monitor)) = Monitor::connect(&paths.monitor_socket()) else { return Ok(None) };
+    let Ok((status, messages)) = monitor.subscribe() else { return Ok(None) };
     let (Phase::Running, Some(init)) = (status.phase, status.init) else { return Ok(None) };
     if record.desired != Desired::Running {
         // A start that was never answered, or a stop that was cut short.

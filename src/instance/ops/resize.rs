@@ -1,10 +1,11 @@
 //! Changing the flavor of an instance, running or not.
 
-use crate::cgroup::DeviceNumber;
+use crate::cgroup::Limits;
 use crate::fault::{Fault, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::instance::validate;
+use crate::monitor::Monitor;
 use crate::network::Rates;
 use crate::types::Flavor;
 
@@ -22,7 +23,7 @@ pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> R
     grow(parts, &record, &new, running)?;
     let changed = (|| {
         if running {
-            parts.group(&new).update(&limits, &devices(parts, &new)?)?;
+            apply(parts, &new, &limits)?;
         }
         for vif in &new.definition.vifs {
             parts.network.apply_rates(vif, &rates)?;
@@ -92,21 +93,29 @@ fn grow(parts: &Parts, old: &Record, new: &Record, running: bool) -> Result<()> 
         if old.ephemeral_bytes == 0 {
             parts.disks.create(&paths.ephemeral_disk(), new.ephemeral_bytes)?;
         } else {
-            let mount = running.then(|| paths.ephemeral_disk_mount());
+            let mount = running.then(|| paths.ephemeral_mount());
             parts.disks.grow(&paths.ephemeral_disk(), mount.as_deref(), new.ephemeral_bytes)?;
         }
     }
     Ok(())
 }
 
-fn devices(parts: &Parts, record: &Record) -> Result<Vec<DeviceNumber>> {
-    // Attached already: this only asks which devices they are.
-    parts.mount(record)
+/// Puts limits in force, now and for a reboot from inside.
+fn apply(parts: &Parts, record: &Record, limits: &Limits) -> Result<()> {
+    let paths = parts.paths(record);
+    let devices = parts.devices(&paths);
+    let group = parts.group(record);
+    group.update(limits, &devices)?;
+    match Monitor::connect(&paths.monitor_socket())? {
+        Some(monitor) => monitor.update_plan(&group.plan(limits, &devices, record.id_block)?),
+        // It ended in between: the next start plans anew.
+        None => Ok(()),
+    }
 }
 
 fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
     if running {
-        parts.group(old).update(&parts.limits(old)?, &devices(parts, old)?)?;
+        apply(parts, old, &parts.limits(old)?)?;
     }
     let rates = Rates::from_extra_specs(&old.definition.flavor.extra_specs)?;
     for vif in &old.definition.vifs {

@@ -1,15 +1,16 @@
 //! Starting: root file system, cgroup, bundle, monitor, first process.
 
-use std::collections::BTreeMap;
-
 use chrono::Utc;
 
+use crate::cgroup::{DeviceNumber, Layout};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::live::Live;
 use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Record};
-use crate::monitor::{Monitor, MonitorSpec};
-use crate::runtime::spec::{self, SpecInput};
+use crate::instance::stats;
+use crate::monitor::{self, MonitorSpec};
+use crate::runtime::lxcfs;
+use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
 
 use super::{create, stop};
 
@@ -39,27 +40,29 @@ fn boot(parts: &Parts, record: &Record) -> Result<Live> {
     let paths = parts.paths(record);
     create::network(parts, record)?;
     let devices = parts.mount(record)?;
-    let limits = parts.limits(record)?;
-    let plan = parts.group(record).plan(&limits, &devices, record.id_block)?;
+    stats::set_baseline(&paths.block_baseline(), &devices)?;
     write_bundle(parts, record)?;
-    crate::store::atomic::remove_file(&paths.exit())?;
-    let monitor = crate::monitor::launch(
-        &MonitorSpec {
-            instance: record.id,
-            paths: (&paths).into(),
-            runtime: parts.runtime.command(),
-            cgroup: plan,
-            own_cgroup: parts.hierarchy.monitor_cgroup(&parts.config.instances.cgroup),
-            console_log_bytes: parts.config.instances.console_log_bytes,
-        },
-        &parts.monitor_program,
-    )?;
-    let messages = monitor.subscribe()?;
-    monitor.start()?;
-    let init = monitor.status()?.init.ok_or_else(|| {
+    let monitor = monitor::launch(&monitor_spec(parts, record, &devices)?, &parts.monitor_program)?;
+    let (_, messages) = monitor.subscribe()?;
+    let init = monitor.start()?.init.ok_or_else(|| {
         Fault::new(FaultKind::RuntimeFailed, "the first process ended before it was started")
     })?;
     Live::follow(monitor, init, messages)
+}
+
+fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Result<MonitorSpec> {
+    let group = parts.group(record);
+    Ok(MonitorSpec {
+        instance: record.id,
+        state_dir: parts.layout.state().into(),
+        run_dir: parts.layout.run().into(),
+        runtime: parts.runtime.clone(),
+        plan: group.plan(&parts.limits(record)?, devices, record.id_block)?,
+        own_cgroups: parts.hierarchy.monitors(&parts.config.instances.cgroup)?,
+        join_cgroups: group.left_alone(),
+        oom_counters: group.oom_counters(),
+        console_log_bytes: parts.config.instances.console_log_bytes,
+    })
 }
 
 fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
@@ -67,18 +70,26 @@ fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
     let layers: Vec<_> =
         record.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, &record.image_config.user)?;
+    let lxcfs = parts.lxcfs().map(|path| lxcfs::files(&path)).unwrap_or_default();
+    let cgroup_view = match parts.hierarchy.layout() {
+        Layout::V1 => CgroupView::V1,
+        Layout::Hybrid | Layout::V2 => CgroupView::Unified,
+    };
     let spec = spec::build(&SpecInput {
         definition: &record.definition,
         image: &record.image_config,
-        user: &user,
-        hostname: &create::hostname(record),
-        paths: &paths,
+        user: &ProcessUser {
+            uid: user.uid,
+            gid: user.gid,
+            additional_gids: user.additional_gids,
+            home: user.home,
+        },
+        layout: &paths,
         block: record.id_block,
-        cgroups_path: format!("/{}/{}", parts.config.instances.cgroup, record.id),
-        layout: parts.hierarchy.layout(),
-        lxcfs: parts.lxcfs(),
-        ephemeral: (record.ephemeral_bytes > 0).then(|| paths.ephemeral_mount()),
-        environment: BTreeMap::new(),
+        hostname: &create::hostname(record),
+        cgroups_path: &parts.group(record).oci_path(),
+        cgroup_view,
+        lxcfs: &lxcfs,
     })?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;
     let file = paths.bundle().join("config.json");

@@ -4,9 +4,10 @@ use crate::fault::Result;
 use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::teardown::Teardown;
-use crate::monitor::{ExitAction, Monitor};
-use crate::sys::process::ProcessId;
-use crate::types::ImageConfig;
+use crate::monitor::{ExitAction, ExitKind, ExitRecord, Monitor};
+use crate::runtime::init::soft_signals;
+use crate::runtime::spec::Role;
+use crate::types::ExitStatus;
 
 use super::destroy;
 
@@ -19,23 +20,17 @@ pub enum Ask {
     Reboot,
 }
 
-/// Asks the init with the signal that it takes for this.
-pub fn ask(
-    monitor: &Monitor,
-    init: ProcessId,
-    config: &ImageConfig,
-    own_command: bool,
-    ask: Ask,
-) -> Result<()> {
-    let signals = crate::runtime::init::signals(config, own_command);
-    monitor.on_exit(match ask {
-        Ask::PowerOff => ExitAction::End,
-        Ask::Reboot => ExitAction::Restart,
-    })?;
-    init.signal(match ask {
-        Ask::PowerOff => signals.power_off,
-        Ask::Reboot => signals.reboot,
-    })
+/// Asks the init with the signal that it takes for this. One that knows no
+/// reboot is asked to stop, and the monitor starts it again.
+pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
+    let role = Role::of(&record.image_config, record.definition.command.as_deref());
+    let signals = soft_signals(role, &record.image_config)?;
+    let (action, signal) = match ask {
+        Ask::PowerOff => (ExitAction::End, signals.stop),
+        Ask::Reboot => (ExitAction::Restart, signals.reboot.unwrap_or(signals.stop)),
+    };
+    monitor.on_exit(action)?;
+    monitor.signal(signal)
 }
 
 /// Ends whatever of it runs and takes its root file system down; its disks,
@@ -58,4 +53,15 @@ pub fn settle(parts: &Parts, record: Record, unasked: bool) -> Result<Record> {
         record.save(&parts.paths(&record))?;
     }
     Ok(record)
+}
+
+/// The exit status that clients see. The kernel ends the first process with a
+/// signal when the instance powers off or reboots: that is no crash.
+pub fn status(exit: ExitRecord) -> ExitStatus {
+    match exit.kind {
+        ExitKind::PowerOff | ExitKind::Reboot => {
+            ExitStatus { code: Some(0), signal: None, ..exit.status }
+        }
+        ExitKind::Exited | ExitKind::Killed | ExitKind::RestartFailed => exit.status,
+    }
 }

@@ -1,0 +1,145 @@
+//! A client of the API over the service's Unix socket.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite;
+use uuid::Uuid;
+
+use super::choose;
+use crate::api::{ImageList, InstanceList};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::types::{Operation, Problem};
+
+/// A web socket of the service.
+pub(super) type Socket = WebSocketStream<UnixStream>;
+
+/// Where the service is.
+pub(super) struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the service behind `socket`; a fault that says what to do
+    /// when there is none.
+    pub fn new(socket: &Path) -> Result<Client> {
+        std::os::unix::net::UnixStream::connect(socket).map_err(|e| explain(socket, &e))?;
+        let http = reqwest::Client::builder()
+            .unix_socket(socket.to_owned())
+            .connect_timeout(Duration::from_secs(5))
+            .build()
+            .or_fault("preparing the client")?;
+        Ok(Client { http, socket: socket.to_owned() })
+    }
+
+    /// Reads a resource.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        decode(self.open(path).await?).await
+    }
+
+    /// Sends a request with a body and reads the answer.
+    pub async fn send_json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T> {
+        decode(self.answer(self.request(method, path).json(body)).await?).await
+    }
+
+    /// Deletes a resource.
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        self.answer(self.request(Method::DELETE, path)).await.map(|_| ())
+    }
+
+    /// Begins long work without waiting for it.
+    pub async fn begin(&self, path: &str, body: &impl Serialize) -> Result<Operation> {
+        let request = self.request(Method::PUT, path).json(body);
+        decode(self.answer(request.header("Prefer", "respond-async")).await?).await
+    }
+
+    /// Opens a resource to read it piece by piece.
+    pub async fn open(&self, path: &str) -> Result<Response> {
+        self.answer(self.request(Method::GET, path)).await
+    }
+
+    /// Opens a web socket.
+    pub async fn web_socket(&self, path_and_query: &str) -> Result<Socket> {
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|e| explain(&self.socket, &e))?;
+        let address = format!("ws://berth{path_and_query}");
+        match tokio_tungstenite::client_async(address, stream).await {
+            Ok((socket, _)) => Ok(socket),
+            Err(tungstenite::Error::Http(response)) => Err(read_problem(
+                response.body().as_deref().unwrap_or_default(),
+                response.status().as_u16(),
+            )),
+            Err(e) => Err(Fault::internal("opening the web socket", e)),
+        }
+    }
+
+    /// The instance that a person means.
+    pub async fn instance(&self, wanted: &str) -> Result<Uuid> {
+        let list: InstanceList = self.get("/v1/instances").await?;
+        choose(wanted, "instance", list.instances.into_iter().map(|i| (i.id, i.definition.name)))
+    }
+
+    /// The image that a person means.
+    pub async fn image(&self, wanted: &str) -> Result<Uuid> {
+        let list: ImageList = self.get("/v1/images").await?;
+        choose(wanted, "image", list.images.into_iter().map(|i| (i.id, i.name)))
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://berth{path}"))
+    }
+
+    async fn answer(&self, request: RequestBuilder) -> Result<Response> {
+        let response = request
+            .send()
+            .await
+            .or_kind(FaultKind::ServiceUnavailable, "the service does not answer")?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let body = response.bytes().await.or_fault("reading the answer")?;
+        Err(read_problem(&body, status))
+    }
+}
+
+async fn decode<T: DeserializeOwned>(response: Response) -> Result<T> {
+    let bytes = response.bytes().await.or_fault("reading the answer")?;
+    serde_json::from_slice(&bytes)
+        .or_fault("reading the answer; are the service and this command of one version?")
+}
+
+fn read_problem(body: &[u8], status: u16) -> Fault {
+    match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => Fault::from(&problem),
+        Err(_) => Fault::new(FaultKind::Internal, format!("the service answered {status}")),
+    }
+}
+
+/// Why the socket cannot be used, and what to do about it.
+fn explain(socket: &Path, error: &std::io::Error) -> Fault {
+    let path = socket.display();
+    let words = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
+            "the service does not run: nobody listens on {path}. Start it with `systemctl start \
+             berth` or `berth serve --config /etc/berth/berth.toml`, or name its socket with --socket"
+        ),
+        ErrorKind::PermissionDenied => format!(
+            "you may not use {path}: become root, or a member of the group in service.socket_group"
+        ),
+        _ => format!("cannot connect to {path}: {error}"),
+    };
+    Fault::new(FaultKind::ServiceUnavailable, words)
+}

@@ -1,0 +1,229 @@
+//! The parent's side of the jail: starts the child, feeds it, waits for its verdict.
+//!
+//! A child is never trusted to go on: every wait for it is bounded, what it
+//! says is bounded, and it is killed when its handle goes.
+
+use std::fs::File;
+use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::jail::{COMMAND, Outcome, Task, Verdict};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+
+/// How long a child may neither take nor give a byte: a disk that is very slow, not a hang.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Most bytes of a verdict.
+const MAX_VERDICT: u64 = 64 << 20;
+
+/// How the jail is entered.
+#[derive(Clone, Debug)]
+pub enum Helper {
+    /// By starting this program with [`COMMAND`].
+    Program(PathBuf),
+    /// Not at all: a thread of this process does the work. For unit tests,
+    /// whose program is not berth.
+    #[cfg(test)]
+    Thread,
+}
+
+/// A child at work.
+pub struct Running {
+    input: Option<PipeWriter>,
+    output: Option<PipeReader>,
+    verdict: PipeReader,
+    worker: Worker,
+}
+
+enum Worker {
+    Process(Child),
+    #[cfg(test)]
+    Thread,
+}
+
+/// Where a child reads from.
+pub enum Input {
+    /// From a file, which must not be writable by the descriptor.
+    File(File),
+    /// From [`Running::give`].
+    Pipe,
+}
+
+impl Helper {
+    /// Starts a child.
+    pub fn start(&self, task: &Task, input: Input) -> Result<Running> {
+        let pipe = || std::io::pipe().or_fault("making a pipe to the jail");
+        let (child_input, input) = match input {
+            Input::File(file) => (OwnedFd::from(file), None),
+            Input::Pipe => {
+                let (reader, writer) = pipe()?;
+                rustix::io::ioctl_fionbio(&writer, true).or_fault("making a pipe to the jail")?;
+                (OwnedFd::from(reader), Some(writer))
+            }
+        };
+        let (output, child_output) = pipe()?;
+        let (verdict, child_verdict) = pipe()?;
+        let worker = match self {
+            Helper::Program(program) => {
+                let task = serde_json::to_string(task).or_fault("describing a task")?;
+                let child = Command::new(program)
+                    .args([COMMAND, &task])
+                    .env_clear()
+                    .current_dir("/")
+                    .stdin(child_input)
+                    .stdout(child_output)
+                    .stderr(Stdio::from(child_verdict))
+                    .spawn()
+                    .or_fault(format_args!("starting {} as jail", program.display()))?;
+                Worker::Process(child)
+            }
+            #[cfg(test)]
+            Helper::Thread => {
+                in_thread(task.clone(), File::from(child_input), child_output, child_verdict);
+                Worker::Thread
+            }
+        };
+        Ok(Running { input, output: Some(output), verdict, worker })
+    }
+}
+
+impl Running {
+    /// Gives bytes to the child. False when it takes no more; its verdict says why.
+    pub fn give(&mut self, mut bytes: &[u8]) -> Result<bool> {
+        let Some(input) = &mut self.input else { return Ok(false) };
+        while !bytes.is_empty() {
+            match input.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock => wait_for(&*input, PollFlags::POLLOUT)?,
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::BrokenPipe => return Ok(false),
+                    _ => return Err(error).or_fault("feeding the jail"),
+                },
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes bytes that the child gives; 0 at the end.
+    pub fn take(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let Some(output) = &mut self.output else { return Ok(0) };
+        wait_for(&*output, PollFlags::POLLIN)?;
+        output.read(buffer).or_fault("reading from the jail")
+    }
+
+    /// Ends the input and waits for the verdict.
+    pub fn finish(mut self) -> Result<Outcome> {
+        drop(self.input.take());
+        drop(self.output.take());
+        let said = self.said()?;
+        match serde_json::from_slice(&said) {
+            Ok(Verdict::Done(outcome)) => Ok(outcome),
+            Ok(Verdict::Failed { kind, detail }) => Err(Fault::new(kind, detail)),
+            Err(_) => Err(died(self.status(), &said)),
+        }
+    }
+
+    fn said(&mut self) -> Result<Vec<u8>> {
+        let mut said = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            wait_for(&self.verdict, PollFlags::POLLIN)?;
+            match self.verdict.read(&mut buffer).or_fault("reading the jail's verdict")? {
+                0 => return Ok(said),
+                n => said.extend_from_slice(&buffer[..n]),
+            }
+            if said.len() as u64 > MAX_VERDICT {
+                return Err(Fault::internal("reading the jail's verdict", "it does not end"));
+            }
+        }
+    }
+
+    /// How the child ended; one that closed its standard error and lives on is killed.
+    fn status(&mut self) -> Option<ExitStatus> {
+        match &mut self.worker {
+            Worker::Process(child) => {
+                for _ in 0..100 {
+                    if let Ok(Some(status)) = child.try_wait() {
+                        return Some(status);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                None
+            }
+            #[cfg(test)]
+            Worker::Thread => None,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        match &mut self.worker {
+            Worker::Process(child) => {
+                // Both fail only for a child that has been waited for already.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            #[cfg(test)]
+            Worker::Thread => {}
+        }
+    }
+}
+
+/// Content that makes the child die is the content's fault when a limit or a
+/// crash of a library ended it.
+fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
+    use std::os::unix::process::ExitStatusExt;
+    let signal = status.and_then(|status| status.signal());
+    match signal {
+        Some(libc::SIGXCPU | libc::SIGXFSZ | libc::SIGABRT | libc::SIGSEGV | libc::SIGBUS) => {
+            Fault::new(
+                FaultKind::ImageUnacceptable,
+                format!(
+                    "unpacking took more memory, time or space than any image needs (signal {})",
+                    signal.unwrap_or_default()
+                ),
+            )
+        }
+        _ => Fault::internal(
+            "unpacking in the jail",
+            format_args!(
+                "it ended without a verdict ({}): {}",
+                status.map_or("alive".to_owned(), |status| status.to_string()),
+                super::tar_reader::printable(said)
+            ),
+        ),
+    }
+}
+
+fn wait_for(fd: impl AsFd, flags: PollFlags) -> Result<()> {
+    let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    loop {
+        match poll(&mut [PollFd::new(fd.as_fd(), flags)], timeout) {
+            Ok(0) => {
+                return Err(Fault::internal("unpacking in the jail", "it stands still"));
+            }
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop).or_fault("waiting for the jail"),
+        }
+    }
+}
+
+#[cfg(test)]
+fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWriter) {
+    std::thread::spawn(move || {
+        let (Task::Decompress { directory, .. }
+        | Task::Stage { directory, .. }
+        | Task::Layer { directory, .. }) = &task;
+        let root = OwnedFd::from(File::open(directory).unwrap());
+        let result = super::jail::run(&task, root, input, output);
+        let said = serde_json::to_vec(&super::jail::verdict(result)).unwrap();
+        let _ = verdict.write_all(&said);
+    });
+}

@@ -1,0 +1,517 @@
+//! One import, from a source to layers in the store.
+//!
+//! All that is made lies in one temporary directory until it is whole, and
+//! that directory goes when the import ends, however it ends.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use chrono::Utc;
+use uuid::Uuid;
+
+use super::digest::{Algorithm, Digest, Hasher};
+use super::flight::Progress;
+use super::helper::{Input, Running};
+use super::init;
+use super::jail::{Outcome, Task};
+use super::layer::{Limits, Report, mark_opaque};
+use super::manifest::{self, Plan, PlannedLayer};
+use super::recognise::{self, Archive, Compression, Content};
+use super::source::Source;
+use super::stage::Staged;
+use super::store::{
+    ImageStore, LAYER_RECORD, LAYER_ROOT, LayerRecord, Pin, Record, SCHEMA, remove_tree,
+};
+use crate::config;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::store::atomic;
+use crate::types::{Image, ImageConfig, ImageFormat, ImageHash, ImageImport};
+
+/// Bytes that are handed on at once.
+const PIECE: usize = 1 << 17;
+/// Bytes between two reports of progress.
+const REPORT_EVERY: u64 = 1 << 20;
+/// Most bytes of a manifest, an index or a config.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// Checks what a request says about the content.
+pub(super) fn validate(request: &ImageImport, config: &config::Images) -> Result<()> {
+    if let Some(hash) = &request.hash {
+        let algorithm = Algorithm::named(&hash.algorithm)
+            .ok_or_else(|| Fault::invalid("hash.algorithm", "must be sha512, sha384 or sha256"))?;
+        if Digest::new(&hash.algorithm, &hash.value).is_none() {
+            let digits = algorithm.digits();
+            return Err(Fault::invalid(
+                "hash.value",
+                format!("must be {digits} lower-case hexadecimal digits"),
+            ));
+        }
+    }
+    match request.size {
+        Some(size) if size > config.max_bytes => Err(Fault::invalid(
+            "size",
+            format!("must be at most {}, the value of images.max_bytes", config.max_bytes),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Imports an image; the record is for the caller to write.
+pub(super) fn run(
+    store: &ImageStore,
+    id: Uuid,
+    request: &ImageImport,
+    report: &dyn Fn(Progress),
+) -> Result<Record> {
+    let limits =
+        Limits { entries: store.config.max_entries, bytes: store.config.max_unpacked_bytes };
+    let import = Import {
+        store,
+        report,
+        workspace: Workspace::new(&store.layout.images_temporary())?,
+        left: limits,
+        layers: Vec::new(),
+        unpacked: 0,
+        pins: Vec::new(),
+    };
+    import.run(id, request)
+}
+
+struct Import<'a> {
+    store: &'a ImageStore,
+    report: &'a dyn Fn(Progress),
+    workspace: Workspace,
+    /// What further layers may need.
+    left: Limits,
+    /// Lowest first.
+    layers: Vec<Digest>,
+    unpacked: u64,
+    pins: Vec<Pin<'a>>,
+}
+
+/// Content that was read, verified and put aside.
+struct Fetched {
+    path: PathBuf,
+    size: u64,
+    hash: Digest,
+}
+
+/// The directory of an import.
+struct Workspace(PathBuf);
+
+impl Workspace {
+    fn new(parent: &Path) -> Result<Workspace> {
+        let path = parent.join(Uuid::new_v4().to_string());
+        make_directory(&path, 0o700)?;
+        let workspace = Workspace(path);
+        for name in ["staged", "empty"] {
+            make_directory(&workspace.0.join(name), 0o700)?;
+        }
+        Ok(workspace)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        if let Err(fault) = remove_tree(&self.0) {
+            tracing::warn!(%fault, "an import's directory stays until the next start");
+        }
+    }
+}
+
+impl Import<'_> {
+    fn run(mut self, id: Uuid, request: &ImageImport) -> Result<Record> {
+        let source = Source::open(&request.source, id, &self.store.config)?;
+        let content = self.fetch(source, request)?;
+        let staged = self.stage(&content.path)?;
+        if staged.content != Content::Tar {
+            return Err(recognise::refusal(staged.content));
+        }
+        let (format, mut config) = match staged.archive {
+            Archive::Rootfs => (ImageFormat::RootfsTar, self.rootfs(&content)?),
+            archive @ (Archive::Docker | Archive::Oci) => {
+                // The members are staged; the archive itself only takes space.
+                remove_tree(&content.path)?;
+                self.archive(archive, &staged)?
+            }
+            archive => return Err(recognise::archive_refusal(archive)),
+        };
+        let layers: Vec<String> = self.layers.iter().map(Digest::to_string).collect();
+        let directories: Vec<_> = layers.iter().map(|l| self.store.layer_dir(l)).collect();
+        config.init = init::detect(&directories);
+        let image = Image {
+            id,
+            name: request.name.clone(),
+            format,
+            size: content.size,
+            hash: ImageHash {
+                algorithm: content.hash.algorithm().name().to_owned(),
+                value: content.hash.hex().to_owned(),
+            },
+            layers,
+            unpacked_size: self.unpacked,
+            config,
+            created_at: Utc::now(),
+            users: Vec::new(),
+        };
+        Ok(Record { schema: SCHEMA, image, declared: request.hash.clone() })
+    }
+
+    /// Reads the content into a file, and refuses other content than was asked for.
+    fn fetch(&self, mut source: Source, request: &ImageImport) -> Result<Fetched> {
+        let path = self.workspace.path("content");
+        let mut file = create_file(&path)?;
+        let mut hasher = Hasher::new(Algorithm::Sha512)?;
+        let declared = request.hash.as_ref().filter(|hash| hash.algorithm != "sha512");
+        let mut second = declared
+            .and_then(|hash| Algorithm::named(&hash.algorithm))
+            .map(Hasher::new)
+            .transpose()?;
+        let most = request.size.unwrap_or(self.store.config.max_bytes);
+        let mut meter = Meter::new(self.report, source.stage());
+        let mut buffer = vec![0; PIECE];
+        let mut size = 0;
+        loop {
+            let n = source.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            let piece = &buffer[..n];
+            size += n as u64;
+            if size > most {
+                return Err(too_long(request, most));
+            }
+            hasher.update(piece)?;
+            if let Some(second) = &mut second {
+                second.update(piece)?;
+            }
+            file.write_all(piece).or_fault("keeping the content")?;
+            meter.at(size, request.size.or(source.total()));
+        }
+        let hash = hasher.finish()?;
+        let compared = second.map(Hasher::finish).transpose()?;
+        verify(request, size, compared.as_ref().unwrap_or(&hash))?;
+        Ok(Fetched { path, size, hash })
+    }
+
+    /// Recognises the content and takes an image archive apart.
+    fn stage(&self, content: &Path) -> Result<Staged> {
+        let mut plain = Plain::open(self, content, Meter::new(self.report, "recognising"))?;
+        let task = Task::Stage { directory: self.workspace.path("staged"), limits: self.left };
+        let mut jail = self.store.helper.start(&task, Input::Pipe)?;
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let n = plain.read(&mut buffer)?;
+            if n == 0 || !jail.give(&buffer[..n])? {
+                break;
+            }
+        }
+        match jail.finish()? {
+            Outcome::Staged(staged) => Ok(staged),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    fn rootfs(&mut self, content: &Fetched) -> Result<ImageConfig> {
+        let meter = Meter::new(self.report, "unpacking").whole(content.size);
+        self.layer(&content.path, None, meter)?;
+        Ok(ImageConfig::default())
+    }
+
+    fn archive(&mut self, archive: Archive, staged: &Staged) -> Result<(ImageFormat, ImageConfig)> {
+        let file = |name: &str| {
+            let (number, size) = staged.find(name)?;
+            Ok((self.workspace.path("staged").join(number.to_string()), size))
+        };
+        let read = |name: &str| {
+            let (path, size) = file(name)?;
+            if size > MAX_DOCUMENT {
+                return Err(Fault::new(
+                    FaultKind::ImageUnacceptable,
+                    format!("{name} has more than {MAX_DOCUMENT} bytes"),
+                ));
+            }
+            fs::read(path).or_fault("reading a staged member")
+        };
+        let architecture = recognise::host_architecture();
+        let (format, plan) = match archive {
+            Archive::Oci => (ImageFormat::OciArchive, manifest::oci(&read, architecture)?),
+            _ => (ImageFormat::DockerArchive, manifest::docker(&read, architecture)?),
+        };
+        let Plan { config, layers } = plan;
+        let files = layers.iter().map(|layer| file(&layer.member)).collect::<Result<Vec<_>>>()?;
+        let total = files.iter().map(|(_, size)| size).sum();
+        let mut before = 0;
+        for (number, (layer, (path, size))) in layers.iter().zip(&files).enumerate() {
+            let meter = Meter::new(self.report, "unpacking").whole(total).from(before);
+            check_stored(layer, path, *size)
+                .and_then(|()| self.layer(path, Some(&layer.diff_id), meter))
+                .map_err(|fault| fault.context(format_args!("layer {}", number + 1)))?;
+            before += size;
+        }
+        Ok((format, config))
+    }
+
+    /// Verifies one layer, unpacks it unless it is there, and puts it on top.
+    fn layer(&mut self, path: &Path, expected: Option<&Digest>, meter: Meter<'_>) -> Result<()> {
+        let here = match expected {
+            Some(digest) => {
+                self.pins.push(self.store.pin(digest));
+                self.store.layer(digest)?
+            }
+            None => None,
+        };
+        let plain = Plain::open(self, path, meter)?;
+        let (digest, record) = match here {
+            // Verified all the same: whoever knows a layer's address but has
+            // not its content must not get at it.
+            Some(record) => (hash_plain(plain)?, record),
+            None => self.unpack(plain, expected)?,
+        };
+        check_digest(&digest, expected)?;
+        self.left.entries = self.left.entries.saturating_sub(record.entries);
+        self.left.bytes = self.left.bytes.saturating_sub(record.bytes);
+        self.unpacked += record.stored;
+        // Of a layer that occurs twice the upper one decides, and overlayfs
+        // takes no directory twice.
+        self.layers.retain(|other| *other != digest);
+        if record.opaque {
+            // overlayfs does not look for the mark on a layer's root.
+            self.layers.clear();
+        }
+        self.layers.push(digest);
+        Ok(())
+    }
+
+    /// Unpacks a layer aside, and puts it in place when it is what it should be.
+    fn unpack(
+        &mut self,
+        mut plain: Plain<'_>,
+        expected: Option<&Digest>,
+    ) -> Result<(Digest, LayerRecord)> {
+        let aside = self.workspace.path(&Uuid::new_v4().to_string());
+        let root = aside.join(LAYER_ROOT);
+        make_directory(&aside, 0o700)?;
+        make_directory(&root, 0o755)?;
+        let task = Task::Layer { directory: root.clone(), limits: self.left };
+        let mut jail = self.store.helper.start(&task, Input::Pipe)?;
+        let mut hasher = Hasher::new(Algorithm::Sha256)?;
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let n = plain.read(&mut buffer)?;
+            hasher.update(&buffer[..n])?;
+            if n == 0 || !jail.give(&buffer[..n])? {
+                break;
+            }
+        }
+        let Outcome::Layer(report) = jail.finish()? else { return Err(wrong_answer()) };
+        // The jail reads to the end before it answers well, so all was hashed.
+        let digest = hasher.finish()?;
+        check_digest(&digest, expected)?;
+        self.pins.push(self.store.pin(&digest));
+        let record = self.keep(&aside, &report, &digest)?;
+        Ok((digest, record))
+    }
+
+    /// Makes an unpacked layer durable and moves it to its address.
+    fn keep(&self, aside: &Path, report: &Report, digest: &Digest) -> Result<LayerRecord> {
+        let mut opaque = report.opaque.clone();
+        let record = LayerRecord {
+            schema: SCHEMA,
+            entries: report.entries,
+            bytes: report.bytes,
+            stored: report.stored,
+            opaque: opaque.remove(&Vec::new()),
+        };
+        let root = File::open(aside.join(LAYER_ROOT)).or_fault("opening the layer")?;
+        mark_opaque(root.as_fd(), &opaque)?;
+        atomic::write_json(&aside.join(LAYER_RECORD), &record)?;
+        rustix::fs::syncfs(&root).or_fault("writing the layer to disk")?;
+        let place = self.store.layout.image_layer(digest.hex());
+        match fs::rename(aside, &place) {
+            // Another import was faster; the content is the same.
+            Err(_) if self.store.layer(digest)?.is_some() => {}
+            other => other.or_fault(format_args!("moving a layer to {}", place.display()))?,
+        }
+        atomic::sync_parent(&place).or_fault("writing the layer to disk")?;
+        Ok(record)
+    }
+}
+
+/// A stream of plain bytes, from a file that may be compressed.
+struct Plain<'a> {
+    /// Shares its position with the decompressing child.
+    file: File,
+    jail: Option<Running>,
+    meter: Meter<'a>,
+}
+
+impl<'a> Plain<'a> {
+    fn open(import: &Import<'_>, path: &Path, meter: Meter<'a>) -> Result<Plain<'a>> {
+        let mut file = File::open(path).or_fault("opening the content")?;
+        let jail = match compression(&mut file)? {
+            None => None,
+            Some(compression) => {
+                let directory = import.workspace.path("empty");
+                let input = file.try_clone().or_fault("opening the content")?;
+                let task = Task::Decompress { compression, directory };
+                Some(import.store.helper.start(&task, Input::File(input))?)
+            }
+        };
+        Ok(Plain { file, jail, meter })
+    }
+
+    /// Takes bytes; 0 at the end, after which all of it was good.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let n = match &mut self.jail {
+            None => self.file.read(buffer).or_fault("reading the content")?,
+            Some(jail) => jail.take(buffer)?,
+        };
+        if n == 0
+            && let Some(jail) = self.jail.take()
+        {
+            jail.finish()?;
+        }
+        if let Ok(position) = self.file.stream_position() {
+            self.meter.at(position, None);
+        }
+        Ok(n)
+    }
+}
+
+/// How a file is compressed; its position is its beginning afterwards.
+fn compression(file: &mut File) -> Result<Option<Compression>> {
+    let mut head = Vec::new();
+    file.take(recognise::HEAD as u64).read_to_end(&mut head).or_fault("reading the content")?;
+    file.rewind().or_fault("reading the content")?;
+    match recognise::content(&head) {
+        Content::Compressed(
+            compression @ (Compression::Gzip | Compression::Xz | Compression::Zstd),
+        ) => Ok(Some(compression)),
+        content @ Content::Compressed(_) => Err(recognise::refusal(content)),
+        _ => Ok(None),
+    }
+}
+
+/// Reports progress, not too often.
+struct Meter<'a> {
+    report: &'a dyn Fn(Progress),
+    stage: &'static str,
+    total: Option<u64>,
+    before: u64,
+    next: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn new(report: &'a dyn Fn(Progress), stage: &'static str) -> Meter<'a> {
+        Meter { report, stage, total: None, before: 0, next: 0 }
+    }
+
+    fn whole(self, total: u64) -> Meter<'a> {
+        Meter { total: Some(total), ..self }
+    }
+
+    fn from(self, before: u64) -> Meter<'a> {
+        Meter { before, ..self }
+    }
+
+    fn at(&mut self, done: u64, total: Option<u64>) {
+        if done >= self.next {
+            self.next = done + REPORT_EVERY;
+            let total = self.total.or(total);
+            (self.report)(Progress { stage: self.stage, done: self.before + done, total });
+        }
+    }
+}
+
+fn hash_plain(mut plain: Plain<'_>) -> Result<Digest> {
+    let mut hasher = Hasher::new(Algorithm::Sha256)?;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        match plain.read(&mut buffer)? {
+            0 => return hasher.finish(),
+            n => hasher.update(&buffer[..n])?,
+        }
+    }
+}
+
+fn check_digest(digest: &Digest, expected: Option<&Digest>) -> Result<()> {
+    match expected {
+        Some(expected) if expected != digest => Err(Fault::new(
+            FaultKind::ImageCorrupt,
+            format!("its content is {digest}, its config says {expected}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a layer as it is stored, still compressed, against its manifest.
+fn check_stored(layer: &PlannedLayer, path: &Path, size: u64) -> Result<()> {
+    let Some((digest, declared)) = &layer.stored else { return Ok(()) };
+    let file = File::open(path).or_fault("opening a staged layer")?;
+    if size == *declared && Digest::of(digest.algorithm(), file)? == *digest {
+        return Ok(());
+    }
+    Err(Fault::new(FaultKind::ImageCorrupt, format!("it is not {digest} of {declared} bytes")))
+}
+
+fn verify(request: &ImageImport, size: u64, hash: &Digest) -> Result<()> {
+    let corrupt = |why| Err(Fault::new(FaultKind::ImageCorrupt, why));
+    match &request.size {
+        Some(declared) if *declared != size => {
+            return corrupt(format!("the content has {size} bytes, not {declared}"));
+        }
+        _ => {}
+    }
+    match &request.hash {
+        Some(declared) if declared.value != hash.hex() => corrupt(format!(
+            "the content's {} is {}, not {}",
+            declared.algorithm,
+            hash.hex(),
+            declared.value
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn too_long(request: &ImageImport, most: u64) -> Fault {
+    match request.size {
+        Some(_) => Fault::new(
+            FaultKind::ImageCorrupt,
+            format!("the content has more than the {most} bytes that it should have"),
+        ),
+        None => Fault::new(
+            FaultKind::ImageUnacceptable,
+            format!("the content has more than {most} bytes, the value of images.max_bytes"),
+        ),
+    }
+}
+
+fn wrong_answer() -> Fault {
+    Fault::internal("unpacking in the jail", "it answered another question")
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    // Set and not only asked for: the service's umask takes nothing away.
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+        .or_fault(format_args!("making {}", path.display()))
+}
+
+fn create_file(path: &Path) -> Result<File> {
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .or_fault(format_args!("making {}", path.display()))
+}

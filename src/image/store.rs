@@ -1,0 +1,476 @@
+//! The images of this host: records, layers, who holds them, who is fetching them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::digest::Digest;
+use super::flight::{Flight, Progress, crashed};
+use super::helper::Helper;
+use super::import;
+use crate::config;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::store::atomic;
+use crate::store::layout::Layout;
+use crate::types::{Image, ImageHash, ImageImport};
+
+/// Version of [`Record`] and [`LayerRecord`].
+pub(super) const SCHEMA: u32 = 1;
+/// Below a layer's directory: its root file system.
+pub(super) const LAYER_ROOT: &str = "fs";
+/// Below a layer's directory: its [`LayerRecord`].
+pub(super) const LAYER_RECORD: &str = "layer.json";
+
+/// An image's durable record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The image, without its users.
+    pub image: Image,
+    /// The hash that the import was told and that was verified.
+    pub declared: Option<ImageHash>,
+}
+
+/// What is known about an unpacked layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LayerRecord {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Files and directories.
+    pub entries: u64,
+    /// Bytes of all files, holes counted.
+    pub bytes: u64,
+    /// Bytes of all files, holes left out.
+    pub stored: u64,
+    /// It hides all layers below it.
+    pub opaque: bool,
+}
+
+/// The image store. One for a host; all methods may be called from any blocking thread.
+pub struct ImageStore {
+    pub(super) layout: Layout,
+    pub(super) config: config::Images,
+    pub(super) helper: Helper,
+    state: Mutex<State>,
+    /// An import ended.
+    landed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    records: BTreeMap<Uuid, Record>,
+    /// A record could not be read: what it needs is unknown, so nothing is collected.
+    unreadable: bool,
+    holders: HashMap<Uuid, BTreeSet<Uuid>>,
+    /// Layers that imports under way need, by the number of those imports.
+    pins: BTreeMap<String, usize>,
+    flights: HashMap<Uuid, Arc<Flight>>,
+    running: usize,
+}
+
+impl ImageStore {
+    /// Opens the store, and removes what imports left that a crash cut off.
+    pub fn open(layout: &Layout, config: &config::Images) -> Result<ImageStore> {
+        let program = fs::read_link("/proc/self/exe").or_fault("finding this program")?;
+        ImageStore::open_with(layout, config, Helper::Program(program))
+    }
+
+    /// [`ImageStore::open`] with another way into the jail than this program.
+    pub fn open_with(
+        layout: &Layout,
+        config: &config::Images,
+        helper: Helper,
+    ) -> Result<ImageStore> {
+        // Layers hold set-user-id programs of user 0: nobody else may walk in.
+        for directory in [
+            layout.images(),
+            layout.image_layers(),
+            layout.image_records(),
+            layout.images_temporary(),
+        ] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .or_fault(format_args!("making {}", directory.display()))?;
+        }
+        empty(&layout.images_temporary())?;
+        let store = ImageStore {
+            layout: layout.clone(),
+            config: config.clone(),
+            helper,
+            state: Mutex::new(load(layout)?),
+            landed: Condvar::new(),
+        };
+        store.collect()?;
+        Ok(store)
+    }
+
+    /// Brings an image into the store, or joins the import that does. Blocks.
+    ///
+    /// Idempotent: an image that is there is returned at once, unless the
+    /// request says that its content is another ([`FaultKind::ImageExists`]).
+    pub fn import(
+        &self,
+        id: Uuid,
+        request: &ImageImport,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Image> {
+        import::validate(request, &self.config)?;
+        let flight = {
+            let mut state = self.lock();
+            if let Some(record) = state.records.get(&id) {
+                same_content(record, request)?;
+                return Ok(state.image(record));
+            }
+            match state.flights.get(&id) {
+                Some(flight) if flight.serves(request) => Err(Arc::clone(flight)),
+                Some(_) => {
+                    return Err(Fault::new(
+                        FaultKind::ImageInUse,
+                        format!("image {id} is being imported with another hash or size"),
+                    ));
+                }
+                None => {
+                    let flight = Arc::new(Flight::new(request.clone()));
+                    state.flights.insert(id, Arc::clone(&flight));
+                    Ok(flight)
+                }
+            }
+        };
+        match flight {
+            Err(joined) => {
+                let image = joined.wait(progress)?;
+                // What the first request left open, the content has settled by now.
+                self.lock().records.get(&id).map_or(Ok(()), |r| same_content(r, request))?;
+                Ok(image)
+            }
+            Ok(flight) => self.fly(id, request, &flight, progress),
+        }
+    }
+
+    /// An image.
+    pub fn get(&self, id: Uuid) -> Result<Image> {
+        let state = self.lock();
+        state.records.get(&id).map(|record| state.image(record)).ok_or_else(|| not_found(id))
+    }
+
+    /// All images, by id.
+    pub fn list(&self) -> Vec<Image> {
+        let state = self.lock();
+        state.records.values().map(|record| state.image(record)).collect()
+    }
+
+    /// Forgets an image that nobody holds. Its layers go at the next [`ImageStore::collect`].
+    pub fn delete(&self, id: Uuid) -> Result<()> {
+        let mut state = self.lock();
+        let in_use = |why: String| Err(Fault::new(FaultKind::ImageInUse, why));
+        if state.flights.contains_key(&id) {
+            return in_use(format!("image {id} is being imported"));
+        }
+        if !state.records.contains_key(&id) {
+            return Err(not_found(id));
+        }
+        if let Some(holders) = state.holders.get(&id) {
+            return in_use(format!("image {id} is the base of {} instances", holders.len()));
+        }
+        let path = self.layout.image_record(id);
+        atomic::remove_file(&path)?;
+        atomic::sync_parent(&path).or_fault("removing the image's record")?;
+        state.records.remove(&id);
+        Ok(())
+    }
+
+    /// Notes that an instance stands on an image. Idempotent.
+    pub fn hold(&self, image: Uuid, instance: Uuid) -> Result<Image> {
+        let mut state = self.lock();
+        if !state.records.contains_key(&image) {
+            return Err(not_found(image));
+        }
+        state.holders.entry(image).or_default().insert(instance);
+        state.records.get(&image).map(|record| state.image(record)).ok_or_else(|| not_found(image))
+    }
+
+    /// Notes that an instance does so no longer. Idempotent.
+    pub fn release(&self, image: Uuid, instance: Uuid) {
+        let mut state = self.lock();
+        if let Some(holders) = state.holders.get_mut(&image) {
+            holders.remove(&instance);
+            if holders.is_empty() {
+                state.holders.remove(&image);
+            }
+        }
+    }
+
+    /// Removes the layers that no image and no import needs.
+    pub fn collect(&self) -> Result<()> {
+        let mut condemned = Vec::new();
+        {
+            let state = self.lock();
+            if state.unreadable {
+                tracing::warn!("an image's record cannot be read; no layer is removed");
+                return Ok(());
+            }
+            let needed = state.needed_layers();
+            for entry in entries(&self.layout.image_layers())? {
+                let name = entry.file_name();
+                if name.to_str().is_some_and(|hex| needed.contains(hex)) {
+                    continue;
+                }
+                // Out of the way at once, under the lock; removed without it.
+                let to = self.layout.images_temporary().join(Uuid::new_v4().to_string());
+                fs::rename(entry.path(), &to)
+                    .or_fault(format_args!("removing the layer {}", entry.path().display()))?;
+                condemned.push(to);
+            }
+        }
+        condemned.iter().try_for_each(|path| remove_tree(path))
+    }
+
+    /// The directory of an unpacked layer (`sha256:HEX`), its root file system:
+    /// owned by the ids 0… of the image, below a directory that only root enters.
+    ///
+    /// A text that is no such digest gives a path that does not exist.
+    pub fn layer_dir(&self, digest: &str) -> PathBuf {
+        let hex = Digest::parse(digest).map_or("invalid".to_owned(), |d| d.hex().to_owned());
+        self.layout.image_layer(&hex).join(LAYER_ROOT)
+    }
+
+    /// Runs an import that others may join.
+    fn fly(
+        &self,
+        id: Uuid,
+        request: &ImageImport,
+        flight: &Flight,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Image> {
+        // Lands the flight however this ends, a panic included.
+        let mut landing = Landing { store: self, id, flight, result: None };
+        let report = |news: Progress| {
+            flight.report(news);
+            progress(news);
+        };
+        let slot = self.slot(&report);
+        let result = import::run(self, id, request, &report).and_then(|record| self.add(record));
+        drop(slot);
+        landing.result = Some(result.clone());
+        result
+    }
+
+    /// Waits until one more import may run.
+    fn slot(&self, report: &dyn Fn(Progress)) -> Slot<'_> {
+        let mut state = self.lock();
+        if state.running >= self.config.concurrency {
+            drop(state);
+            report(Progress { stage: "waiting", done: 0, total: None });
+            state = self.lock();
+        }
+        while state.running >= self.config.concurrency {
+            state = self.landed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.running += 1;
+        Slot { store: self }
+    }
+
+    fn add(&self, record: Record) -> Result<Image> {
+        let mut state = self.lock();
+        atomic::write_json(&self.layout.image_record(record.image.id), &record)?;
+        let image = state.image(&record);
+        state.records.insert(record.image.id, record);
+        Ok(image)
+    }
+
+    /// Keeps a layer from being collected as long as the guard lives.
+    pub(super) fn pin(&self, digest: &Digest) -> Pin<'_> {
+        let hex = digest.hex().to_owned();
+        *self.lock().pins.entry(hex.clone()).or_default() += 1;
+        Pin { store: self, hex }
+    }
+
+    /// What is known about a layer that is unpacked.
+    pub(super) fn layer(&self, digest: &Digest) -> Result<Option<LayerRecord>> {
+        layer_record(&self.layout, digest.hex())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that may panic runs between changes that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn image(&self, record: &Record) -> Image {
+        let mut image = record.image.clone();
+        image.users =
+            self.holders.get(&image.id).map_or(Vec::new(), |users| users.iter().copied().collect());
+        image
+    }
+
+    fn needed_layers(&self) -> BTreeSet<&str> {
+        let of_images = self.records.values().flat_map(|record| &record.image.layers);
+        of_images
+            .filter_map(|digest| digest.strip_prefix("sha256:"))
+            .chain(self.pins.keys().map(String::as_str))
+            .collect()
+    }
+}
+
+/// A layer's protection from collection.
+pub(super) struct Pin<'a> {
+    store: &'a ImageStore,
+    hex: String,
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let mut state = self.store.lock();
+        if let Some(count) = state.pins.get_mut(&self.hex) {
+            *count -= 1;
+            if *count == 0 {
+                state.pins.remove(&self.hex);
+            }
+        }
+    }
+}
+
+struct Slot<'a> {
+    store: &'a ImageStore,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.store.lock().running -= 1;
+        self.store.landed.notify_all();
+    }
+}
+
+struct Landing<'a> {
+    store: &'a ImageStore,
+    id: Uuid,
+    flight: &'a Flight,
+    result: Option<Result<Image>>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        // First out of the way: whoever learns the result may delete the image at once.
+        self.store.lock().flights.remove(&self.id);
+        self.flight.land(self.result.take().unwrap_or_else(crashed));
+    }
+}
+
+fn not_found(id: Uuid) -> Fault {
+    Fault::new(
+        FaultKind::ImageNotFound,
+        format!("image {id} is not in this host's store; import it first"),
+    )
+}
+
+/// Whether a request for an image that is there may mean its content.
+fn same_content(record: &Record, request: &ImageImport) -> Result<()> {
+    let size = request.size.is_none_or(|size| size == record.image.size);
+    let hash = request
+        .hash
+        .as_ref()
+        .is_none_or(|hash| *hash == record.image.hash || record.declared.as_ref() == Some(hash));
+    if size && hash {
+        return Ok(());
+    }
+    Err(Fault::new(
+        FaultKind::ImageExists,
+        format!(
+            "image {} is here with {} bytes and {} {}; delete it first to replace it",
+            record.image.id,
+            record.image.size,
+            record.image.hash.algorithm,
+            record.image.hash.value
+        ),
+    ))
+}
+
+fn load(layout: &Layout) -> Result<State> {
+    let mut state = State::default();
+    for entry in entries(&layout.image_records())? {
+        let path = entry.path();
+        if path.to_string_lossy().ends_with(atomic::TEMPORARY) {
+            atomic::remove_file(&path)?;
+            continue;
+        }
+        match load_record(layout, &path) {
+            Ok(Some(record)) => drop(state.records.insert(record.image.id, record)),
+            Ok(None) => {
+                tracing::warn!(path = %path.display(), "an image lost a layer; import it again")
+            }
+            Err(fault) => {
+                state.unreadable = true;
+                tracing::error!(path = %path.display(), %fault, "an image's record cannot be read");
+            }
+        }
+    }
+    Ok(state)
+}
+
+/// A record; `None` when one of its layers is gone.
+fn load_record(layout: &Layout, path: &Path) -> Result<Option<Record>> {
+    let unreadable = |why: &str| Fault::internal(format_args!("reading {}", path.display()), why);
+    let record: Record = atomic::read_json(path)?.ok_or_else(|| unreadable("it vanished"))?;
+    if record.schema != SCHEMA {
+        return Err(unreadable("it is of another version of berth"));
+    }
+    if layout.image_record(record.image.id) != path {
+        return Err(unreadable("it is of another image than its name says"));
+    }
+    for layer in &record.image.layers {
+        if layer_record(layout, Digest::parse(layer)?.hex())?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(record))
+}
+
+fn layer_record(layout: &Layout, hex: &str) -> Result<Option<LayerRecord>> {
+    let record: Option<LayerRecord> =
+        atomic::read_json(&layout.image_layer(hex).join(LAYER_RECORD))?;
+    match record {
+        Some(record) if record.schema != SCHEMA => {
+            Err(Fault::internal("reading a layer's record", "it is of another version of berth"))
+        }
+        record => Ok(record),
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<fs::DirEntry>> {
+    fs::read_dir(directory)
+        .and_then(Iterator::collect)
+        .or_fault(format_args!("listing {}", directory.display()))
+}
+
+fn empty(directory: &Path) -> Result<()> {
+    entries(directory)?.iter().try_for_each(|entry| remove_tree(&entry.path()))
+}
+
+/// Removes a file or a directory with all that is in it; absence is success.
+pub(super) fn remove_tree(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).or_fault(format_args!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

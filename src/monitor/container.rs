@@ -1,0 +1,158 @@
+//! The container behind a monitor: made, started, ended and made again.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::runtime::{Create, Runtime};
+use crate::store::layout::InstanceLayout;
+use crate::sys::process::{ChildSetup, ProcessId};
+use crate::sys::{pty, scm};
+
+use super::MonitorSpec;
+
+/// Size of a terminal that nobody has sized: columns, rows.
+const SIZE: (u16, u16) = (80, 24);
+
+/// The container's present incarnation.
+pub(super) struct Container {
+    /// Its first process.
+    pub init: ProcessId,
+    /// Its console.
+    pub console: Console,
+    oom_kills_before: u64,
+}
+
+/// The console's master, non-blocking.
+pub(super) struct Console {
+    master: File,
+    /// Held open so that the master reports no hang-up while no process has
+    /// the console open: an init may close it between two messages.
+    peer: Option<OwnedFd>,
+}
+
+/// Makes the container anew; its first process waits to be started.
+pub(super) fn create(spec: &MonitorSpec, setup: &ChildSetup) -> Result<Container> {
+    let layout = spec.layout();
+    delete(spec)?;
+    spec.plan.apply()?;
+    let oom_kills_before = oom_kills(spec);
+    let created = make(spec, &layout, setup).and_then(|container| {
+        // Some runtimes reset limits that the specification does not name
+        // (crun 1.8 on v1: memory.limit_in_bytes).
+        spec.plan.apply()?;
+        Ok(container)
+    });
+    let container = created.inspect_err(|_| {
+        // The fault that counts is the first one.
+        let _ = delete(spec);
+    })?;
+    Ok(Container { oom_kills_before, ..container })
+}
+
+fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Result<Container> {
+    let socket = layout.console_socket();
+    let _ = fs::remove_file(&socket);
+    let listener =
+        UnixListener::bind(&socket).or_fault(format_args!("binding {}", socket.display()))?;
+    let id = spec.instance.to_string();
+    let created = spec.runtime.create(&Create {
+        id: &id,
+        bundle: &layout.bundle(),
+        console_socket: Some(&socket),
+        pid_file: &layout.init_pid(),
+        log: &layout.runtime_log(),
+        setup,
+    });
+    let _ = fs::remove_file(&socket);
+    let pid = created?;
+    let console = Console::receive(&listener)?;
+    let init = ProcessId::of(pid).ok_or_else(|| {
+        let detail = "the first process ended before it was started";
+        Fault::new(FaultKind::RuntimeFailed, detail)
+    })?;
+    Ok(Container { init, console, oom_kills_before: 0 })
+}
+
+/// Lets the first process run.
+pub(super) fn start(spec: &MonitorSpec) -> Result<()> {
+    spec.runtime.start(&spec.instance.to_string(), &spec.layout().runtime_log())
+}
+
+/// Removes what the runtime keeps of the container.
+pub(super) fn delete(spec: &MonitorSpec) -> Result<()> {
+    spec.runtime.delete(&spec.instance.to_string(), &spec.layout().runtime_log())
+}
+
+impl Container {
+    /// Whether the kernel has killed a process of it for want of memory.
+    pub fn was_oom_killed(&self, spec: &MonitorSpec) -> bool {
+        oom_kills(spec) > self.oom_kills_before
+    }
+}
+
+/// Sum of the lines `oom_kill N`; files that are absent count nothing.
+fn oom_kills(spec: &MonitorSpec) -> u64 {
+    let kills = |text: &str| {
+        let number = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
+        number.trim().parse::<u64>().ok()
+    };
+    spec.oom_counters.iter().filter_map(|path| kills(&fs::read_to_string(path).ok()?)).sum()
+}
+
+impl Console {
+    /// Takes the master that the runtime has already sent: it has exited.
+    fn receive(listener: &UnixListener) -> Result<Console> {
+        let doing = "receiving the console from the runtime";
+        listener.set_nonblocking(true).or_fault(doing)?;
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                let detail = "the runtime did not send the console";
+                return Err(Fault::new(FaultKind::RuntimeFailed, detail));
+            }
+            Err(e) => return Err(e).or_fault(doing),
+        };
+        let master = scm::receive(&stream).or_kind(FaultKind::RuntimeFailed, doing)?;
+        pty::set_size(master.as_fd(), SIZE.0, SIZE.1).or_fault("sizing the console")?;
+        let peer = pty::open_peer(master.as_fd()).or_fault("opening the console")?;
+        let flags = rustix::fs::fcntl_getfl(&master).or_fault(doing)?;
+        rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK).or_fault(doing)?;
+        Ok(Console { master: File::from(master), peer: Some(peer) })
+    }
+
+    /// The master, to poll.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.master.as_fd()
+    }
+
+    /// Reads what the instance wrote; `None` when there is nothing now.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        match self.master.read(buffer) {
+            Ok(n) if n > 0 => Some(n),
+            // Nothing now, or (EIO) the terminal is gone with its instance.
+            _ => None,
+        }
+    }
+
+    /// Lets go of the other end, once the instance has: reading then gives all
+    /// that it wrote, to the last byte.
+    pub fn close_peer(&mut self) {
+        self.peer = None;
+    }
+
+    /// Types into it as much as it takes.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.master.write(bytes) {
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+            written => written,
+        }
+    }
+
+    /// Sets its size.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        pty::set_size(self.as_fd(), columns, rows).or_fault("sizing the console")
+    }
+}

@@ -1,0 +1,139 @@
+//! What `berth-monitor` does, from its start to its end.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::fault::{Fault, OrFault, Result};
+use crate::store::atomic;
+use crate::sys::process::{self, ChildSetup, ProcessId};
+
+use super::MonitorSpec;
+use super::container;
+use super::protocol::{Answer, line};
+use super::serve::Server;
+
+/// Bound of the diagnostics in `monitor.log`, bytes; beyond it they begin anew.
+const LOG_BYTES: u64 = 64 * 1024;
+
+/// The kernel's last resort kills everything else first; -1000 would be never.
+const OOM_SCORE_ADJ: i32 = -999;
+
+/// `berth-monitor MONITOR.JSON`: the program's whole life.
+///
+/// Its standard output takes one line, the [`Answer`] to the launch, and is
+/// then closed; its standard error is the log. Must be called while the
+/// process has a single thread.
+pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    let (Some(path), None) = (arguments.nth(1), arguments.next()) else {
+        eprintln!("usage: berth-monitor MONITOR.JSON (it is started by `berth serve`)");
+        return ExitCode::from(2);
+    };
+    let launched = prepare(Path::new(&path)).and_then(launch);
+    let mut server = match launched {
+        Ok(server) => server,
+        Err(fault) => {
+            log(&fault);
+            report(&Answer::from(fault));
+            return ExitCode::FAILURE;
+        }
+    };
+    report(&Answer::Done(server.status()));
+    server.serve();
+    ExitCode::SUCCESS
+}
+
+/// Leaves the service's session and process, and reads the specification.
+fn prepare(path: &Path) -> Result<MonitorSpec> {
+    process::keep_standard_descriptors_only();
+    process::detach().or_fault("leaving the service's session")?;
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    atomic::read_json(path)?
+        .ok_or_else(|| Fault::internal(format_args!("reading {}", path.display()), "no such file"))
+}
+
+fn launch(spec: MonitorSpec) -> Result<Server> {
+    let layout = spec.layout();
+    let own = ProcessId::own()
+        .ok_or_else(|| Fault::internal("looking at /proc/self/stat", "not readable"))?;
+    atomic::write_json(&layout.monitor_pid(), &own)?;
+    let _ = process::set_name(&format!("berth:{:08x}", spec.instance.as_fields().0));
+    for procs in &spec.own_cgroups {
+        fs::write(procs, "0").or_fault(format_args!("entering {}", procs.display()))?;
+    }
+    process::become_subreaper().or_fault("becoming the reaper")?;
+    let signals = block_signals().or_fault("blocking signals")?;
+    let setup =
+        ChildSetup { cgroups: spec.join_cgroups.clone(), oom_score_adj: protect_from_oom() };
+    let listener = listen(&layout.monitor_socket())?;
+    let begun = container::create(&spec, &setup)
+        .and_then(|container| Server::new(spec, own, setup, signals, listener, container));
+    begun.inspect_err(|_| {
+        let _ = fs::remove_file(layout.monitor_socket());
+        let _ = fs::remove_file(layout.monitor_pid());
+    })
+}
+
+/// Has SIGCHLD come through a descriptor, and nothing else end the monitor:
+/// whoever stops the service must not stop instances.
+fn block_signals() -> nix::Result<SignalFd> {
+    let mut blocked = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        blocked.add(signal);
+    }
+    blocked.thread_block()?;
+    let mut children = SigSet::empty();
+    children.add(Signal::SIGCHLD);
+    SignalFd::with_flags(&children, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+}
+
+/// Lowers the monitor's `oom_score_adj` where that is permitted; gives the
+/// value that its children must be given back.
+fn protect_from_oom() -> Option<i32> {
+    let file = "/proc/self/oom_score_adj";
+    let before = fs::read_to_string(file).ok()?.trim().parse().ok()?;
+    fs::write(file, OOM_SCORE_ADJ.to_string()).ok().map(|()| before)
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    let doing = format!("listening on {}", socket.display());
+    match fs::remove_file(socket) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e).or_fault(doing),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).or_fault(&doing)?;
+    // The directory is root's alone; this is the second lock on the door.
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).or_fault(&doing)?;
+    listener.set_nonblocking(true).or_fault(&doing)?;
+    Ok(listener)
+}
+
+/// Answers the launch and lets the service's pipe go.
+fn report(answer: &Answer) {
+    // A service that died meanwhile does not matter: the next one connects.
+    let _ = std::io::stdout().write_all(&line(answer));
+    let _ = std::io::stdout().flush();
+    if let Ok(null) = fs::File::open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(null);
+    }
+}
+
+/// A line of diagnostics, bounded.
+pub(super) fn log(what: impl std::fmt::Display) {
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let text = format!("{} {what}\n", chrono::Utc::now().format("%FT%TZ"));
+    let before = WRITTEN.fetch_add(text.len() as u64, Ordering::Relaxed);
+    if before + text.len() as u64 > LOG_BYTES {
+        // The file is opened for appending, so this begins it anew.
+        let _ = nix::unistd::ftruncate(std::io::stderr(), 0);
+        WRITTEN.store(text.len() as u64, Ordering::Relaxed);
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}

@@ -1,0 +1,489 @@
+//! Downloads an image's content from Glance.
+//!
+//! The image store is synchronous, so [`Download`] is too: it drives one HTTP
+//! exchange on a small event loop of its own, on the caller's thread. Call it
+//! from a blocking thread, never from an asynchronous task.
+//!
+//! A broken connection is taken up again where it broke (`Range`), a few
+//! times, with growing pauses. The token goes into one header that is marked
+//! as sensitive, to the endpoint's own host only, and into nothing else.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+use crate::config;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+
+/// How long a connection may take to stand.
+const CONNECT: Duration = Duration::from_secs(15);
+/// How long Glance may give no byte.
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often a break is mended before it counts.
+const RETRIES: u32 = 4;
+/// First pause after a break; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(500);
+/// After so many bytes a break counts as the first again.
+const PROGRESS: u64 = 1 << 20;
+/// Redirections on the same host that are followed.
+const REDIRECTIONS: usize = 3;
+
+/// An image's content on its way.
+pub struct Download {
+    runtime: Runtime,
+    client: Client,
+    url: Url,
+    pause: Duration,
+    response: Option<Response>,
+    /// Bytes that arrived and were not taken.
+    arrived: Bytes,
+    /// Bytes of the content that arrived.
+    offset: u64,
+    /// Bytes that a server without ranges sends again.
+    repeated: u64,
+    total: Option<u64>,
+    breaks: u32,
+    last_break: u64,
+}
+
+/// Why one attempt ended.
+enum Failure {
+    /// Another one may work.
+    Passing(Fault),
+    /// No other will.
+    Lasting(Fault),
+}
+
+impl Download {
+    /// Prepares `GET {endpoint}/v2/images/{id}/file` and checks its parts; connects at the first read.
+    pub fn new(
+        endpoint: &str,
+        token: &str,
+        image: Uuid,
+        config: &config::Images,
+    ) -> Result<Download> {
+        let url = file_url(endpoint, image, config.glance_plain_http)?;
+        let client = client(token, config.glance_ca.as_deref())?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .or_fault("starting the download's event loop")?;
+        Ok(Download {
+            runtime,
+            client,
+            url,
+            pause: PAUSE,
+            response: None,
+            arrived: Bytes::new(),
+            offset: 0,
+            repeated: 0,
+            total: None,
+            breaks: 0,
+            last_break: 0,
+        })
+    }
+
+    /// Bytes of the whole content, once Glance has said it.
+    pub fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    /// Takes bytes; 0 at the end.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        while self.arrived.is_empty() {
+            match self.more() {
+                Ok(true) => {}
+                Ok(false) => return Ok(0),
+                Err(Failure::Lasting(fault)) => return Err(fault),
+                Err(Failure::Passing(fault)) => self.mend(fault)?,
+            }
+        }
+        let n = buffer.len().min(self.arrived.len());
+        self.arrived.copy_to_slice(&mut buffer[..n]);
+        Ok(n)
+    }
+
+    /// Waits for the next piece; false at the end.
+    fn more(&mut self) -> Result<bool, Failure> {
+        if self.response.is_none() {
+            self.connect()?;
+        }
+        let Some(response) = &mut self.response else { return Ok(false) };
+        match self.runtime.block_on(response.chunk()) {
+            Ok(Some(mut piece)) => {
+                let again = piece.len().min(usize::try_from(self.repeated).unwrap_or(usize::MAX));
+                piece.advance(again);
+                self.repeated -= again as u64;
+                self.offset += piece.len() as u64;
+                self.arrived = piece;
+                Ok(true)
+            }
+            Ok(None) if self.total.is_some_and(|total| self.offset < total) => {
+                Err(passing("the content ended early"))
+            }
+            Ok(None) => Ok(false),
+            Err(error) => Err(passing(without_url(error))),
+        }
+    }
+
+    fn connect(&mut self) -> Result<(), Failure> {
+        let mut request = self.client.get(self.url.clone());
+        if self.offset > 0 {
+            request = request.header(RANGE, format!("bytes={}-", self.offset));
+        }
+        // Inside the event loop, since even the time limits are its timers.
+        let sent = self.runtime.block_on(async { request.send().await });
+        let response = sent.map_err(|error| {
+            if error.is_redirect() {
+                Failure::Lasting(unavailable(without_url(error)))
+            } else {
+                passing(without_url(error))
+            }
+        })?;
+        self.accept(&response)?;
+        self.response = Some(response);
+        Ok(())
+    }
+
+    /// Judges the status. Glance answers 404 for an image that the token's
+    /// project may not see, so 404 counts as refused access, like 403.
+    fn accept(&mut self, response: &Response) -> Result<(), Failure> {
+        let forbidden = |why: &str| Failure::Lasting(Fault::new(FaultKind::GlanceForbidden, why));
+        match response.status() {
+            StatusCode::OK => {
+                self.repeated = self.offset;
+                self.total = response.content_length();
+                Ok(())
+            }
+            StatusCode::PARTIAL_CONTENT if range_start(response.headers()) == Some(self.offset) => {
+                self.repeated = 0;
+                Ok(())
+            }
+            StatusCode::NO_CONTENT => Err(Failure::Lasting(unavailable(
+                "the image has no content yet; upload it, then try again",
+            ))),
+            StatusCode::UNAUTHORIZED => {
+                Err(forbidden("the token is not accepted; it may have expired"))
+            }
+            StatusCode::FORBIDDEN => Err(forbidden("the token may not read this image")),
+            StatusCode::NOT_FOUND => {
+                Err(forbidden("the image does not exist or the token may not see it"))
+            }
+            status @ (StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) => {
+                Err(passing(format!("it answered {status}")))
+            }
+            status if status.is_server_error() => Err(passing(format!("it answered {status}"))),
+            status => Err(Failure::Lasting(unavailable(format!("it answered {status}")))),
+        }
+    }
+
+    /// Waits before another attempt, or gives up with `fault`.
+    fn mend(&mut self, fault: Fault) -> Result<()> {
+        self.response = None;
+        if self.offset - self.last_break >= PROGRESS {
+            self.breaks = 0;
+        }
+        if self.breaks >= RETRIES {
+            return Err(fault);
+        }
+        tracing::info!(offset = self.offset, reason = %fault.detail, "the download broke; going on");
+        std::thread::sleep(self.pause * 2_u32.pow(self.breaks));
+        self.breaks += 1;
+        self.last_break = self.offset;
+        Ok(())
+    }
+}
+
+fn file_url(endpoint: &str, image: Uuid, plain_http: bool) -> Result<Url> {
+    let bad = |why: &str| Err(Fault::invalid("source.endpoint", why));
+    let Ok(mut url) = Url::parse(endpoint) else {
+        return bad("must be a URL such as https://cloud.example:9292");
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if plain_http => {}
+        "http" => return bad("must be https; images.glance_plain_http = false forbids http"),
+        _ => return bad("must be an https or http URL"),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return bad("must not hold a user or password");
+    }
+    if url.query().is_some() || url.fragment().is_some() || !url.has_host() {
+        return bad("must have a host, and no query or fragment");
+    }
+    // Catalogues hold the endpoint with and without the version.
+    let base = url.path().trim_end_matches('/');
+    let base = base.strip_suffix("/v2").unwrap_or(base);
+    let path = format!("{base}/v2/images/{image}/file");
+    url.set_path(&path);
+    Ok(url)
+}
+
+fn client(token: &str, authorities: Option<&Path>) -> Result<Client> {
+    // The error of a bad value would show it, so none of it is passed on.
+    let mut token = HeaderValue::from_str(token)
+        .ok()
+        .filter(|value| !value.is_empty())
+        .ok_or_else(|| Fault::invalid("source.token", "must be a Keystone token"))?;
+    token.set_sensitive(true);
+    let mut builder = Client::builder()
+        .default_headers(HeaderMap::from_iter([(
+            reqwest::header::HeaderName::from_static("x-auth-token"),
+            token,
+        )]))
+        .connect_timeout(CONNECT)
+        .read_timeout(SILENCE)
+        .redirect(same_host_only())
+        // The endpoint is of this cloud; the environment's proxies are not for it.
+        .no_proxy();
+    if let Some(path) = authorities {
+        let pem = std::fs::read(path)
+            .or_fault(format_args!("reading images.glance_ca, {}", path.display()))?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem)
+            .or_fault(format_args!("parsing images.glance_ca, {}", path.display()))?
+        {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    builder.build().or_fault("preparing the download")
+}
+
+/// The client would send the token to wherever it is sent, so it may only be
+/// sent on to the same origin.
+fn same_host_only() -> redirect::Policy {
+    redirect::Policy::custom(|attempt| {
+        let same =
+            attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
+        if !same {
+            attempt.error("it redirects to another host, where the token must not go")
+        } else if attempt.previous().len() > REDIRECTIONS {
+            attempt.error("it redirects without end")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+}
+
+fn without_url(error: reqwest::Error) -> String {
+    use std::error::Error;
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn passing(why: impl Into<String>) -> Failure {
+    Failure::Passing(unavailable(why))
+}
+
+fn unavailable(why: impl Into<String>) -> Fault {
+    Fault::new(FaultKind::GlanceUnavailable, format!("Glance: {}", why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+    use wiremock::matchers::{header, method, path};
+    use wiremock::{Mock, MockServer, Request, ResponseTemplate};
+
+    const TOKEN: &str = "gAAAA-secret";
+
+    /// A mock Glance on an event loop of its own, since downloads block.
+    struct Glance {
+        _runtime: Runtime,
+        server: MockServer,
+        id: Uuid,
+    }
+
+    impl Glance {
+        fn answering(
+            answer: impl Fn(&Request) -> ResponseTemplate + Send + Sync + 'static,
+        ) -> Glance {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
+            let id = Uuid::new_v4();
+            let server = runtime.block_on(async {
+                let server = MockServer::start().await;
+                Mock::given(method("GET"))
+                    .and(path(format!("/v2/images/{id}/file")))
+                    .and(header("x-auth-token", TOKEN))
+                    .respond_with(answer)
+                    .mount(&server)
+                    .await;
+                server
+            });
+            Glance { _runtime: runtime, server, id }
+        }
+
+        fn download(&self) -> Download {
+            quick(&self.server.uri(), self.id)
+        }
+    }
+
+    fn quick(endpoint: &str, id: Uuid) -> Download {
+        let mut download = Download::new(endpoint, TOKEN, id, &config::Images::default()).unwrap();
+        download.pause = Duration::from_millis(1);
+        download
+    }
+
+    fn all(mut download: Download) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 1000];
+        loop {
+            match download.read(&mut buffer)? {
+                0 => return Ok(bytes),
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+
+    #[test]
+    fn the_content_arrives() {
+        let glance =
+            Glance::answering(|_| ResponseTemplate::new(200).set_body_bytes(vec![7; 100_000]));
+        let mut download = glance.download();
+        let mut buffer = [0; 10];
+        assert_eq!(download.read(&mut buffer).unwrap(), 10);
+        assert_eq!(download.total(), Some(100_000));
+        assert_eq!(all(download).unwrap().len(), 99_990);
+    }
+
+    #[test]
+    fn statuses_become_faults_that_never_show_the_token() {
+        for (status, kind) in [
+            (401, FaultKind::GlanceForbidden),
+            (403, FaultKind::GlanceForbidden),
+            (404, FaultKind::GlanceForbidden),
+            (204, FaultKind::GlanceUnavailable),
+            (400, FaultKind::GlanceUnavailable),
+            (500, FaultKind::GlanceUnavailable),
+            (503, FaultKind::GlanceUnavailable),
+        ] {
+            let glance = Glance::answering(move |_| ResponseTemplate::new(status));
+            let fault = all(glance.download()).unwrap_err();
+            assert_eq!(fault.kind, kind, "{status}");
+            assert!(!format!("{fault:?} {fault}").contains(TOKEN));
+        }
+    }
+
+    #[test]
+    fn a_failing_server_is_asked_again() {
+        let count = std::sync::atomic::AtomicU32::new(0);
+        let glance = Glance::answering(move |_| {
+            match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                0..3 => ResponseTemplate::new(503),
+                _ => ResponseTemplate::new(200).set_body_bytes(b"done".to_vec()),
+            }
+        });
+        assert_eq!(all(glance.download()).unwrap(), b"done");
+    }
+
+    #[test]
+    fn a_redirection_to_another_host_is_not_followed() {
+        let other = Glance::answering(|_| ResponseTemplate::new(200).set_body_bytes(b"x".to_vec()));
+        let target = format!("{}/v2/images/{}/file", other.server.uri(), other.id);
+        let glance = Glance::answering(move |_| {
+            ResponseTemplate::new(302).insert_header("location", target.as_str())
+        });
+        let fault = all(glance.download()).unwrap_err();
+        assert!(fault.detail.contains("another host"), "{fault}");
+        let requests = other._runtime.block_on(other.server.received_requests()).unwrap();
+        assert!(requests.is_empty());
+    }
+
+    /// A server that closes the connection after part of the body, then
+    /// answers the rest with `second`.
+    fn breaking(second: &'static str) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server = std::thread::spawn(move || {
+            let answers = ["HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n01234", second];
+            let mut requests = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = vec![0; 4096];
+                let n = std::io::Read::read(&mut stream, &mut request).unwrap();
+                requests.push(String::from_utf8_lossy(&request[..n]).to_lowercase());
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+            requests
+        });
+        (endpoint, server)
+    }
+
+    #[test]
+    fn a_broken_download_goes_on_where_it_broke() {
+        let (endpoint, server) = breaking(
+            "HTTP/1.1 206 Partial Content\r\ncontent-length: 5\r\n\
+             content-range: bytes 5-9/10\r\n\r\n56789",
+        );
+        assert_eq!(all(quick(&endpoint, Uuid::nil())).unwrap(), b"0123456789");
+        assert!(server.join().unwrap()[1].contains("range: bytes=5-"));
+    }
+
+    #[test]
+    fn a_server_without_ranges_sends_again_and_the_first_part_is_skipped() {
+        let (endpoint, server) =
+            breaking("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n0123456789");
+        assert_eq!(all(quick(&endpoint, Uuid::nil())).unwrap(), b"0123456789");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn a_range_that_was_not_asked_for_is_a_fault() {
+        let (endpoint, server) = breaking(
+            "HTTP/1.1 206 Partial Content\r\ncontent-length: 5\r\n\
+             content-range: bytes 0-4/10\r\n\r\n01234",
+        );
+        let fault = all(quick(&endpoint, Uuid::nil())).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::GlanceUnavailable);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn endpoints() {
+        let id = Uuid::nil();
+        let url = |endpoint: &str| file_url(endpoint, id, false).map(|url| url.to_string());
+        for good in ["https://h:9292", "https://h:9292/", "https://h:9292/v2", "https://h:9292/v2/"]
+        {
+            assert_eq!(url(good).unwrap(), format!("https://h:9292/v2/images/{id}/file"));
+        }
+        assert_eq!(url("https://h/image").unwrap(), format!("https://h/image/v2/images/{id}/file"));
+        for bad in
+            ["http://h", "ftp://h", "h:9292", "", "https://u:p@h", "https://h?x", "file:///etc"]
+        {
+            let fault = url(bad).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some("source.endpoint"), "{bad}");
+        }
+        assert!(file_url("http://h", id, true).is_ok());
+    }
+
+    #[test]
+    fn a_bad_token_is_named_and_not_shown() {
+        for bad in ["", "two\nlines"] {
+            let config = config::Images::default();
+            let fault = Download::new("http://h", bad, Uuid::nil(), &config).err().unwrap();
+            assert_eq!(fault.field.as_deref(), Some("source.token"));
+            assert!(!fault.detail.contains("lines"));
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Any OCI runtime program, by the command line that runc made the standard.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Create, Exec, Runtime};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::process::{ChildSetup, wait_child};
+
+/// Longest that a call of the program may take. It normally takes milliseconds.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A runtime program and how it is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CliRuntime {
+    /// The program, absolute.
+    pub program: PathBuf,
+    /// Arguments before the verb.
+    pub args: Vec<String>,
+    /// Its state directory (`--root`).
+    pub root: PathBuf,
+}
+
+impl CliRuntime {
+    /// The program's name, for people.
+    pub fn name(&self) -> String {
+        self.program.file_name().unwrap_or(self.program.as_os_str()).display().to_string()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).arg("--root").arg(&self.root).current_dir("/");
+        command
+    }
+
+    /// A command whose errors go to `log` as JSON.
+    fn logged(&self, log: &Path) -> Command {
+        // An old log's errors must not be taken for this call's.
+        let _ = fs::remove_file(log);
+        let mut command = self.command();
+        command.arg("--log").arg(log).args(["--log-format", "json"]);
+        command
+    }
+
+    fn run(&self, verb: &str, mut command: Command, log: &Path, setup: &ChildSetup) -> Result<()> {
+        let doing = format!("running {} {verb}", self.name());
+        let mut output = Output::new().or_fault(&doing)?;
+        setup.apply(&mut command).or_fault(&doing)?;
+        let mut child = output.attach(&mut command).and_then(|c| c.spawn()).map_err(|e| {
+            Fault::new(
+                FaultKind::RuntimeFailed,
+                format!("{doing} ({}): {e}", self.program.display()),
+            )
+        })?;
+        drop(child.stdin.take());
+        let Some(status) = wait_child(&mut child, DEADLINE).or_fault(&doing)? else {
+            let detail =
+                format!("{doing}: it hung for {} seconds and was killed", DEADLINE.as_secs());
+            return Err(Fault::new(FaultKind::RuntimeFailed, detail));
+        };
+        if status.success() {
+            return Ok(());
+        }
+        let said = errors_of(log).or_else(|| output.text()).unwrap_or_else(|| status.to_string());
+        Err(Fault::new(kind_of(&said), format!("{} {verb}: {said}", self.name())))
+    }
+
+    /// Whether the program may know a container: every one keeps its state
+    /// under `--root` by the container's name.
+    fn may_know(&self, id: &str) -> bool {
+        match fs::read_dir(&self.root) {
+            Ok(entries) => entries
+                .flatten()
+                .any(|entry| entry.file_name().as_encoded_bytes().starts_with(id.as_bytes())),
+            Err(e) => e.kind() != ErrorKind::NotFound,
+        }
+    }
+}
+
+impl Runtime for CliRuntime {
+    fn create(&self, create: &Create<'_>) -> Result<i32> {
+        let mut command = self.logged(create.log);
+        command.arg("create").arg("--bundle").arg(create.bundle);
+        if let Some(socket) = create.console_socket {
+            command.arg("--console-socket").arg(socket);
+        }
+        command.arg("--pid-file").arg(create.pid_file).arg(create.id);
+        let _ = fs::remove_file(create.pid_file);
+        self.run("create", command, create.log, create.setup)?;
+        let doing = format!("reading {}", create.pid_file.display());
+        let pid = fs::read_to_string(create.pid_file).or_fault(&doing)?;
+        pid.trim().parse().or_fault(&doing)
+    }
+
+    fn start(&self, id: &str, log: &Path) -> Result<()> {
+        let mut command = self.logged(log);
+        command.args(["start", id]);
+        self.run("start", command, log, &ChildSetup::default())
+    }
+
+    fn delete(&self, id: &str, log: &Path) -> Result<()> {
+        if !self.may_know(id) {
+            return Ok(());
+        }
+        let mut command = self.logged(log);
+        command.args(["delete", "--force", id]);
+        self.run("delete", command, log, &ChildSetup::default())
+    }
+
+    fn exec_command(&self, id: &str, exec: &Exec) -> Result<Command> {
+        if exec.command.is_empty() {
+            return Err(Fault::invalid("command", "needs at least the program's name"));
+        }
+        let mut command = self.command();
+        command.arg("exec");
+        if exec.tty {
+            command.arg("--tty");
+        }
+        for variable in &exec.env {
+            command.arg("--env").arg(variable);
+        }
+        if let Some(user) = &exec.user {
+            command.arg("--user").arg(user);
+        }
+        if let Some(cwd) = &exec.cwd {
+            command.arg("--cwd").arg(cwd);
+        }
+        command.arg(id).args(&exec.command);
+        // Never a file or device of the host: some runtimes give their stdio to
+        // the instance's user, /dev/null included.
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command)
+    }
+}
+
+/// Where the program's own words go: memory, so that it can neither block on a
+/// full pipe nor change the owner of anything of the host (crun gives its stdio
+/// to the instance's root, be it the host's /dev/null).
+struct Output(File);
+
+impl Output {
+    fn new() -> std::io::Result<Output> {
+        let fd: OwnedFd = rustix::fs::memfd_create(c"runtime", rustix::fs::MemfdFlags::CLOEXEC)?;
+        Ok(Output(File::from(fd)))
+    }
+
+    fn attach<'c>(&self, command: &'c mut Command) -> std::io::Result<&'c mut Command> {
+        let (out, err) = (self.0.try_clone()?, self.0.try_clone()?);
+        Ok(command.stdin(Stdio::piped()).stdout(out).stderr(err))
+    }
+
+    fn text(&mut self) -> Option<String> {
+        self.0.seek(SeekFrom::Start(0)).ok()?;
+        let mut bytes = Vec::new();
+        Read::by_ref(&mut self.0).take(4096).read_to_end(&mut bytes).ok()?;
+        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+#[derive(Deserialize)]
+struct LogLine {
+    #[serde(default)]
+    level: String,
+    #[serde(default)]
+    msg: String,
+}
+
+/// The errors in a JSON log, without repetitions; `None` when it has none.
+fn errors_of(log: &Path) -> Option<String> {
+    let mut text = String::new();
+    File::open(log).ok()?.take(64 * 1024).read_to_string(&mut text).ok()?;
+    let mut errors: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let Ok(line) = serde_json::from_str::<LogLine>(line) else { continue };
+        if matches!(line.level.as_str(), "error" | "fatal" | "panic") && !errors.contains(&line.msg)
+        {
+            errors.push(line.msg);
+        }
+    }
+    (!errors.is_empty()).then(|| errors.join("; "))
+}
+
+/// A full host is another fault than a failing program: Nova then tries another host.
+fn kind_of(said: &str) -> FaultKind {
+    let said = said.to_ascii_lowercase();
+    let exhausted = ["no space left on device", "cannot allocate memory", "too many open files"];
+    if exhausted.iter().any(|text| said.contains(text)) {
+        FaultKind::ResourcesExhausted
+    } else {
+        FaultKind::RuntimeFailed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A runtime program that is a shell script.
+    fn script(body: &str) -> (tempfile::TempDir, CliRuntime, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("rt");
+        fs::write(&program, format!("#!/bin/sh\nlog=$4\n{body}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let log = dir.path().join("log");
+        (dir, CliRuntime { program, args: vec![], root }, log)
+    }
+
+    #[test]
+    fn a_fault_says_what_the_runtime_said() {
+        let (_dir, runtime, log) = script(
+            r#"echo '{"level":"warning","msg":"odd"}' >>$log
+               echo '{"level":"error","msg":"no such file: /sbin/init"}' >>$log
+               echo '{"level":"error","msg":"no such file: /sbin/init"}' >>$log; exit 1"#,
+        );
+        let fault = runtime.start("x", &log).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::RuntimeFailed);
+        assert_eq!(fault.detail, "rt start: no such file: /sbin/init");
+    }
+
+    #[test]
+    fn without_a_log_its_standard_error_counts() {
+        let (_dir, runtime, log) = script("echo 'mkdir: No space left on device' >&2; exit 1");
+        fs::write(&log, r#"{"level":"error","msg":"of an earlier call"}"#).unwrap();
+        let fault = runtime.start("x", &log).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
+        assert_eq!(fault.detail, "rt start: mkdir: No space left on device");
+    }
+
+    #[test]
+    fn an_unknown_container_is_deleted_without_a_call() {
+        let (_dir, runtime, log) = script("exit 1");
+        runtime.delete("x", &log).unwrap();
+        fs::create_dir(runtime.root.join("x")).unwrap();
+        runtime.delete("x", &log).unwrap_err();
+    }
+
+    #[test]
+    fn an_absent_program_is_named() {
+        let (_dir, mut runtime, log) = script("");
+        runtime.program = "/nonexistent/rt".into();
+        let fault = runtime.start("x", &log).unwrap_err();
+        assert!(fault.detail.contains("/nonexistent/rt"), "{fault}");
+    }
+
+    #[test]
+    fn exec_has_the_standard_arguments() {
+        let (_dir, runtime, _) = script("");
+        let exec = Exec {
+            command: vec!["ls".into(), "-l".into()],
+            env: vec!["A=b".into()],
+            user: Some("1:2".into()),
+            cwd: Some("/tmp".into()),
+            tty: true,
+        };
+        let command = runtime.exec_command("i", &exec).unwrap();
+        let args: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).skip(2).collect();
+        assert_eq!(
+            args,
+            ["exec", "--tty", "--env", "A=b", "--user", "1:2", "--cwd", "/tmp", "i", "ls", "-l"]
+        );
+        let fault = runtime.exec_command("i", &Exec::default()).unwrap_err();
+        assert_eq!(fault.field.as_deref(), Some("command"));
+    }
+}

@@ -1,0 +1,629 @@
+//! The system calls that instances may make: an allow-list.
+//!
+//! What is not named fails with ENOSYS, so that a program built for a newer
+//! kernel falls back as on an older one (glibc does so for `clone3`). What is
+//! named as denied fails with EPERM, as without the privilege. Applications
+//! get no way to mount, to make namespaces or to restart the machine; an init
+//! program needs these, and the user namespace bounds what they can do.
+//! Denied to both: keyrings (not namespaced), bpf, perf, userfaultfd, io_uring,
+//! modules, kexec, swap, the clock, NUMA placement, opening files by handle.
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
+    LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
+};
+
+use super::spec::Role;
+
+/// Calls that every instance may make, whatever the arguments.
+const ALLOWED: &[&str] = &[
+    "_llseek",
+    "_newselect",
+    "accept",
+    "accept4",
+    "access",
+    "adjtimex",
+    "alarm",
+    "arch_prctl",
+    "arm_fadvise64_64",
+    "arm_sync_file_range",
+    "bind",
+    "breakpoint",
+    "brk",
+    "cacheflush",
+    "cachestat",
+    "capget",
+    "capset",
+    "chdir",
+    "chmod",
+    "chown",
+    "chown32",
+    "chroot",
+    "clock_getres",
+    "clock_getres_time64",
+    "clock_gettime",
+    "clock_gettime64",
+    "clock_nanosleep",
+    "clock_nanosleep_time64",
+    "close",
+    "close_range",
+    "connect",
+    "copy_file_range",
+    "creat",
+    "dup",
+    "dup2",
+    "dup3",
+    "epoll_create",
+    "epoll_create1",
+    "epoll_ctl",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "epoll_wait",
+    "eventfd",
+    "eventfd2",
+    "execve",
+    "execveat",
+    "exit",
+    "exit_group",
+    "faccessat",
+    "faccessat2",
+    "fadvise64",
+    "fadvise64_64",
+    "fallocate",
+    "fanotify_mark",
+    "fchdir",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "fchown",
+    "fchown32",
+    "fchownat",
+    "fcntl",
+    "fcntl64",
+    "fdatasync",
+    "fgetxattr",
+    "flistxattr",
+    "flock",
+    "fork",
+    "fremovexattr",
+    "fsetxattr",
+    "fstat",
+    "fstat64",
+    "fstatat64",
+    "fstatfs",
+    "fstatfs64",
+    "fsync",
+    "ftruncate",
+    "ftruncate64",
+    "futex",
+    "futex_requeue",
+    "futex_time64",
+    "futex_wait",
+    "futex_waitv",
+    "futex_wake",
+    "futimesat",
+    "get_robust_list",
+    "get_thread_area",
+    "getcpu",
+    "getcwd",
+    "getdents",
+    "getdents64",
+    "getegid",
+    "getegid32",
+    "geteuid",
+    "geteuid32",
+    "getgid",
+    "getgid32",
+    "getgroups",
+    "getgroups32",
+    "getitimer",
+    "getpeername",
+    "getpgid",
+    "getpgrp",
+    "getpid",
+    "getppid",
+    "getpriority",
+    "getrandom",
+    "getresgid",
+    "getresgid32",
+    "getresuid",
+    "getresuid32",
+    "getrlimit",
+    "getrusage",
+    "getsid",
+    "getsockname",
+    "getsockopt",
+    "gettid",
+    "gettimeofday",
+    "getuid",
+    "getuid32",
+    "getxattr",
+    "getxattrat",
+    "inotify_add_watch",
+    "inotify_init",
+    "inotify_init1",
+    "inotify_rm_watch",
+    "io_cancel",
+    "io_destroy",
+    "io_getevents",
+    "io_pgetevents",
+    "io_pgetevents_time64",
+    "io_setup",
+    "io_submit",
+    "ioctl",
+    "ioprio_get",
+    "ioprio_set",
+    "ipc",
+    "kcmp",
+    "kill",
+    "landlock_add_rule",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
+    "lchown",
+    "lchown32",
+    "lgetxattr",
+    "link",
+    "linkat",
+    "listen",
+    "listxattr",
+    "listxattrat",
+    "llistxattr",
+    "lremovexattr",
+    "lseek",
+    "lsetxattr",
+    "lstat",
+    "lstat64",
+    "madvise",
+    "map_shadow_stack",
+    "membarrier",
+    "memfd_create",
+    "mincore",
+    "mkdir",
+    "mkdirat",
+    "mknod",
+    "mknodat",
+    "mlock",
+    "mlock2",
+    "mlockall",
+    "mmap",
+    "mmap2",
+    "modify_ldt",
+    "mprotect",
+    "mq_getsetattr",
+    "mq_notify",
+    "mq_open",
+    "mq_timedreceive",
+    "mq_timedreceive_time64",
+    "mq_timedsend",
+    "mq_timedsend_time64",
+    "mq_unlink",
+    "mremap",
+    "mseal",
+    "msgctl",
+    "msgget",
+    "msgrcv",
+    "msgsnd",
+    "msync",
+    "munlock",
+    "munlockall",
+    "munmap",
+    "name_to_handle_at",
+    "nanosleep",
+    "newfstatat",
+    "nice",
+    "open",
+    "openat",
+    "openat2",
+    "pause",
+    "pidfd_getfd",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "pipe",
+    "pipe2",
+    "pkey_alloc",
+    "pkey_free",
+    "pkey_mprotect",
+    "poll",
+    "ppoll",
+    "ppoll_time64",
+    "prctl",
+    "pread64",
+    "preadv",
+    "preadv2",
+    "prlimit64",
+    "process_madvise",
+    "process_mrelease",
+    "process_vm_readv",
+    "process_vm_writev",
+    "pselect6",
+    "pselect6_time64",
+    "ptrace",
+    "pwrite64",
+    "pwritev",
+    "pwritev2",
+    "read",
+    "readahead",
+    "readdir",
+    "readlink",
+    "readlinkat",
+    "readv",
+    "recv",
+    "recvfrom",
+    "recvmmsg",
+    "recvmmsg_time64",
+    "recvmsg",
+    "remap_file_pages",
+    "removexattr",
+    "removexattrat",
+    "rename",
+    "renameat",
+    "renameat2",
+    "restart_syscall",
+    "rmdir",
+    "rseq",
+    "rt_sigaction",
+    "rt_sigpending",
+    "rt_sigprocmask",
+    "rt_sigqueueinfo",
+    "rt_sigreturn",
+    "rt_sigsuspend",
+    "rt_sigtimedwait",
+    "rt_sigtimedwait_time64",
+    "rt_tgsigqueueinfo",
+    "sched_get_priority_max",
+    "sched_get_priority_min",
+    "sched_getaffinity",
+    "sched_getattr",
+    "sched_getparam",
+    "sched_getscheduler",
+    "sched_rr_get_interval",
+    "sched_rr_get_interval_time64",
+    "sched_setaffinity",
+    "sched_setattr",
+    "sched_setparam",
+    "sched_setscheduler",
+    "sched_yield",
+    "seccomp",
+    "select",
+    "semctl",
+    "semget",
+    "semop",
+    "semtimedop",
+    "semtimedop_time64",
+    "send",
+    "sendfile",
+    "sendfile64",
+    "sendmmsg",
+    "sendmsg",
+    "sendto",
+    "set_robust_list",
+    "set_thread_area",
+    "set_tid_address",
+    "set_tls",
+    "setfsgid",
+    "setfsgid32",
+    "setfsuid",
+    "setfsuid32",
+    "setgid",
+    "setgid32",
+    "setgroups",
+    "setgroups32",
+    "setitimer",
+    "setpgid",
+    "setpriority",
+    "setregid",
+    "setregid32",
+    "setresgid",
+    "setresgid32",
+    "setresuid",
+    "setresuid32",
+    "setreuid",
+    "setreuid32",
+    "setrlimit",
+    "setsid",
+    "setsockopt",
+    "setuid",
+    "setuid32",
+    "setxattr",
+    "setxattrat",
+    "shmat",
+    "shmctl",
+    "shmdt",
+    "shmget",
+    "shutdown",
+    "sigaction",
+    "sigaltstack",
+    "signal",
+    "signalfd",
+    "signalfd4",
+    "sigpending",
+    "sigprocmask",
+    "sigreturn",
+    "sigsuspend",
+    "socketcall",
+    "socketpair",
+    "splice",
+    "stat",
+    "stat64",
+    "statfs",
+    "statfs64",
+    "statx",
+    "symlink",
+    "symlinkat",
+    "sync",
+    "sync_file_range",
+    "sync_file_range2",
+    "syncfs",
+    "sysinfo",
+    "tee",
+    "tgkill",
+    "time",
+    "timer_create",
+    "timer_delete",
+    "timer_getoverrun",
+    "timer_gettime",
+    "timer_gettime64",
+    "timer_settime",
+    "timer_settime64",
+    "timerfd_create",
+    "timerfd_gettime",
+    "timerfd_gettime64",
+    "timerfd_settime",
+    "timerfd_settime64",
+    "times",
+    "tkill",
+    "truncate",
+    "truncate64",
+    "ugetrlimit",
+    "umask",
+    "uname",
+    "unlink",
+    "unlinkat",
+    "utime",
+    "utimensat",
+    "utimensat_time64",
+    "utimes",
+    "vfork",
+    "vmsplice",
+    "wait4",
+    "waitid",
+    "waitpid",
+    "write",
+    "writev",
+];
+
+/// Calls that only an instance with an init program may make.
+const SYSTEM: &[&str] = &[
+    "clone3",
+    "fanotify_init",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "listmount",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "open_tree",
+    "pivot_root",
+    "reboot",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "statmount",
+    "umount",
+    "umount2",
+    "unshare",
+    "vhangup",
+];
+
+/// Calls that fail with EPERM for all.
+const DENIED: &[&str] = &[
+    "_sysctl",
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime",
+    "clock_adjtime64",
+    "clock_settime",
+    "clock_settime64",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "get_kernel_syms",
+    "get_mempolicy",
+    "init_module",
+    "ioperm",
+    "iopl",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mbind",
+    "migrate_pages",
+    "move_pages",
+    "nfsservctl",
+    "open_by_handle_at",
+    "perf_event_open",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "request_key",
+    "set_mempolicy",
+    "set_mempolicy_home_node",
+    "settimeofday",
+    "stime",
+    "swapoff",
+    "swapon",
+    "sysfs",
+    "syslog",
+    "uselib",
+    "userfaultfd",
+    "ustat",
+    "vm86",
+    "vm86old",
+];
+
+/// `clone` flags that make namespaces: NEWCGROUP, NEWUTS, NEWIPC, NEWUSER,
+/// NEWPID, NEWNET, NEWNS. (`CLONE_NEWTIME` exists only for `unshare` and `clone3`.)
+const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
+
+/// Personalities: Linux, 32-bit Linux, each also as UNAME26; and "ask".
+const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Socket families that are refused: AF_ALG and AF_VSOCK, which reach past the network namespace.
+const AF_ALG: u64 = 38;
+const AF_VSOCK: u64 = 40;
+
+/// The profile of an instance with this role, for programs of this machine's architecture.
+pub fn profile(role: Role) -> Result<LinuxSeccomp, OciSpecError> {
+    let mut calls = vec![allow(ALLOWED, None)?];
+    if role.is_system() {
+        calls.push(allow(SYSTEM, None)?);
+        calls.push(allow(&["clone"], None)?);
+    } else {
+        let no_namespace = arg(LinuxSeccompOperator::ScmpCmpMaskedEq, NAMESPACE_FLAGS, Some(0))?;
+        calls.push(allow(&["clone"], Some(no_namespace))?);
+        let reserved: Vec<_> = SYSTEM.iter().copied().filter(|name| *name != "clone3").collect();
+        calls.push(deny(&reserved)?);
+    }
+    for value in PERSONALITIES {
+        calls.push(allow(
+            &["personality"],
+            Some(arg(LinuxSeccompOperator::ScmpCmpEq, value, None)?),
+        )?);
+    }
+    // One rule cannot compare the same argument twice, so: below, between, above.
+    for (operator, family) in [
+        (LinuxSeccompOperator::ScmpCmpLt, AF_ALG),
+        (LinuxSeccompOperator::ScmpCmpEq, AF_ALG + 1),
+        (LinuxSeccompOperator::ScmpCmpGt, AF_VSOCK),
+    ] {
+        calls.push(allow(&["socket"], Some(arg(operator, family, None)?))?);
+    }
+    calls.push(deny(DENIED)?);
+    LinuxSeccompBuilder::default()
+        .default_action(LinuxSeccompAction::ScmpActErrno)
+        .default_errno_ret(libc::ENOSYS.cast_unsigned())
+        .architectures(architectures())
+        .syscalls(calls)
+        .build()
+}
+
+/// This machine's architecture and its 32-bit one. Not x32, which nothing uses:
+/// its calls have numbers of their own, and a filter to get wrong.
+fn architectures() -> Vec<Arch> {
+    match std::env::consts::ARCH {
+        "x86_64" => vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86],
+        "aarch64" => vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm],
+        _ => vec![Arch::ScmpArchNative],
+    }
+}
+
+fn allow(names: &[&str], argument: Option<LinuxSeccompArg>) -> Result<LinuxSyscall, OciSpecError> {
+    let rule =
+        LinuxSyscallBuilder::default().names(owned(names)).action(LinuxSeccompAction::ScmpActAllow);
+    match argument {
+        Some(argument) => rule.args(vec![argument]).build(),
+        None => rule.build(),
+    }
+}
+
+fn deny(names: &[&str]) -> Result<LinuxSyscall, OciSpecError> {
+    LinuxSyscallBuilder::default()
+        .names(owned(names))
+        .action(LinuxSeccompAction::ScmpActErrno)
+        .errno_ret(libc::EPERM.cast_unsigned())
+        .build()
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+fn arg(
+    op: LinuxSeccompOperator,
+    value: u64,
+    value_two: Option<u64>,
+) -> Result<LinuxSeccompArg, OciSpecError> {
+    let arg = LinuxSeccompArgBuilder::default().index(0usize).value(value).op(op);
+    match value_two {
+        Some(two) => arg.value_two(two).build(),
+        None => arg.build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::InitKind;
+    use std::collections::BTreeMap;
+
+    /// Name → actions of its rules.
+    fn rules(role: Role) -> BTreeMap<String, Vec<(LinuxSeccompAction, bool)>> {
+        let mut rules: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for call in profile(role).unwrap().syscalls().as_ref().unwrap() {
+            for name in call.names() {
+                rules.entry(name.clone()).or_default().push((call.action(), call.args().is_some()));
+            }
+        }
+        rules
+    }
+
+    const NEVER: &[&str] = &[
+        "add_key",
+        "keyctl",
+        "request_key",
+        "bpf",
+        "perf_event_open",
+        "userfaultfd",
+        "kexec_load",
+        "kexec_file_load",
+        "init_module",
+        "finit_module",
+        "delete_module",
+        "swapon",
+        "swapoff",
+        "open_by_handle_at",
+        "iopl",
+        "ioperm",
+        "io_uring_setup",
+        "settimeofday",
+        "acct",
+    ];
+
+    #[test]
+    fn nobody_gets_what_is_not_namespaced() {
+        for role in [Role::Application, Role::System(InitKind::Systemd)] {
+            let rules = rules(role);
+            for name in NEVER {
+                let allowed = rules.get(*name).is_some_and(|rules| {
+                    rules.iter().any(|(action, _)| *action == LinuxSeccompAction::ScmpActAllow)
+                });
+                assert!(!allowed, "{name} for {role:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn applications_make_no_namespaces_and_no_mounts() {
+        let application = rules(Role::Application);
+        let system = rules(Role::System(InitKind::Other));
+        for name in ["mount", "umount2", "unshare", "setns", "pivot_root", "reboot", "fsopen"] {
+            assert_eq!(application[name], [(LinuxSeccompAction::ScmpActErrno, false)], "{name}");
+            assert_eq!(system[name], [(LinuxSeccompAction::ScmpActAllow, false)], "{name}");
+        }
+        assert_eq!(application["clone"], [(LinuxSeccompAction::ScmpActAllow, true)]);
+        assert!(!application.contains_key("clone3"), "ENOSYS, so that glibc falls back to clone");
+    }
+
+    #[test]
+    fn no_call_has_two_opinions() {
+        for role in [Role::Application, Role::System(InitKind::Systemd)] {
+            for (name, rules) in rules(role) {
+                assert!(rules.len() == 1 || rules.iter().all(|(_, args)| *args), "{name}");
+            }
+        }
+    }
+}
