@@ -1,11 +1,47 @@
-//! The program: `berth`.
+//! The `berth` program.
 
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use berth::api::backend::Backend;
+use berth::cli::{self, Parts};
+use berth::config::Config;
+use berth::fault::{OrFault, Result};
+use berth::image::jail;
+use berth::instance::{Manager, manager};
+use berth::types::Check;
+
+/// What `serve` found before it opened the manager, which reports it.
+static CHECKS: OnceLock<Vec<Check>> = OnceLock::new();
+
+/// Threads that run actors and follow monitors; work on the host has its own.
+const ACTOR_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     // The jail first: it must not start anything of the service.
-    if let Some(code) = berth::image::jail::main(std::env::args_os().skip(1)) {
+    if let Some(code) = jail::main(std::env::args_os().skip(1)) {
         return code;
     }
-    ExitCode::SUCCESS
+    cli::main(Parts { open, probe })
+}
+
+fn open(config: Config) -> Result<Arc<dyn Backend>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(ACTOR_THREADS)
+        .thread_name("berth-actor")
+        .enable_all()
+        .build()
+        .or_fault("starting the actors' threads")?;
+    // Actors live as long as the process.
+    let runtime = Box::leak(Box::new(runtime));
+    let _context = runtime.enter();
+    let checks = CHECKS.get().cloned().unwrap_or_default();
+    Ok(Arc::new(Manager::open(config, checks)?))
+}
+
+fn probe(config: &Config) -> Vec<Check> {
+    let checks = manager::probe(config);
+    // Asked once in the life of the process.
+    let _ = CHECKS.set(checks.clone());
+    checks
 }

@@ -191,6 +191,10 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
                 ),
             )
         }
+        Some(libc::SIGKILL) => Fault::new(
+            FaultKind::ResourcesExhausted,
+            "unpacking was killed, most likely because the host ran out of memory",
+        ),
         _ => Fault::internal(
             "unpacking in the jail",
             format_args!(

@@ -323,8 +323,11 @@ fn check(digest: &Digest, bytes: &[u8], name: &str) -> Result<()> {
 }
 
 fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| unacceptable(format!("{} is not as it must be: {error}", excerpt(name))))
+    serde_json::from_slice(bytes).map_err(|error| {
+        // The error may quote the document, which may be long.
+        let error = error.to_string();
+        unacceptable(format!("{} is not as it must be: {}", excerpt(name), excerpt(&error)))
+    })
 }
 
 fn corrupt(why: impl Into<String>) -> Fault {

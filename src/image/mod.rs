@@ -14,6 +14,8 @@
 
 pub mod digest;
 mod flight;
+#[cfg(test)]
+mod fuzz_seeds;
 pub mod helper;
 mod import;
 pub mod init;

@@ -91,7 +91,16 @@ class Hugetlb:
         if unified == Path("/sys/fs/cgroup"):
             return  # pure v2: crun is at home
         self.directory = Path(tempfile.mkdtemp(prefix="berth-hugetlb-", dir="/var/tmp"))
-        subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory], check=True)
+        mount = ["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory]
+        # The controller moves only while no group of the unified hierarchy has it;
+        # groups that were just removed hold it for a moment.
+        deadline = time.monotonic() + 30
+        while subprocess.run(mount, capture_output=True).returncode:
+            if time.monotonic() > deadline:
+                self.directory.rmdir()
+                groups = [str(p) for p in unified.iterdir() if p.is_dir()]
+                raise RuntimeError(f"hugetlb cannot leave the unified hierarchy; its groups: {groups}")
+            time.sleep(0.2)
 
     def close(self) -> None:
         """Unmounts it; the controller returns to the unified hierarchy."""

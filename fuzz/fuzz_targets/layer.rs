@@ -1,0 +1,31 @@
+//! Unpacks arbitrary archives, without the jail, beside a file that must not change.
+#![no_main]
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use berth::image::layer::{Limits, extract, mark_opaque};
+use libfuzzer_sys::fuzz_target;
+
+const LIMITS: Limits = Limits { entries: 64, bytes: 1 << 20 };
+
+fuzz_target!(|bytes: &[u8]| {
+    // A memory file system, where there is one: a disk would be the bottleneck.
+    let parent = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
+    let outer = tempfile::tempdir_in(parent).unwrap();
+    let root = outer.path().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(outer.path().join("secret"), "untouched").unwrap();
+    let directory = File::open(&root).unwrap();
+    if let Ok(report) = extract(directory.try_clone().unwrap().into(), bytes, LIMITS) {
+        assert!(report.entries <= LIMITS.entries && report.bytes <= LIMITS.bytes);
+        assert!(report.stored <= report.bytes);
+        // What the extractor calls a directory is one, or marking it fails.
+        mark_opaque(std::os::fd::AsFd::as_fd(&directory), &report.opaque).unwrap();
+    }
+    let secret = fs::metadata(outer.path().join("secret")).unwrap();
+    assert_eq!(fs::read_to_string(outer.path().join("secret")).unwrap(), "untouched");
+    assert_eq!((secret.nlink(), secret.mode() & 0o7777), (1, 0o644));
+    assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2);
+});

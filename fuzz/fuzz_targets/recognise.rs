@@ -1,0 +1,27 @@
+//! Recognises arbitrary bytes, and takes them apart as an image archive.
+#![no_main]
+
+use std::fs::File;
+use std::path::Path;
+
+use berth::image::layer::Limits;
+use berth::image::recognise::{Content, Members, content, refusal};
+use berth::image::stage::stage;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let first = content(bytes);
+    assert!(!refusal(first).detail.is_empty());
+    let mut members = Members::default();
+    let certain = bytes.split(|byte| *byte == b'\n').any(|name| members.add(name));
+    assert!(!certain || members.archive() == berth::image::recognise::Archive::Rootfs);
+    if first == Content::Tar {
+        let parent = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
+        let directory = tempfile::tempdir_in(parent).unwrap();
+        let root = File::open(directory.path()).unwrap().into();
+        let limits = Limits { entries: 64, bytes: 1 << 20 };
+        if let Ok(staged) = stage(&root, bytes, limits) {
+            staged.members.keys().for_each(|name| drop(staged.find(name)));
+        }
+    }
+});

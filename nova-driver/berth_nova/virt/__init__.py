@@ -1,0 +1,5 @@
+"""`compute_driver = berth.BerthDriver`."""
+
+from nova.virt.berth.driver import BerthDriver
+
+__all__ = ['BerthDriver']

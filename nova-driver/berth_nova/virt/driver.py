@@ -1,0 +1,532 @@
+"""`nova.virt.berth.BerthDriver`: each method says which HTTP calls it makes.
+
+What is not here, Nova's base class answers: with `NotImplementedError`, which
+Nova's API reports as not supported.
+"""
+
+import datetime
+
+from oslo_log import log as logging
+from oslo_utils import excutils
+from oslo_utils import fileutils
+
+from nova import conf as nova_conf
+from nova import exception
+from nova.compute import api as compute_api
+from nova.compute import power_state
+from nova.virt import driver
+from nova.virt import hardware
+from nova.virt.berth import client as berth_client
+from nova.virt.berth import conf
+from nova.virt.berth import configdrive
+from nova.virt.berth import diagnostics
+from nova.virt.berth import events
+from nova.virt.berth import faults
+from nova.virt.berth import images
+from nova.virt.berth import resources
+from nova.virt.berth import snapshot
+from nova.virt.berth import translate
+from nova.virt.berth import vif as ports
+
+LOG = logging.getLogger(__name__)
+CONF = nova_conf.CONF
+conf.register(CONF)
+
+API_VERSION = 'v1'
+# As much of the console as Nova's other drivers give.
+CONSOLE_BYTES = 100 * 1024
+
+
+class BerthDriver(driver.ComputeDriver):
+    """Containers as instances, by the berth service on this host."""
+
+    capabilities = {
+        **driver.ComputeDriver.capabilities,
+        'has_imagecache': True,
+        'supports_attach_interface': True,
+        'supports_evacuate': True,
+        'supports_image_type_raw': True,
+        'supports_pcpus': True,
+        'supports_trusted_certs': True,
+    }
+
+    def __init__(self, virtapi, client=None):
+        super().__init__(virtapi)
+        self.client = client or berth_client.Client(CONF.berth)
+        self.images = images.Images(self.client, CONF.berth)
+        self.events = None
+        self.nodename = None
+
+    # Start and end.
+
+    def init_host(self, host):
+        """Waits for GET /v1/host; opens GET /v1/events."""
+        fileutils.ensure_tree(CONF.instances_path)
+        ports.initialize()
+        found = self._wait_for_service()
+        if found['api_version'] != API_VERSION:
+            raise exception.InternalError(
+                'berth speaks %s; this driver needs %s' % (found['api_version'], API_VERSION))
+        self.nodename = found['hypervisor_hostname']
+        self.events = events.Reader(
+            self.client, CONF.berth, self.emit_event, events.AvailabilitySwitch(self.virtapi))
+        self.events.start()
+
+    def _wait_for_service(self):
+        deadline = berth_client.Deadline(CONF.berth.start_timeout)
+        while True:
+            try:
+                return self.client.get('/v1/host')
+            except exception.HypervisorUnavailable as error:
+                if not deadline.left():
+                    raise
+                LOG.warning('Waiting for the service: %s', error)
+
+    def cleanup_host(self, host):
+        """Closes the connections. The instances run on."""
+        if self.events:
+            self.events.stop()
+        self.client.close()
+
+    # What there is.
+
+    def get_info(self, instance, use_cache=True):
+        """GET /v1/instances/{id}"""
+        state = self.client.get(_path(instance))['power_state_number']
+        # Nova acts on an event that something stopped only if it finds
+        # SHUTDOWN. Told CRASHED, it would take ten minutes to notice.
+        if state == power_state.CRASHED:
+            state = power_state.SHUTDOWN
+        return hardware.InstanceInfo(state=state)
+
+    def list_instances(self):
+        """GET /v1/instances"""
+        return [instance['name'] for instance in self._instances()]
+
+    def list_instance_uuids(self):
+        """GET /v1/instances"""
+        return [instance['id'] for instance in self._instances()]
+
+    def get_num_instances(self):
+        """GET /v1/instances"""
+        return len(self._instances())
+
+    def _instances(self):
+        """Those that Nova made: others may share the service."""
+        return [instance for instance in self.client.get('/v1/instances')['instances']
+                if translate.PROJECT in instance['metadata']]
+
+    def instance_exists(self, instance):
+        """GET /v1/instances/{id}"""
+        try:
+            self.client.get(_path(instance))
+        except exception.InstanceNotFound:
+            return False
+        return True
+
+    def instance_on_disk(self, instance):
+        """GET /v1/instances/{id}: files are on this host with the instance, or nowhere."""
+        return self.instance_exists(instance)
+
+    def get_available_nodes(self, refresh=False):
+        """One node, whose name never changes (GET /v1/host, once)."""
+        if self.nodename is None:
+            self.nodename = self.client.get('/v1/host')['hypervisor_hostname']
+        return [self.nodename]
+
+    def get_available_resource(self, nodename):
+        """GET /v1/host"""
+        return resources.available(self.client.get('/v1/host'))
+
+    def update_provider_tree(self, provider_tree, nodename, allocations=None):
+        """GET /v1/host"""
+        host = self.client.get('/v1/host')
+        ratios = self._get_allocation_ratios(provider_tree.data(nodename).inventory)
+        provider_tree.update_inventory(nodename, resources.inventories(
+            host, ratios, self._get_reserved_host_disk_gb_from_config()))
+        has = resources.traits(host)
+        provider_tree.add_traits(nodename, *has)
+        provider_tree.remove_traits(nodename, *(resources.owned_traits() - has))
+
+    def get_host_ip_addr(self):
+        return CONF.my_ip
+
+    def get_host_uptime(self):
+        """GET /v1/host, GET /v1/host/stats; in the words of uptime(1)."""
+        uptime = datetime.timedelta(seconds=self.client.get('/v1/host')['uptime'])
+        load = self.client.get('/v1/host/stats')['load']
+        return 'up %s,  load average: %s' % (
+            uptime, ', '.join('%.2f' % average for average in load))
+
+    def get_host_cpu_stats(self):
+        """GET /v1/host/stats"""
+        stats = self.client.get('/v1/host/stats')
+        return {
+            'kernel': stats['cpu_kernel_ns'],
+            'user': stats['cpu_user_ns'],
+            'idle': stats['cpu_idle_ns'],
+            'iowait': stats['cpu_iowait_ns'],
+            'frequency': stats['cpu_mhz'],
+        }
+
+    # Life and death.
+
+    def spawn(self, context, instance, image_meta, injected_files,
+              admin_password, allocations, network_info=None,
+              block_device_info=None, power_on=True, accel_info=None):
+        """GET, and if absent PUT /v1/images/{id}; PUT /v1/instances/{id};
+        os-vif; POST …/start. The password: POST …/password."""
+        _refuse_volumes(block_device_info)
+        image_id = _image_id(instance, image_meta)
+        image, _ = self.images.ensure(context, image_id, instance.trusted_certs)
+        # From here on it takes Neutron's answer, which came meanwhile.
+        network_info = list(network_info or [])
+        files = configdrive.files(instance, network_info, injected_files, admin_password)
+        files += translate.injected_files(injected_files)
+        body = translate.instance_create(
+            instance, image, network_info, files, block_device_info)
+        try:
+            self.client.put(_path(instance), body)
+            waited = network_info if power_on else []
+            with ports.awaited(self.virtapi, instance, waited):
+                for nova_vif in network_info:
+                    ports.plug(instance, nova_vif)
+            if power_on:
+                self.client.post(_path(instance, 'start'))
+            if admin_password and power_on and translate.boots_init(instance, image):
+                self._set_first_password(instance, admin_password)
+        except BaseException as error:
+            with excutils.save_and_reraise_exception():
+                # Not what another request made under this id.
+                if not isinstance(error, exception.InstanceExists):
+                    self._undo_spawn(instance, network_info)
+
+    def _undo_spawn(self, instance, network_info):
+        try:
+            self._delete(instance)
+        except exception.NovaException:
+            LOG.exception('What was made of the instance could not be removed',
+                          instance=instance)
+        ports.unplug_all(instance, network_info)
+
+    def _set_first_password(self, instance, password):
+        """Every server has a password; an image that cannot take it is no failure."""
+        try:
+            self.set_admin_password(instance, password)
+        except exception.NovaException as error:
+            LOG.info('The admin password is not set: %s', error, instance=instance)
+
+    def destroy(self, context, instance, network_info, block_device_info=None,
+                destroy_disks=True, destroy_secrets=True):
+        """DELETE /v1/instances/{id}, or POST …/stop to keep its disks; os-vif."""
+        try:
+            if destroy_disks:
+                self._delete(instance)
+            else:
+                self.client.post(_path(instance, 'stop'), {'timeout': 0})
+        except exception.InstanceNotFound:
+            LOG.warning('The instance to destroy is not there', instance=instance)
+        except exception.NovaException as error:
+            # It may run on: Nova then keeps its addresses from others.
+            raise exception.InstancePowerOffFailure(
+                reason=faults.detail_of(error)) from error
+        ports.unplug_all(instance, network_info)
+
+    def cleanup(self, context, instance, network_info, block_device_info=None,
+                destroy_disks=True, migrate_data=None, destroy_vifs=True,
+                destroy_secrets=True):
+        """os-vif; DELETE /v1/instances/{id}"""
+        if destroy_vifs:
+            ports.unplug_all(instance, network_info)
+        if destroy_disks:
+            self._delete(instance)
+
+    def _delete(self, instance):
+        """Absence is success."""
+        try:
+            self.client.delete(_path(instance))
+        except exception.InstanceNotFound:
+            LOG.info('The instance is gone already', instance=instance)
+
+    def delete_instance_files(self, instance):
+        """DELETE /v1/instances/{id}: files and instance are one."""
+        try:
+            self._delete(instance)
+        except exception.NovaException:
+            LOG.exception("The instance's files could not be removed", instance=instance)
+            return False
+        return True
+
+    def cleanup_lingering_instance_resources(self, instance):
+        """DELETE /v1/instances/{id}: it leaves nothing to linger."""
+        return self.delete_instance_files(instance)
+
+    def power_on(self, context, instance, network_info,
+                 block_device_info=None, accel_info=None, share_info=None):
+        """GET /v1/instances/{id}; …/interfaces/{port} where Neutron's
+        changed; POST …/start; os-vif."""
+        _refuse_volumes(block_device_info)
+        self._update_interfaces(instance, network_info)
+        self.client.post(_path(instance, 'start'))
+        self._plug_all(instance, network_info)
+
+    def power_off(self, instance, timeout=0, retry_interval=0):
+        """POST /v1/instances/{id}/stop"""
+        self.client.post(_path(instance, 'stop'), {'timeout': timeout},
+                         seconds=CONF.berth.operation_timeout + timeout)
+
+    def reboot(self, context, instance, network_info, reboot_type,
+               block_device_info=None, bad_volumes_callback=None,
+               accel_info=None, share_info=None):
+        """POST /v1/instances/{id}/reboot; a hard one renews the interfaces."""
+        _refuse_volumes(block_device_info)
+        if reboot_type == 'SOFT':
+            try:
+                self._reboot(instance, 'SOFT', CONF.berth.soft_reboot_timeout)
+                return
+            except exception.InstanceInvalidState as error:
+                LOG.info('A hard reboot instead: %s', error, instance=instance)
+        self._update_interfaces(instance, network_info)
+        self._reboot(instance, 'HARD', 0)
+        self._plug_all(instance, network_info)
+
+    def _reboot(self, instance, reboot_type, timeout):
+        self.client.post(
+            _path(instance, 'reboot'), {'type': reboot_type, 'timeout': timeout},
+            seconds=CONF.berth.operation_timeout + timeout, once=True)
+
+    def poll_rebooting_instances(self, timeout, instances):
+        """Reboots the stuck ones hard, through Nova, which then knows of it."""
+        api = compute_api.API()
+        for instance in instances:
+            LOG.info('Rebooting for longer than %d seconds; now hard', timeout,
+                     instance=instance)
+            try:
+                api.reboot(_admin_context(), instance, 'HARD')
+            except exception.NovaException:
+                LOG.exception('The hard reboot was refused', instance=instance)
+
+    def pause(self, instance):
+        """POST /v1/instances/{id}/pause"""
+        self.client.post(_path(instance, 'pause'))
+
+    def unpause(self, instance):
+        """POST /v1/instances/{id}/unpause"""
+        self.client.post(_path(instance, 'unpause'))
+
+    def suspend(self, context, instance):
+        """POST /v1/instances/{id}/suspend"""
+        self.client.post(_path(instance, 'suspend'))
+
+    def resume(self, context, instance, network_info,
+               block_device_info=None, share_info=None):
+        """POST /v1/instances/{id}/resume, or as `power_on` after the host was booted."""
+        try:
+            self.client.post(_path(instance, 'resume'))
+        except exception.InstanceInvalidState:
+            if self.get_info(instance).state != power_state.SHUTDOWN:
+                raise
+            self.power_on(context, instance, network_info, block_device_info)
+
+    def resume_state_on_host_boot(self, context, instance, network_info,
+                                  share_info, block_device_info=None):
+        """GET /v1/instances/{id}, and as `power_on` if it is shut down."""
+        if self.get_info(instance).state == power_state.SHUTDOWN:
+            self.power_on(context, instance, network_info, block_device_info)
+
+    # Network.
+
+    def plug_vifs(self, instance, network_info):
+        """os-vif, at every start of nova-compute: disturbs nothing that is plugged.
+
+        PUT /v1/instances/{id}/interfaces/{port} where a running instance lost one.
+        """
+        try:
+            for nova_vif in network_info or []:
+                if not ports.device_exists(nova_vif):
+                    if not self._is_running(instance):
+                        return  # `power_on` does it.
+                    self._put_interface(instance, nova_vif)
+                ports.plug(instance, nova_vif)
+        except exception.VirtualInterfacePlugException:
+            raise
+        except exception.NovaException as error:
+            # The only one that does not end the start of nova-compute.
+            raise exception.VirtualInterfacePlugException(str(error)) from error
+
+    def unplug_vifs(self, instance, network_info):
+        """os-vif"""
+        ports.unplug_all(instance, network_info)
+
+    def attach_interface(self, context, instance, image_meta, vif):
+        """PUT /v1/instances/{id}/interfaces/{port}; os-vif"""
+        try:
+            self._put_interface(instance, vif)
+            ports.plug(instance, vif)
+        except exception.NovaException as error:
+            with excutils.save_and_reraise_exception():
+                LOG.error('Port %s is not attached: %s', vif['id'], error, instance=instance)
+                # What is attached by this name already is not ours to take.
+                if not isinstance(error, exception.PortInUse):
+                    self.detach_interface(context, instance, vif)
+
+    def detach_interface(self, context, instance, vif):
+        """os-vif; DELETE /v1/instances/{id}/interfaces/{port}"""
+        self.unplug_vifs(instance, [vif])
+        self._delete_interface(instance, vif['id'])
+
+    def _is_running(self, instance):
+        try:
+            return self.get_info(instance).state == power_state.RUNNING
+        except exception.InstanceNotFound:
+            return False
+
+    def _plug_all(self, instance, network_info):
+        for nova_vif in network_info or []:
+            ports.plug(instance, nova_vif)
+
+    def _put_interface(self, instance, nova_vif):
+        """As the service knows it, if it does: the same again is no conflict."""
+        made = self.client.get(_path(instance))
+        known = {v['id']: v for v in made['vifs']}
+        body = (known.get(nova_vif['id'])
+                or translate.vif(nova_vif, static=_is_static(made)))
+        self.client.put(_path(instance, 'interfaces', body['id']), body)
+
+    def _delete_interface(self, instance, port_id):
+        try:
+            self.client.delete(_path(instance, 'interfaces', port_id))
+        except exception.PortNotFound:
+            LOG.info('Port %s is detached already', port_id, instance=instance)
+
+    def _update_interfaces(self, instance, network_info):
+        """Makes a stopped instance's interfaces those that Neutron has now."""
+        made = self.client.get(_path(instance))
+        known = {v['id']: v for v in made['vifs']}
+        wanted = {v['id']: translate.vif(v, static=_is_static(made))
+                  for v in network_info or []}
+        for port_id, body in known.items():
+            if {**body, **wanted.get(port_id, {})} != body or port_id not in wanted:
+                self._delete_interface(instance, port_id)
+        for port_id, body in wanted.items():
+            now = {**known.get(port_id, {}), **body}
+            if now != known.get(port_id):
+                self.client.put(_path(instance, 'interfaces', port_id), now)
+
+    # Looking in.
+
+    def get_console_output(self, context, instance):
+        """GET /v1/instances/{id}/console/output"""
+        return self.client.get_bytes(
+            _path(instance, 'console', 'output'), length=CONSOLE_BYTES)
+
+    def get_diagnostics(self, instance):
+        """GET /v1/instances/{id}/stats"""
+        return diagnostics.free_form(self.client.get(_path(instance, 'stats')))
+
+    def get_instance_diagnostics(self, instance):
+        """GET /v1/instances/{id}/stats, GET /v1/instances/{id}, GET /v1/host"""
+        return diagnostics.standard(
+            self.client.get(_path(instance, 'stats')), instance,
+            self.client.get(_path(instance))['power_state_number'],
+            'Linux %s' % self.client.get('/v1/host')['kernel'])
+
+    def set_admin_password(self, instance, new_pass):
+        """POST /v1/instances/{id}/password"""
+        user = instance.image_meta.properties.get('os_admin_user') or 'root'
+        try:
+            self.client.post(_path(instance, 'password'),
+                             {'user': user, 'password': new_pass})
+        except exception.NovaException as error:
+            if faults.code_of(error) in faults.UNSUPPORTED:
+                raise exception.SetAdminPasswdNotSupported() from error
+            raise
+
+    def quiesce(self, context, instance, image_meta):
+        """POST /v1/instances/{id}/quiesce"""
+        self._quiesce(instance, 'quiesce')
+
+    def unquiesce(self, context, instance, image_meta):
+        """POST /v1/instances/{id}/unquiesce"""
+        self._quiesce(instance, 'unquiesce')
+
+    def _quiesce(self, instance, verb):
+        try:
+            self.client.post(_path(instance, verb))
+        except exception.NovaException as error:
+            if faults.code_of(error) in faults.UNSUPPORTED:
+                raise exception.InstanceQuiesceNotSupported(
+                    instance_id=instance.uuid) from error
+            raise
+
+    # Images.
+
+    def cache_image(self, context, image_id):
+        """GET, and if absent PUT /v1/images/{id}"""
+        return self.images.ensure(context, image_id)[1]
+
+    def manage_image_cache(self, context, all_instances):
+        """GET /v1/images; DELETE /v1/images/{id}"""
+        self.images.evict({instance.image_ref for instance in all_instances})
+
+    def snapshot(self, context, instance, image_id, update_task_state):
+        snapshot.snapshot(context, instance, image_id, update_task_state)
+
+    # Not yet: what Nova is told where the base class would say too little.
+
+    def migrate_disk_and_power_off(self, context, instance, dest,
+                                   flavor, network_info,
+                                   block_device_info=None,
+                                   timeout=0, retry_interval=0):
+        """Nova then leaves the instance as it was."""
+        raise exception.InstanceFaultRollback(exception.ResizeError(
+            reason='berth does not resize or migrate instances yet'))
+
+    def check_can_live_migrate_destination(self, context, instance,
+                                           src_compute_info, dst_compute_info,
+                                           block_migration=False,
+                                           disk_over_commit=False):
+        """Nova then tries other hosts."""
+        raise exception.MigrationPreCheckError(
+            reason='berth does not migrate instances yet')
+
+    def check_can_live_migrate_source(self, context, instance,
+                                      dest_check_data, block_device_info=None):
+        raise exception.MigrationPreCheckError(
+            reason='berth does not migrate instances yet')
+
+    def cleanup_live_migration_destination_check(self, context,
+                                                 dest_check_data):
+        """Nothing was made."""
+
+    def rescue(self, context, instance, network_info, image_meta,
+               rescue_password, block_device_info, share_info):
+        raise exception.InstanceNotRescuable(
+            instance_id=instance.uuid, reason='berth does not rescue instances yet')
+
+
+def _path(instance, *parts):
+    return '/'.join(('/v1/instances', instance.uuid) + parts)
+
+
+def _image_id(instance, image_meta):
+    """The image to boot; while unshelving it is not the instance's first."""
+    if image_meta is not None and image_meta.obj_attr_is_set('id') and image_meta.id:
+        return image_meta.id
+    if instance.image_ref:
+        return instance.image_ref
+    raise exception.InvalidInput(reason='berth does not boot from volumes yet')
+
+
+def _refuse_volumes(block_device_info):
+    if driver.block_device_info_get_mapping(block_device_info):
+        raise exception.InvalidInput(reason='berth does not attach volumes yet')
+
+
+def _is_static(made):
+    return made['metadata'].get(translate.ADDRESSING) == 'static'
+
+
+def _admin_context():
+    from nova import context
+    return context.get_admin_context()

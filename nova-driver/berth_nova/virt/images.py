@@ -1,0 +1,86 @@
+"""Images: from Glance into the service's store, and out of it again.
+
+The service fetches from Glance by itself, with the user's token. Where Nova
+must verify a signature or certificates, nova-compute fetches and verifies, and
+the service reads the file.
+"""
+
+import os
+import tempfile
+import time
+
+from oslo_log import log as logging
+from oslo_utils import fileutils
+
+from nova import conf as nova_conf
+from nova import exception
+from nova.image import glance
+from nova.virt.berth import faults
+from nova.virt.berth import translate
+
+LOG = logging.getLogger(__name__)
+CONF = nova_conf.CONF
+
+
+class Images:
+    """The service's image store, filled from Glance."""
+
+    def __init__(self, client, options):
+        self.client = client
+        self.options = options
+        self.api = glance.API()
+        # When an image was first seen without a user: the service knows only
+        # when it came. Lost at a restart, which only keeps images longer.
+        self.unused_since = {}
+
+    def ensure(self, context, image_id, trusted_certs=None):
+        """Has the image in the store: its description, and whether it had to come."""
+        try:
+            return self.client.get('/v1/images/%s' % image_id), False
+        except exception.ImageNotFound:
+            pass
+        image = self.api.get(context, image_id)
+        if image.get('status') != 'active':
+            raise exception.ImageNotActive(image_id=image_id)
+        if trusted_certs or CONF.glance.verify_glance_signatures:
+            self._import_verified(context, image_id, image, trusted_certs)
+        else:
+            source = translate.glance_source(
+                next(glance.get_api_servers(context)), context.auth_token)
+            self._import(image_id, image, source)
+        return self.client.get('/v1/images/%s' % image_id), True
+
+    def _import(self, image_id, image, source):
+        self.client.put('/v1/images/%s' % image_id, translate.image_import(image, source),
+                        seconds=self.options.image_timeout)
+
+    def _import_verified(self, context, image_id, image, trusted_certs):
+        directory = os.path.join(CONF.instances_path, 'berth')
+        fileutils.ensure_tree(directory)
+        with tempfile.TemporaryDirectory(dir=directory) as place:
+            path = os.path.join(place, image_id)
+            self.api.download(context, image_id, dest_path=path, trusted_certs=trusted_certs)
+            self._import(image_id, image, translate.file_source(path))
+
+    def evict(self, needed):
+        """Removes images that nobody has used for as long as Nova keeps them.
+
+        :param needed: ids of images that instances of this host have
+        """
+        if not CONF.image_cache.remove_unused_base_images:
+            return
+        images = {image['id']: image for image in self.client.get('/v1/images')['images']}
+        now = time.monotonic()
+        unused = {image_id: self.unused_since.get(image_id, now)
+                  for image_id, image in images.items()
+                  if not image['users'] and image_id not in needed}
+        age = CONF.image_cache.remove_unused_original_minimum_age_seconds
+        for image_id in [i for i, since in unused.items() if now - since >= age]:
+            try:
+                self.client.delete('/v1/images/%s' % image_id)
+                LOG.info('Image %s was unused and is removed', image_id)
+            except exception.NovaException as error:
+                if faults.code_of(error) not in ('image-not-found', 'image-in-use'):
+                    raise
+            del unused[image_id]
+        self.unused_since = unused

@@ -1,0 +1,666 @@
+"""Nova's methods against the fake service: which calls they make, what comes of it."""
+
+import base64
+import contextlib
+import inspect
+import os
+from unittest import mock
+
+import pytest
+from conftest import (CONF, IMAGE, PORT, UUID, make_flavor, make_instance, make_subnet, make_vif)
+from fake_service import Fault
+from nova import exception
+from nova import objects
+from nova.compute import power_state
+from nova.compute import provider_tree
+from nova.virt import driver as nova_driver
+from nova.virt.berth import driver as berth
+
+PATH = '/v1/instances/%s' % UUID
+
+
+@pytest.fixture
+def meta():
+    return objects.ImageMeta(id=IMAGE)
+
+
+@pytest.fixture
+def spawn(driver, context, meta):
+    def spawn(instance=None, network_info=None, **values):
+        driver.spawn(context, instance or make_instance(), meta, values.pop('files', []),
+                     values.pop('password', None), {}, network_info or [], **values)
+    return spawn
+
+
+# Spawn.
+
+def test_spawn(spawn, driver, service, os_vif_calls, virtapi):
+    order = []
+    service_answer = service.answer
+    service.answer = lambda method, url, body: (
+        order.append('%s %s' % (method, url.split('?')[0])), service_answer(method, url, body))[1]
+    virtapi.wait_for_instance_event.side_effect = lambda *a, **k: noted(order, 'wait')
+    spawn(network_info=[make_vif(active=False)])
+    assert order == [
+        'GET /v1/images/' + IMAGE, 'PUT /v1/images/' + IMAGE, 'GET /v1/images/' + IMAGE,
+        'PUT ' + PATH, 'wait begins', 'wait ends', 'POST %s/start' % PATH]
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+    [(what, vif)] = os_vif_calls
+    assert what == 'plug' and vif.vif_name == 'tap33333333-33'
+    assert vif.port_profile.create_port is True
+    if 'create_tap' in vif.port_profile.fields:
+        assert vif.port_profile.create_tap is False
+    assert service.body('PUT', '/v1/images/' + IMAGE) == {
+        'name': 'debian', 'size': 1000, 'hash': {'algorithm': 'sha512', 'value': 'ab'},
+        'source': {'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'a-token'}}
+
+
+@contextlib.contextmanager
+def noted(order, name):
+    order.append(name + ' begins')
+    yield
+    order.append(name + ' ends')
+
+
+def test_spawn_of_a_cached_image_asks_glance_nothing(spawn, driver, service):
+    driver.client.put('/v1/images/' + IMAGE, {'name': '', 'source': {}})
+    spawn()
+    driver.images.api.get.assert_not_called()
+
+
+def test_spawn_without_power(spawn, driver, virtapi, os_vif_calls):
+    spawn(power_on=False, network_info=[make_vif(active=False)])
+    assert driver.get_info(make_instance()).state == power_state.SHUTDOWN
+    virtapi.wait_for_instance_event.assert_not_called()
+    assert [what for what, _ in os_vif_calls] == ['plug']
+
+
+@pytest.mark.parametrize('method,path,code,expected', [
+    ('PUT', PATH, 'flavor-disk-too-small', exception.FlavorDiskTooSmall),
+    ('PUT', PATH, 'invalid-input', exception.InvalidInput),
+    ('POST', PATH + '/start', 'runtime-failed', exception.InternalError),
+    ('PUT', '/v1/images/' + IMAGE, 'image-unacceptable', exception.ImageUnacceptable),
+    ('PUT', '/v1/images/' + IMAGE, 'glance-forbidden', exception.ImageNotAuthorized),
+])
+def test_a_failed_spawn_leaves_nothing(spawn, service, os_vif_calls, method, path, code, expected):
+    service.faults[(method, path)] = Fault(code)
+    with pytest.raises(expected):
+        spawn(network_info=[make_vif()])
+    assert service.instances == {}
+    plugs = [what for what, _ in os_vif_calls]
+    assert plugs.count('unplug') >= plugs.count('plug')
+
+
+def test_a_failed_plug_leaves_nothing(spawn, service, os_vif_calls, monkeypatch):
+    from os_vif import exception as os_vif_exception
+
+    from nova.virt.berth import vif
+    monkeypatch.setattr(vif.os_vif, 'plug', mock.Mock(
+        side_effect=os_vif_exception.ExceptionBase('no such bridge')))
+    with pytest.raises(exception.VirtualInterfacePlugException, match='no such bridge'):
+        spawn(network_info=[make_vif()])
+    assert service.instances == {}
+
+
+def test_spawn_does_not_remove_what_another_made(spawn, service):
+    spawn()
+    with pytest.raises(exception.InstanceExists):
+        spawn(make_instance(hostname='other'))
+    assert UUID in service.instances
+
+
+@pytest.mark.parametrize('fatal', [True, False])
+def test_neutron_does_not_plug_in_time(spawn, service, virtapi, fatal):
+    from nova.virt.berth import vif
+    CONF.set_override('vif_plugging_is_fatal', fatal)
+    timeout = vif.event_timeout_class()
+    virtapi.wait_for_instance_event.return_value.__exit__.side_effect = timeout()
+    spawning = lambda: spawn(network_info=[make_vif(active=False)])  # noqa: E731
+    if fatal:
+        with pytest.raises(exception.VirtualInterfaceCreateException):
+            spawning()
+    else:
+        spawning()
+    assert (UUID in service.instances) is not fatal
+
+
+def test_neutron_fails_to_plug(virtapi):
+    from nova.virt.berth import vif
+    with pytest.raises(exception.VirtualInterfaceCreateException):
+        vif._plugging_failed('network-vif-plugged', make_instance())
+
+
+def test_no_wait_where_none_is_wanted(spawn, virtapi):
+    CONF.set_override('vif_plugging_timeout', 0)
+    spawn(network_info=[make_vif(active=False)])
+    virtapi.wait_for_instance_event.assert_not_called()
+
+
+def test_volumes_are_refused_before_anything_is_done(spawn, service):
+    with pytest.raises(exception.InvalidInput, match='volumes'):
+        spawn(block_device_info={'block_device_mapping': [mock.Mock()]})
+    assert service.requests == []
+
+
+def test_boot_from_volume_is_refused(driver, context, service):
+    with pytest.raises(exception.InvalidInput, match='volumes'):
+        driver.spawn(context, make_instance(image_ref=''), objects.ImageMeta(), [], None, {})
+    assert service.requests == []
+
+
+def test_an_image_that_is_not_active(spawn, driver):
+    driver.images.api.get.return_value['status'] = 'queued'
+    with pytest.raises(exception.ImageNotActive):
+        spawn()
+
+
+def test_a_verified_image_comes_by_file(spawn, driver, service, meta, context):
+    CONF.set_override('verify_glance_signatures', True, group='glance')
+    there = []
+    answer = service.answer
+    service.answer = lambda method, url, body: (
+        there.append(os.path.exists(body['source']['path'])) if method == 'PUT' and body and
+        'source' in body else None, answer(method, url, body))[1]
+    driver.images.api.download.side_effect = (
+        lambda context, image_id, dest_path, trusted_certs: open(dest_path, 'w').close())
+    spawn()
+    source = service.body('PUT', '/v1/images/' + IMAGE)['source']
+    assert source['type'] == 'file' and there == [True]
+    assert not os.path.exists(source['path'])
+    assert service.calls('PUT')[0] == 'PUT /v1/images/' + IMAGE
+
+
+def test_an_image_whose_certificates_fail_never_reaches_the_service(spawn, driver, service):
+    driver.images.api.download.side_effect = exception.CertificateValidationFailed(
+        cert_uuid='x', reason='untrusted')
+    with pytest.raises(exception.CertificateValidationFailed):
+        spawn(make_instance(trusted_certs=objects.TrustedCerts(ids=['x'])))
+    assert service.changes() == []
+
+
+def test_injected_files_and_config_drive(spawn, service, monkeypatch):
+    from nova.virt.berth import configdrive
+
+    class Metadata:
+        def __init__(self, instance, content, network_info, extra_md):
+            assert content == [('/etc/motd', b'hello')] and extra_md == {'admin_pass': 'secret'}
+
+        def metadata_for_config_drive(self):
+            yield 'openstack/latest/meta_data.json', b'{}'
+            yield 'openstack/2018-08-27/meta_data.json', b'{}'
+            yield 'openstack/content/0000', 'hello'
+            yield 'ec2/latest/meta-data.json', b'{}'
+
+    monkeypatch.setattr(configdrive.base, 'InstanceMetadata', Metadata)
+    spawn(make_instance(config_drive='True'), files=[('/etc/motd', b'hello')], password='secret')
+    files = {f['path']: f for f in service.body('PUT', PATH)['files']}
+    assert set(files) == {
+        '/config-drive/openstack/latest/meta_data.json', '/config-drive/openstack/content/0000',
+        '/config-drive/ec2/latest/meta-data.json', '/etc/motd'}
+    assert base64.b64decode(files['/etc/motd']['content']) == b'hello'
+    assert files['/config-drive/openstack/latest/meta_data.json']['mode'] == 0o400
+
+
+def test_the_password_of_a_server(spawn, service):
+    service.extra[('POST', '.*/password')] = None
+    spawn(password='secret')
+    assert service.body('POST', PATH + '/password') == {'user': 'root', 'password': 'secret'}
+
+
+def test_a_password_that_cannot_be_set_is_no_failure(spawn, driver):
+    spawn(password='secret')
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+
+
+# Life and death.
+
+def test_destroy(spawn, driver, context, service, os_vif_calls):
+    spawn(network_info=[make_vif()])
+    driver.destroy(context, make_instance(), [make_vif()])
+    assert service.instances == {}
+    assert [what for what, _ in os_vif_calls] == ['plug', 'unplug']
+    driver.destroy(context, make_instance(), [make_vif()])
+    driver.cleanup(context, make_instance(), [make_vif()])
+
+
+def test_destroy_that_keeps_the_disks(spawn, driver, context, service):
+    spawn()
+    driver.destroy(context, make_instance(), [], destroy_disks=False)
+    assert service.instances[UUID]['power_state'] == 'SHUTDOWN'
+
+
+def test_what_may_run_on_keeps_its_addresses(spawn, driver, context, service, os_vif_calls):
+    spawn(network_info=[make_vif()])
+    service.faults[('DELETE', PATH)] = Fault('runtime-failed', 'it will not die')
+    with pytest.raises(exception.InstancePowerOffFailure, match='it will not die'):
+        driver.destroy(context, make_instance(), [make_vif()])
+    assert [what for what, _ in os_vif_calls] == ['plug']
+
+
+def test_a_port_that_cannot_be_unplugged_stops_nothing(
+        spawn, driver, context, service, monkeypatch):
+    from nova.virt.berth import vif
+    spawn()
+    monkeypatch.setattr(vif.os_vif, 'unplug', mock.Mock(side_effect=RuntimeError('OVS is away')))
+    driver.destroy(context, make_instance(), [make_vif(), make_vif()])
+    assert service.instances == {} and vif.os_vif.unplug.call_count == 2
+
+
+def test_delete_instance_files(spawn, driver, service):
+    spawn()
+    assert driver.instance_on_disk(make_instance()) is True
+    assert driver.delete_instance_files(make_instance()) is True
+    assert driver.instance_on_disk(make_instance()) is False
+    assert driver.delete_instance_files(make_instance()) is True
+    service.faults[('DELETE', PATH)] = Fault('internal')
+    assert driver.cleanup_lingering_instance_resources(make_instance()) is False
+
+
+def test_stop_and_start(spawn, driver, context, service, os_vif_calls):
+    spawn(network_info=[make_vif()])
+    driver.power_off(make_instance(), timeout=17, retry_interval=10)
+    assert service.body('POST', PATH + '/stop') == {'timeout': 17}
+    driver.power_on(context, make_instance(), [make_vif()])
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+    # The ports had not changed: nothing was taken from the instance.
+    assert not [call for call in service.changes() if 'interfaces' in call]
+    assert [what for what, _ in os_vif_calls] == ['plug', 'plug']
+
+
+def test_start_brings_what_neutron_changed(spawn, driver, context, service):
+    service.image_config = {'entrypoint': ['/app'], 'cmd': [], 'init': None}
+    other = IMAGE
+    spawn(network_info=[make_vif(), make_vif(port=UUID)])
+    driver.power_off(make_instance())
+    changed = make_vif([make_subnet(ips=['10.0.0.77'])])
+    driver.power_on(context, make_instance(), [changed, make_vif(port=other)])
+    vifs = {v['id']: v for v in service.instances[UUID]['vifs']}
+    assert set(vifs) == {PORT, other}
+    assert vifs[PORT]['addresses'] == ['10.0.0.77/24'] and vifs[PORT]['name'] == 'eth0'
+
+
+@pytest.mark.parametrize('state,calls', [
+    ('RUNNING', ['SOFT']), ('SHUTDOWN', ['SOFT', 'HARD']), ('PAUSED', ['SOFT', 'HARD'])])
+def test_a_soft_reboot_ends_running(spawn, driver, context, service, state, calls):
+    spawn(network_info=[make_vif()])
+    service.set_state(UUID, state)
+    driver.reboot(context, make_instance(), [make_vif()], 'SOFT')
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+    assert [b['type'] for m, p, b, _ in service.requests if p.endswith('/reboot')] == calls
+
+
+def test_a_hard_reboot_plugs(spawn, driver, context, os_vif_calls):
+    spawn(network_info=[make_vif()])
+    driver.reboot(context, make_instance(), [make_vif()], 'HARD')
+    assert [what for what, _ in os_vif_calls] == ['plug', 'plug']
+
+
+def test_pause_and_suspend(spawn, driver, context):
+    instance = make_instance()
+    spawn(instance)
+    for act, expected in (
+            (lambda: driver.pause(instance), power_state.PAUSED),
+            (lambda: driver.unpause(instance), power_state.RUNNING),
+            (lambda: driver.suspend(context, instance), power_state.SUSPENDED),
+            (lambda: driver.resume(context, instance, []), power_state.RUNNING)):
+        act()
+        assert driver.get_info(instance).state == expected
+
+
+def test_resume_after_the_host_was_booted(spawn, driver, context, service):
+    spawn()
+    service.set_state(UUID, 'SHUTDOWN')
+    driver.resume(context, make_instance(), [])
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+
+
+def test_resume_of_what_is_paused_is_refused(spawn, driver, context, service):
+    spawn()
+    service.set_state(UUID, 'PAUSED')
+    with pytest.raises(exception.InstanceInvalidState):
+        driver.resume(context, make_instance(), [])
+
+
+@pytest.mark.parametrize('state,started', [
+    ('SHUTDOWN', True), ('CRASHED', True), ('RUNNING', False), ('PAUSED', False)])
+def test_the_hosts_boot(spawn, driver, context, service, state, started):
+    spawn()
+    service.set_state(UUID, state)
+    before = len(service.changes())
+    driver.resume_state_on_host_boot(context, make_instance(), [], None)
+    assert (service.changes()[before:] == ['POST %s/start' % PATH]) is started
+
+
+@pytest.mark.parametrize('state,expected', [
+    ('RUNNING', power_state.RUNNING), ('PAUSED', power_state.PAUSED),
+    ('SHUTDOWN', power_state.SHUTDOWN), ('SUSPENDED', power_state.SUSPENDED),
+    ('NOSTATE', power_state.NOSTATE),
+    # Nova acts at once on a stop that it can see.
+    ('CRASHED', power_state.SHUTDOWN)])
+def test_power_states(spawn, driver, service, state, expected):
+    spawn()
+    service.set_state(UUID, state)
+    assert driver.get_info(make_instance()).state == expected
+
+
+def test_an_absent_instance(driver):
+    with pytest.raises(exception.InstanceNotFound):
+        driver.get_info(make_instance())
+    assert driver.instance_exists(make_instance()) is False
+
+
+def test_only_novas_instances_are_listed(spawn, driver, service):
+    spawn()
+    service.instances[IMAGE] = {'id': IMAGE, 'name': 'mine', 'metadata': {}}
+    assert driver.list_instance_uuids() == [UUID]
+    assert driver.list_instances() == ['instance-0000002a']
+    assert driver.get_num_instances() == 1
+
+
+def test_stuck_reboots_go_through_nova(driver, monkeypatch):
+    api = mock.Mock()
+    monkeypatch.setattr(berth.compute_api, 'API', lambda: api)
+    api.reboot.side_effect = [exception.InstanceInvalidState(
+        instance_uuid=UUID, attr='a', state='b', method='c'), None]
+    driver.poll_rebooting_instances(60, [make_instance(), make_instance()])
+    assert [c.args[2] for c in api.reboot.call_args_list] == ['HARD', 'HARD']
+
+
+# Network.
+
+def test_plug_at_the_services_start_disturbs_nothing(spawn, driver, service, os_vif_calls):
+    spawn(network_info=[make_vif()])
+    before = len(service.requests)
+    driver.plug_vifs(make_instance(), [make_vif()])
+    assert service.requests[before:] == []
+    assert [what for what, _ in os_vif_calls] == ['plug', 'plug']
+
+
+def test_a_running_instance_gets_a_lost_device_again(spawn, driver, service, monkeypatch):
+    from nova.virt.berth import vif
+    spawn(network_info=[make_vif()])
+    monkeypatch.setattr(vif, 'device_exists', lambda v: False)
+    # Whatever Neutron says meanwhile: what runs is not changed under its feet.
+    driver.plug_vifs(make_instance(), [make_vif([make_subnet(ips=['10.0.0.9'])])])
+    assert service.changes()[-1] == 'PUT %s/interfaces/%s' % (PATH, PORT)
+
+
+def test_a_stopped_instance_is_plugged_when_it_starts(
+        spawn, driver, service, monkeypatch, os_vif_calls):
+    from nova.virt.berth import vif
+    spawn(network_info=[make_vif()])
+    service.set_state(UUID, 'SHUTDOWN')
+    monkeypatch.setattr(vif, 'device_exists', lambda v: False)
+    driver.plug_vifs(make_instance(), [make_vif()])
+    assert [what for what, _ in os_vif_calls] == ['plug']
+
+
+def test_a_port_that_cannot_be_plugged_does_not_end_nova_compute(driver, service, monkeypatch):
+    from nova.virt.berth import vif
+    monkeypatch.setattr(vif, 'device_exists', lambda v: False)
+    service.faults[('GET', PATH)] = Fault('internal')
+    with pytest.raises(exception.VirtualInterfacePlugException):
+        driver.plug_vifs(make_instance(), [make_vif()])
+
+
+@pytest.mark.parametrize('values', [
+    {'type': 'binding_failed'}, {'type': 'unbound'}, {'type': None}, {'type': 'hostdev'},
+    {'vnic_type': 'direct'}])
+def test_ports_that_cannot_be_plugged(driver, values):
+    with pytest.raises(exception.NovaException):
+        driver.plug_vifs(make_instance(), [make_vif(**values)])
+
+
+def test_hybrid_plugging(driver, os_vif_calls, monkeypatch):
+    from nova.virt.berth import vif
+    linux_net = mock.Mock()
+    monkeypatch.setattr(vif, 'linux_net', linux_net)
+    driver.plug_vifs(make_instance(), [make_vif(details={'ovs_hybrid_plug': True})])
+    linux_net.add_bridge_port.assert_called_once_with('qbr33333333-33', 'tap33333333-33')
+
+
+def test_attach_and_detach(spawn, driver, context, service, meta, os_vif_calls):
+    service.image_config = {'entrypoint': ['/app'], 'cmd': [], 'init': None}
+    instance = make_instance()
+    spawn(instance)
+    driver.attach_interface(context, instance, meta, make_vif())
+    [vif] = service.instances[UUID]['vifs']
+    assert vif['addresses'] == ['10.0.0.5/24'] and 'name' not in vif
+    driver.detach_interface(context, instance, make_vif())
+    assert service.instances[UUID]['vifs'] == []
+    assert [what for what, _ in os_vif_calls] == ['plug', 'unplug']
+    driver.detach_interface(context, instance, make_vif())
+
+
+def test_a_failed_attach_leaves_nothing(spawn, driver, context, service, meta, monkeypatch):
+    from os_vif import exception as os_vif_exception
+
+    from nova.virt.berth import vif
+    spawn()
+    monkeypatch.setattr(vif.os_vif, 'plug', mock.Mock(
+        side_effect=os_vif_exception.ExceptionBase('no')))
+    with pytest.raises(exception.NovaException):
+        driver.attach_interface(context, make_instance(), meta, make_vif())
+    assert service.instances[UUID]['vifs'] == []
+
+
+def test_detach_from_what_is_gone(driver, context):
+    with pytest.raises(exception.InstanceNotFound):
+        driver.detach_interface(context, make_instance(), make_vif())
+
+
+# Looking in.
+
+def test_console_output_is_bytes(spawn, driver, context):
+    spawn()
+    assert driver.get_console_output(context, make_instance()).startswith(b'login: \xff\n')
+
+
+def test_diagnostics(spawn, driver):
+    spawn()
+    free = driver.get_diagnostics(make_instance())
+    assert free['cpu0_time'] == 5000 and free['memory'] == 65536
+    assert free['vda_write'] == 20 and free['tap0_rx'] == 7
+    standard = driver.get_instance_diagnostics(make_instance())
+    assert (standard.state, standard.hypervisor, standard.uptime) == ('running', 'berth', 12)
+    assert standard.memory_details.maximum == 64 and standard.memory_details.used == 3
+    assert standard.nic_details[0].tx_octets == 8 and standard.disk_details[0].read_bytes == 10
+    assert (standard.num_cpus, standard.num_nics, standard.num_disks) == (1, 1, 1)
+
+
+def test_set_admin_password(spawn, driver, service):
+    spawn()
+    with pytest.raises(exception.SetAdminPasswdNotSupported):
+        driver.set_admin_password(make_instance(), 'secret')
+    service.extra[('POST', '.*/password')] = None
+    driver.set_admin_password(
+        make_instance(system_metadata={'image_os_admin_user': 'debian'}), 'secret')
+    assert service.body('POST', PATH + '/password')['user'] == 'debian'
+
+
+def test_quiesce(spawn, driver, context, service, meta):
+    spawn()
+    with pytest.raises(exception.InstanceQuiesceNotSupported):
+        driver.quiesce(context, make_instance(), meta)
+    service.extra[('POST', '.*quiesce')] = None
+    driver.quiesce(context, make_instance(), meta)
+    driver.unquiesce(context, make_instance(), meta)
+    assert service.changes()[-1] == 'POST %s/unquiesce' % PATH
+
+
+# The host.
+
+def test_start_and_end(driver, service):
+    driver.init_host('host')
+    assert driver.get_available_nodes() == ['compute1']
+    driver.cleanup_host('host')
+    assert not driver.events.thread.is_alive()
+
+
+def test_nova_compute_does_not_start_without_the_service(driver, service):
+    CONF.set_override('start_timeout', 0, group='berth')
+    CONF.set_override('retry_timeout', 0, group='berth')
+    service.stop()
+    with pytest.raises(exception.HypervisorUnavailable):
+        driver.init_host('host')
+
+
+def test_another_version_of_the_api_is_refused(driver, service):
+    service.extra[('GET', '/v1/host')] = {**service.get_host(), 'api_version': 'v2'}
+    with pytest.raises(exception.InternalError, match='v2'):
+        driver.init_host('host')
+
+
+def test_the_nodes_name_never_changes(driver, service):
+    assert driver.get_available_nodes() == ['compute1']
+    service.extra[('GET', '/v1/host')] = {**service.get_host(), 'hypervisor_hostname': 'other'}
+    assert driver.get_available_nodes(refresh=True) == ['compute1']
+    service.stop()
+    assert driver.get_available_nodes() == ['compute1']
+
+
+def test_available_resource(driver):
+    found = driver.get_available_resource('compute1')
+    assert (found['vcpus'], found['memory_mb'], found['local_gb']) == (8, 8192, 100)
+    assert found['disk_available_least'] == 80
+    assert found['hypervisor_type'] == 'berth'
+    assert found['supported_instances'] == [('x86_64', 'lxc', 'exe'), ('i686', 'lxc', 'exe')]
+    # The objects that Nova makes of it take it.
+    objects.ComputeNode().update_from_virt_driver(found)
+    assert 'uuid' not in found
+
+
+@pytest.fixture
+def tree():
+    made = provider_tree.ProviderTree()
+    made.new_root('compute1', UUID)
+    return made
+
+
+def test_provider_tree(driver, tree):
+    CONF.set_override('reserved_host_memory_mb', 512)
+    CONF.set_override('reserved_host_cpus', 1)
+    CONF.set_override('reserved_host_disk_mb', 1025)
+    CONF.set_override('cpu_allocation_ratio', 3.0)
+    tree.update_traits('compute1', ['CUSTOM_OPERATORS', 'HW_CPU_X86_AVX512F', 'HW_CPU_X86_VMX'])
+    driver.update_provider_tree(tree, 'compute1')
+    found = tree.data('compute1')
+    assert {name: (i['total'], i['reserved'], i['allocation_ratio'])
+            for name, i in found.inventory.items()} == {
+        'VCPU': (6, 1, 3.0), 'PCPU': (2, 0, 1.0),
+        'MEMORY_MB': (8192, 512, CONF.initial_ram_allocation_ratio),
+        'DISK_GB': (100, 2, CONF.initial_disk_allocation_ratio)}
+    # AVX512F is gone from the host; the two others are not the driver's.
+    assert found.traits == {
+        'CUSTOM_OPERATORS', 'HW_CPU_X86_VMX', 'HW_CPU_X86_SSE', 'HW_CPU_X86_SSE41',
+        'HW_CPU_X86_SSE3', 'HW_CPU_X86_AVX2', 'HW_CPU_X86_FMA3', 'HW_ARCH_X86_64',
+        'COMPUTE_ARCH_X86_64', 'COMPUTE_NET_VIF_MODEL_VIRTIO', 'COMPUTE_STORAGE_BUS_LXC',
+        'COMPUTE_STORAGE_BUS_VIRTIO'}
+
+
+def test_a_host_without_dedicated_cpus_offers_none(driver, tree, service):
+    host = service.get_host()
+    host['inventory']['pcpus'] = 0
+    service.extra[('GET', '/v1/host')] = host
+    driver.update_provider_tree(tree, 'compute1')
+    assert 'PCPU' not in tree.data('compute1').inventory
+
+
+def test_host_statistics(driver):
+    assert driver.get_host_uptime() == 'up 1 day, 1:01:01,  load average: 0.50, 0.25, 0.12'
+    assert driver.get_host_cpu_stats() == {
+        'kernel': 1, 'user': 2, 'idle': 3, 'iowait': 4, 'frequency': 2500}
+    assert driver.get_host_ip_addr() == '192.0.2.1'
+
+
+# Images.
+
+def test_cache_image(driver, context):
+    assert driver.cache_image(context, IMAGE) is True
+    assert driver.cache_image(context, IMAGE) is False
+
+
+def test_images_are_kept_while_young_used_or_wanted(driver, context, service, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr('nova.virt.berth.images.time.monotonic', lambda: now[0])
+    unused, used, wanted, busy = 'unused', 'used', 'wanted', 'busy'
+    for name in (unused, used, wanted, busy):
+        service.images[name] = {'id': name, 'users': [UUID] if name == used else []}
+    instances = [make_instance(image_ref=wanted)]
+    driver.manage_image_cache(context, instances)
+    now[0] += CONF.image_cache.remove_unused_original_minimum_age_seconds - 1
+    driver.manage_image_cache(context, instances)
+    assert len(service.images) == 4
+    now[0] += 2
+    service.faults[('DELETE', '/v1/images/busy')] = Fault('image-in-use')
+    driver.manage_image_cache(context, instances)
+    assert set(service.images) == {used, wanted, busy}
+    assert len(service.changes()) == 2
+
+
+def test_images_are_kept_where_the_operator_says_so(driver, context, service):
+    CONF.set_override('remove_unused_base_images', False, group='image_cache')
+    driver.manage_image_cache(context, [])
+    assert service.requests == []
+
+
+# Not yet.
+
+def test_what_is_not_offered_yet(driver, context, meta):
+    instance = make_instance()
+    with pytest.raises(exception.InstanceFaultRollback):
+        driver.migrate_disk_and_power_off(context, instance, 'dest', make_flavor(), [])
+    with pytest.raises(exception.MigrationPreCheckError):
+        driver.check_can_live_migrate_destination(context, instance, {}, {})
+    with pytest.raises(exception.MigrationPreCheckError):
+        driver.check_can_live_migrate_source(context, instance, {})
+    driver.cleanup_live_migration_destination_check(context, {})
+    with pytest.raises(exception.InstanceNotRescuable):
+        driver.rescue(context, instance, [], meta, 'secret', {}, None)
+    with pytest.raises(NotImplementedError):
+        driver.snapshot(context, instance, IMAGE, lambda **k: None)
+    with pytest.raises(NotImplementedError):
+        driver.attach_volume(context, {}, instance, '/dev/vdb')
+
+
+# The shape of the class.
+
+MUST = '''init_host get_info list_instances list_instance_uuids get_available_nodes
+    get_host_ip_addr spawn destroy cleanup reboot power_off power_on pause unpause suspend resume
+    rescue delete_instance_files instance_on_disk get_console_output get_host_uptime plug_vifs
+    unplug_vifs attach_interface detach_interface snapshot get_available_resource
+    update_provider_tree migrate_disk_and_power_off'''.split()
+
+
+@pytest.mark.parametrize('name', MUST)
+def test_it_is_not_the_base_classs(name):
+    assert name in vars(berth.BerthDriver)
+
+
+OVERRIDDEN = sorted(
+    name for name, value in vars(berth.BerthDriver).items()
+    if inspect.isfunction(value) and name != '__init__' and
+    hasattr(nova_driver.ComputeDriver, name))
+
+
+@pytest.mark.parametrize('name', OVERRIDDEN)
+def test_signatures_are_novas(name):
+    ours = inspect.signature(getattr(berth.BerthDriver, name))
+    theirs = inspect.signature(getattr(nova_driver.ComputeDriver, name))
+    assert [(p.name, p.kind, p.default) for p in ours.parameters.values()] == [
+        (p.name, p.kind, p.default) for p in theirs.parameters.values()]
+
+
+def test_nothing_public_is_a_misspelt_method():
+    public = {name for name, value in vars(berth.BerthDriver).items()
+              if inspect.isfunction(value) and not name.startswith('_')}
+    assert public == set(OVERRIDDEN)
+
+
+def test_capabilities(driver):
+    assert set(driver.capabilities) >= set(nova_driver.ComputeDriver.capabilities)
+    assert {name for name, value in driver.capabilities.items() if value} == {
+        'has_imagecache', 'supports_attach_interface', 'supports_evacuate',
+        'supports_image_type_raw', 'supports_pcpus', 'supports_trusted_certs'}
+    # Nova turns them into traits; one that it does not know would fail here.
+    assert any(driver.capabilities_as_traits().values())

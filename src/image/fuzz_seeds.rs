@@ -1,0 +1,70 @@
+//! Runs the fuzzers' seeds, and with them every crash that was ever found,
+//! through the readers in each test run (see `fuzz/README.md`).
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::layer::{extract, mark_opaque};
+use super::testing::LIMITS;
+use super::{manifest, recognise, stage};
+use crate::fault::{Fault, FaultKind};
+
+fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let read = |entry: std::io::Result<fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        (path, bytes)
+    };
+    let seeds: Vec<_> = fs::read_dir(directory).unwrap().map(read).collect();
+    assert!(!seeds.is_empty());
+    seeds
+}
+
+#[test]
+fn root_layer_seeds_stay_inside() {
+    for (path, bytes) in seeds("layer") {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("root");
+        fs::create_dir(&root).unwrap();
+        fs::write(outer.path().join("secret"), "untouched").unwrap();
+        let root = OwnedFd::from(fs::File::open(root).unwrap());
+        if let Ok(report) = extract(root.try_clone().unwrap(), &bytes[..], LIMITS) {
+            mark_opaque(root.as_fd(), &report.opaque).unwrap();
+        }
+        let secret = fs::read_to_string(outer.path().join("secret")).unwrap();
+        assert_eq!(secret, "untouched", "{}", path.display());
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2, "{}", path.display());
+    }
+}
+
+#[test]
+fn manifest_seeds_give_a_plan_or_a_fault() {
+    let mut plans = 0;
+    for (_, bytes) in seeds("manifest") {
+        for reader in [manifest::docker, manifest::oci] {
+            let members = std::cell::RefCell::new(bytes.split(|byte| *byte == 0));
+            let read = |_: &str| {
+                let next = members.borrow_mut().next().map(<[u8]>::to_vec);
+                next.ok_or_else(|| Fault::new(FaultKind::ImageUnacceptable, "no more members"))
+            };
+            plans += usize::from(reader(&read, "amd64").is_ok());
+        }
+    }
+    assert!(plans >= 3, "the good seeds are no longer read");
+}
+
+#[test]
+fn recognise_seeds_are_told() {
+    for (_, bytes) in seeds("recognise") {
+        let content = recognise::content(&bytes);
+        assert!(!recognise::refusal(content).detail.is_empty());
+        let directory = tempfile::tempdir().unwrap();
+        let root = OwnedFd::from(fs::File::open(directory.path()).unwrap());
+        if let Ok(staged) = stage::stage(&root, &bytes[..], LIMITS) {
+            assert_eq!(staged.content, content);
+            staged.members.keys().for_each(|name| drop(staged.find(name)));
+        }
+    }
+}
