@@ -19,11 +19,12 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## all tests that end within 40 minutes on 2 cores: style, unit, system, security, durability, API, fuzz
-	@scripts/deps build run images test fuzz
-	@$(MAKE) --no-print-directory style
+test: ## all tests that end within 40 minutes on 2 cores: lint, unit, fuzz, system, security, API, durability
+	@scripts/deps build run images test lint fuzz
+	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-fuzz
+	@$(MAKE) --no-print-directory test-driver
 	@$(MAKE) --no-print-directory test-root
 
 .PHONY: build
@@ -56,6 +57,11 @@ test-durability: build ## of these, kill -9 at random moments and a full disk
 	@scripts/deps run images test
 	$(PYTEST) tests/durability
 
+.PHONY: test-driver
+test-driver: ## the Nova driver's tests, against the real nova package
+	@scripts/deps test driver
+	cd nova-driver && ../target/venv-nova/bin/python -m pytest
+
 .PHONY: test-fuzz
 test-fuzz: ## the fuzzers, a short run
 	@scripts/deps build fuzz
@@ -78,7 +84,7 @@ style: ## formatting and compiler lints
 	cargo clippy --locked --all-targets --quiet -- -D warnings
 
 .PHONY: lint
-lint: style ## the same, and licences, shell and Python
+lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
 	shellcheck scripts/deps scripts/fuzz scripts/image-debian .ci/run

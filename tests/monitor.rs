@@ -74,16 +74,23 @@ struct Guest<'a> {
     script: &'a str,
     memory: Option<u64>,
     debian: bool,
+    lxcfs: Vec<(PathBuf, PathBuf)>,
 }
 
 fn application(script: &str) -> Guest<'_> {
     let cmd = vec!["/bin/sh".into(), "/script".into()];
-    Guest { image: ImageConfig { cmd, ..Default::default() }, script, memory: None, debian: false }
+    Guest {
+        image: ImageConfig { cmd, ..Default::default() },
+        script,
+        memory: None,
+        debian: false,
+        lxcfs: vec![],
+    }
 }
 
 fn busybox_init(script: &str) -> Guest<'_> {
     let image = ImageConfig { init: Some(InitKind::Busybox), ..Default::default() };
-    Guest { image, script, memory: None, debian: false }
+    Guest { image, script, memory: None, debian: false, lxcfs: vec![] }
 }
 
 /// An instance in a directory of its own; gone when dropped.
@@ -97,8 +104,10 @@ struct Instance {
     _hugetlb: Option<Arc<Hugetlb>>,
 }
 
-fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_berth-monitor"))
+/// The monitor under test; `BERTH_TEST_MONITOR` names another build of it.
+fn program() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_berth-monitor").into();
+    std::env::var_os("BERTH_TEST_MONITOR").map_or(built, PathBuf::from)
 }
 
 fn run(command: &mut Command) -> String {
@@ -142,7 +151,7 @@ impl Instance {
             hostname: "guest",
             cgroups_path: &format!("/{parent}/{id}"),
             cgroup_view: CgroupView::Unified,
-            lxcfs: &[],
+            lxcfs: &guest.lxcfs,
         })
         .unwrap();
         specification.save(layout.bundle().join("config.json")).unwrap();
@@ -171,7 +180,7 @@ impl Instance {
     }
 
     fn launch(&self) -> Result<Monitor> {
-        launch(&self.spec, program())
+        launch(&self.spec, &program())
     }
 
     fn started(&self) -> Monitor {
@@ -365,6 +374,7 @@ under_both! {
     one_that_never_started_leaves_no_exit
     the_host_is_left_as_it_was
     applications_are_walled_in
+    lxcfs_shows_the_instance
 }
 
 fn an_application_runs_and_its_exit_code_is_kept(runtime: &'static str) {
@@ -609,11 +619,58 @@ echo done";
     assert!(log.ends_with("done\r\n"));
 }
 
+/// An lxcfs of the test's own.
+struct Lxcfs {
+    child: std::process::Child,
+    dir: tempfile::TempDir,
+}
+
+impl Lxcfs {
+    fn start() -> Lxcfs {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = dir.path().join("mount");
+        fs::create_dir(&mount).unwrap();
+        let mut command = Command::new("lxcfs");
+        command.arg("-f").arg("-p").arg(dir.path().join("pid")).arg(&mount);
+        let child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+        let lxcfs = Lxcfs { child, dir };
+        eventually("lxcfs", || lxcfs.mount().join("proc/meminfo").exists().then_some(()));
+        lxcfs
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+}
+
+impl Drop for Lxcfs {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = mount::unmount(&self.mount());
+    }
+}
+
+fn lxcfs_shows_the_instance(runtime: &'static str) {
+    let lxcfs = Lxcfs::start();
+    let mut guest = application("grep MemTotal /proc/meminfo; cat /proc/uptime; echo done");
+    guest.lxcfs = berth::runtime::lxcfs::files(&lxcfs.mount());
+    assert!(guest.lxcfs.len() >= 7, "{:?}", guest.lxcfs);
+    guest.memory = Some(64 << 20);
+    let instance = Instance::new(runtime, &guest);
+    let monitor = instance.started();
+    instance.wait_end(&monitor).unwrap();
+    let log = instance.log();
+    assert!(log.contains("MemTotal:          65536 kB"), "{log}");
+    drop(instance);
+}
+
 /// A stock Debian with systemd comes up without a failed unit, goes down when
 /// asked to, and both are seen as what they are.
 fn systemd_boots(runtime: &'static str) {
     let image = ImageConfig { init: Some(InitKind::Systemd), ..Default::default() };
-    let guest = Guest { image: image.clone(), script: "", memory: None, debian: true };
+    let guest =
+        Guest { image: image.clone(), script: "", memory: None, debian: true, lxcfs: vec![] };
     let instance = Instance::new(runtime, &guest);
     let monitor = instance.started();
     let id = instance.spec.instance.to_string();
@@ -656,6 +713,49 @@ fn systemd_boots_under_runc() {
 #[ignore = "needs BERTH_TEST_DEBIAN, a tar of a Debian with systemd and dbus"]
 fn systemd_boots_under_crun() {
     systemd_boots("crun");
+}
+
+/// Memory of a process in KiB: proportional set size, and what it shares with nobody.
+fn memory_of(pid: i32) -> (u64, u64) {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let field = |name: &str| {
+        let line = rollup.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    (field("Pss:"), field("Private_Dirty:"))
+}
+
+/// What berth adds to each idle instance, beside the 670 KB that a lecture of
+/// 2015 gave for a container's whole cost. Measure a release build
+/// (`BERTH_TEST_MONITOR=target/release/berth-monitor`).
+#[test]
+#[ignore = "a measurement: fifty instances"]
+fn fifty_idle_monitors_are_small() {
+    let guests = application("exec sleep 1000");
+    let instances: Vec<_> = (0..50).map(|_| Instance::new("runc", &guests)).collect();
+    let mut launches = Vec::new();
+    let monitors: Vec<_> = instances
+        .iter()
+        .map(|instance| {
+            let begun = Instant::now();
+            let monitor = instance.launch().unwrap();
+            launches.push(begun.elapsed());
+            monitor.start().unwrap();
+            monitor
+        })
+        .collect();
+    launches.sort();
+    let memory: Vec<_> = monitors.iter().map(|m| memory_of(m.process().pid)).collect();
+    let count = memory.len() as u64;
+    let pss = memory.iter().map(|m| m.0).sum::<u64>() / count;
+    let dirty = memory.iter().map(|m| m.1).sum::<u64>() / count;
+    eprintln!("{count} monitors, each: {pss} KiB PSS, {dirty} KiB private and dirty");
+    eprintln!("launch with create, median: {:?}", launches[launches.len() / 2]);
+    for (instance, monitor) in instances.iter().zip(&monitors) {
+        monitor.quit().unwrap();
+        instance.wait_end(monitor).unwrap();
+    }
+    assert!(pss <= 670, "{pss} KiB");
 }
 
 #[test]

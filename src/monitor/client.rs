@@ -16,8 +16,8 @@ use crate::runtime::cli::DEADLINE;
 use crate::store::atomic;
 use crate::sys::process::{ProcessId, readable};
 
-use super::MonitorSpec;
 use super::protocol::{Answer, ExitAction, MonitorStatus, Request, line};
+use super::{MonitorSpec, write_volatile};
 
 /// The console's bytes, both ways. Reading 0 bytes means that the instance ended.
 pub type ConsoleStream = UnixStream;
@@ -39,7 +39,7 @@ pub struct Monitor {
 /// runtime's state is removed; cgroups that the plan made stay for the caller.
 pub fn launch(spec: &MonitorSpec, program: &Path) -> Result<Monitor> {
     let layout = spec.layout();
-    atomic::write_json(&layout.monitor_spec(), spec)?;
+    write_volatile(&layout.monitor_spec(), spec)?;
     atomic::remove_file(&layout.exit())?;
     let mut child = spawn(spec, program)?;
     let answer = read_answer(&mut child);

@@ -9,12 +9,16 @@
 //! * [`program`] is the other, what `berth-monitor` runs.
 //! * [`protocol`] is what they say to each other.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cgroup::plan::Plan;
+use crate::fault::{OrFault, Result};
 use crate::runtime::cli::CliRuntime;
 use crate::store::layout::{InstanceLayout, Layout};
 
@@ -45,12 +49,13 @@ pub struct MonitorSpec {
     /// The instance's cgroups and limits; applied before every start, and again
     /// after the runtime's `create`, which on some runtimes resets limits.
     pub plan: Plan,
-    /// `cgroup.procs` files (v1: also `tasks` do) that the monitor enters itself,
-    /// away from the service's cgroup.
+    /// `cgroup.procs` files of existing cgroups, one in each hierarchy, that the
+    /// monitor enters itself, away from the service's.
     pub own_cgroups: Vec<PathBuf>,
     /// `cgroup.procs` files that the runtime's `create` enters, and the first
-    /// process with it: hierarchies that the runtime leaves alone, such as the
-    /// unified one of a hybrid host.
+    /// process with it: for the unified hierarchy of a hybrid host, of which
+    /// runtimes may know nothing. Empty on v2, where the runtime wants the
+    /// cgroup empty.
     pub join_cgroups: Vec<PathBuf>,
     /// Files with a line `oom_kill N` (v2 `memory.events`, v1 `memory.oom_control`).
     pub oom_counters: Vec<PathBuf>,
@@ -63,4 +68,19 @@ impl MonitorSpec {
     pub fn layout(&self) -> InstanceLayout {
         Layout::new(&self.state_dir, &self.run_dir).instance(self.instance)
     }
+}
+
+/// Writes a file of the volatile directory, mode 0600. It need not survive the
+/// host's fall, so nothing waits for a disk, should the directory be on one.
+fn write_volatile<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let doing = || format!("writing {}", path.display());
+    let bytes = serde_json::to_vec(value).or_fault(doing())?;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(&bytes))
+        .or_fault(doing())
 }

@@ -15,10 +15,10 @@ use crate::fault::{Fault, OrFault, Result};
 use crate::store::atomic;
 use crate::sys::process::{self, ChildSetup, ProcessId};
 
-use super::MonitorSpec;
 use super::container;
 use super::protocol::{Answer, line};
 use super::serve::Server;
+use super::{MonitorSpec, write_volatile};
 
 /// Bound of the diagnostics in `monitor.log`, bytes; beyond it they begin anew.
 const LOG_BYTES: u64 = 64 * 1024;
@@ -63,7 +63,7 @@ fn launch(spec: MonitorSpec) -> Result<Server> {
     let layout = spec.layout();
     let own = ProcessId::own()
         .ok_or_else(|| Fault::internal("looking at /proc/self/stat", "not readable"))?;
-    atomic::write_json(&layout.monitor_pid(), &own)?;
+    write_volatile(&layout.monitor_pid(), &own)?;
     let _ = process::set_name(&format!("berth:{:08x}", spec.instance.as_fields().0));
     for procs in &spec.own_cgroups {
         fs::write(procs, "0").or_fault(format_args!("entering {}", procs.display()))?;

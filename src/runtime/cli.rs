@@ -111,7 +111,11 @@ impl Runtime for CliRuntime {
         }
         let mut command = self.logged(log);
         command.args(["delete", "--force", id]);
-        self.run("delete", command, log, &ChildSetup::default())
+        let deleted = self.run("delete", command, log, &ChildSetup::default());
+        // A state that the program itself cannot read (it was killed while
+        // writing it) must not keep the instance from ever starting again.
+        // Processes that may be left are found by their cgroup.
+        deleted.or_else(|fault| fs::remove_dir_all(self.root.join(id)).map_err(|_| fault))
     }
 
     fn exec_command(&self, id: &str, exec: &Exec) -> Result<Command> {
@@ -241,7 +245,16 @@ mod tests {
     fn an_unknown_container_is_deleted_without_a_call() {
         let (_dir, runtime, log) = script("exit 1");
         runtime.delete("x", &log).unwrap();
+    }
+
+    #[test]
+    fn a_state_that_the_program_cannot_read_is_removed() {
+        let (_dir, runtime, log) = script("exit 1");
         fs::create_dir(runtime.root.join("x")).unwrap();
+        runtime.delete("x", &log).unwrap();
+        assert!(!runtime.root.join("x").exists());
+        // What it calls otherwise is its own business, and its failure is told.
+        fs::create_dir(runtime.root.join("x-state")).unwrap();
         runtime.delete("x", &log).unwrap_err();
     }
 
