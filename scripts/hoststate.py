@@ -50,7 +50,15 @@ def snapshot(scope: Scope) -> State:
         "cgroups": frozenset(_cgroups(scope)),
         "processes": frozenset(_processes(scope)),
         "files": frozenset(_files(scope)),
+        "device nodes": frozenset(_device_nodes()),
     }
+
+
+def _device_nodes() -> Iterator[str]:
+    """Those that every instance gets: a runtime that gives its standard files away changes them."""
+    for name in ("null", "zero", "full", "random", "urandom", "tty", "ptmx"):
+        status = os.stat(f"/dev/{name}")
+        yield f"/dev/{name} {status.st_uid}:{status.st_gid} {status.st_mode & 0o7777:o}"
 
 
 def difference(before: State, after: State) -> list[str]:

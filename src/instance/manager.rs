@@ -26,6 +26,7 @@ use super::validate;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::host::{self, Trials, Usage};
+use crate::monitor;
 use crate::network;
 use crate::rootfs::idmap;
 use crate::types::{
@@ -465,6 +466,7 @@ impl Inner {
             }
             known.insert(id);
         }
+        monitor::end_unrecorded(&self.parts.layout)?;
         for id in recover::orphans(&self.parts, &known) {
             match destroy::purge(&self.parts, id) {
                 Ok(()) => info!(instance = %id, "removed what an interrupted operation left"),

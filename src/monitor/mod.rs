@@ -32,7 +32,7 @@ mod strays;
 
 pub use client::{ConsoleStream, Monitor, launch};
 pub use protocol::{ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase};
-pub use strays::end_strays;
+pub use strays::{end_strays, end_unrecorded};
 
 /// All that a monitor needs to know, in `monitor.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,13 +1,16 @@
 //! What a killed monitor leaves at work: the runtime program it had called.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::fault::{OrFault, Result};
 use crate::store::atomic;
-use crate::store::layout::InstanceLayout;
+use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::process::ProcessId;
 
 /// A killed process is gone within moments, unless the kernel is stuck.
@@ -28,6 +31,29 @@ pub fn end_strays(layout: &InstanceLayout, id: &str, runtime_root: &Path) -> Res
     atomic::remove_file(&layout.monitor_socket())
 }
 
+/// Kills monitors that the last service had just begun to launch: they have not
+/// written down who they are, and would take the instance from its next monitor.
+/// To be called before any monitor is launched.
+pub fn end_unrecorded(layout: &Layout) -> Result<()> {
+    for process in processes() {
+        let Some(id) = launched_for(process.pid, layout) else { continue };
+        let recorded = atomic::read_json::<ProcessId>(&layout.instance(id).monitor_pid());
+        if recorded.ok().flatten() != Some(process) {
+            end(process)?;
+        }
+    }
+    Ok(())
+}
+
+/// The instance whose specification is the process's only argument.
+fn launched_for(pid: i32, layout: &Layout) -> Option<Uuid> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let argument = Path::new(OsStr::from_bytes(line.split(|byte| *byte == 0).nth(1)?));
+    let below = argument.strip_prefix(layout.run_instances()).ok()?;
+    let id = Uuid::parse_str(below.parent()?.to_str()?).ok()?;
+    (argument == layout.instance(id).monitor_spec()).then_some(id)
+}
+
 fn end(process: ProcessId) -> Result<()> {
     let doing = format!("killing process {}", process.pid);
     let Some(pidfd) = process.open().or_fault(&doing)? else { return Ok(()) };
@@ -39,15 +65,49 @@ fn end(process: ProcessId) -> Result<()> {
 /// is this service's alone, and the instance.
 fn calls(id: &str, runtime_root: &Path) -> Vec<ProcessId> {
     let root = runtime_root.as_os_str().as_bytes();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let has = |wanted: &[u8]| line.split(|byte| *byte == 0).any(|word| word == wanted);
-            has(root) && has(id.as_bytes())
-        })
-        .filter_map(ProcessId::of)
-        .collect()
+    let is_call = |process: &ProcessId| {
+        let line = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        let has = |wanted: &[u8]| line.split(|byte| *byte == 0).any(|word| word == wanted);
+        has(root) && has(id.as_bytes())
+    };
+    processes().filter(is_call).collect()
+}
+
+/// All processes of the host that live.
+fn processes() -> impl Iterator<Item = ProcessId> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| ProcessId::of(entry.file_name().to_str()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_monitor_that_has_not_said_who_it_is_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
+        let start = |id: Uuid| {
+            let spec = layout.instance(id).monitor_spec();
+            fs::create_dir_all(spec.parent().unwrap()).unwrap();
+            fs::write(&spec, "sleep 600; true").unwrap();
+            Command::new("sh").arg(spec).spawn().unwrap()
+        };
+        let mut recorded = start(Uuid::from_u128(1));
+        let mut unrecorded = start(Uuid::from_u128(2));
+        let own = loop {
+            let process = ProcessId::of(recorded.id().cast_signed()).unwrap();
+            if launched_for(process.pid, &layout).is_some() {
+                break process;
+            }
+        };
+        atomic::write_json(&layout.instance(Uuid::from_u128(1)).monitor_pid(), &own).unwrap();
+        while launched_for(unrecorded.id().cast_signed(), &layout).is_none() {}
+        end_unrecorded(&layout).unwrap();
+        assert!(unrecorded.try_wait().unwrap().is_some());
+        assert!(recorded.try_wait().unwrap().is_none());
+        recorded.kill().unwrap();
+        recorded.wait().unwrap();
+    }
 }

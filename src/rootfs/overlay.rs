@@ -87,7 +87,9 @@ impl Rootfs {
             match way(self, &parts) {
                 Ok(()) => return Ok(()),
                 // This kernel does not take it that way.
-                Err(Refusal { errno: Some(Errno::INVAL), fault }) => refused = Some(fault),
+                Err(Refusal { errno: Some(Errno::INVAL | Errno::OPNOTSUPP), fault }) => {
+                    refused = Some(fault)
+                }
                 Err(Refusal { fault, .. }) => return Err(fault),
             }
         }

@@ -6,6 +6,7 @@
 //! process is never started, so nothing of the trial ever runs.
 
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,8 +19,8 @@ use super::{Create, Runtime as _};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::ids::IdBlock;
-use crate::sys::ns;
 use crate::sys::process::ChildSetup;
+use crate::sys::{mount, ns};
 use crate::types::RuntimeInfo;
 
 /// The programs that `auto` tries, the fastest first.
@@ -133,6 +134,10 @@ impl Trial {
         let rootfs = self.dir.join("rootfs");
         fs::create_dir_all(&rootfs).or_fault(&doing)?;
         fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o711)).or_fault(&doing)?;
+        // Its own mount, for /run is mounted noexec on a host with systemd.
+        let tree = mount::create("tmpfs", &[], mount::Attributes::empty())
+            .map_err(|e| Fault::internal(&doing, e))?;
+        mount::attach(tree.as_fd(), &rootfs)?;
         for dir in ["proc", "dev"] {
             fs::create_dir(rootfs.join(dir)).or_fault(&doing)?;
         }
@@ -190,6 +195,7 @@ impl Drop for Trial {
         let _ = self.runtime.delete(&self.id, &self.dir.join("log"));
         let _ = ns::unpin(&self.dir.join("user"));
         let _ = ns::unpin(&self.dir.join("net"));
+        let _ = mount::unmount(&self.dir.join("rootfs"));
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

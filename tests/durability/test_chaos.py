@@ -237,6 +237,7 @@ def test_a_full_disk(runtime, lxcfs, busybox_file, small_disk):
         image = service.import_image(busybox_file)
         runs, stands = service.spawn(image), service.define(image)
         before = hoststate.snapshot(service.scope())
+        doomed, ends = service.spawn(image), service.spawn(image)
         fill(filler)
         for attempt in (
             lambda: service.spawn(image, flavor={"ephemeral_gb": 1}),
@@ -247,10 +248,16 @@ def test_a_full_disk(runtime, lxcfs, busybox_file, small_disk):
             assert (fault.value.status, fault.value.code) == (507, "resources-exhausted")
         assert runs.state == "RUNNING"
         assert runs.sh("echo fine") == "fine"
-        assert {i["id"] for i in service.instances()} <= {runs.id, stands.id}
+        assert {i["id"] for i in service.instances()} == {i.id for i in (runs, stands, doomed, ends)}
+        doomed.delete()
+        ends.action("stop", timeout=0)
+        fill(filler)
         service.kill()
         service.start()
         assert runs.state == "RUNNING"
+        assert {i["id"] for i in service.instances()} == {runs.id, stands.id, ends.id}
+        assert ends.state == "SHUTDOWN"
+        ends.delete()
         filler.unlink()
         service.kill()
         service.start()
@@ -266,7 +273,7 @@ def test_a_full_disk(runtime, lxcfs, busybox_file, small_disk):
 
 def fill(path: Path) -> None:
     """Takes all that is left, to the last block."""
-    with path.open("wb", buffering=0) as file:
+    with path.open("ab", buffering=0) as file:
         for size in (1 << 20, 4096):
             try:
                 while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -92,7 +93,9 @@ def test_an_interface_of_another_instance_cannot_be_taken(service, spawn):
 
 def test_a_delete_cuts_a_graceful_stop_short(service, spawn):
     instance = spawn(command=["/bin/sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
-    stopping = threading.Thread(target=ignoring_faults, args=(instance.action, "stop"), kwargs={"timeout": 600})
+    stopping = threading.Thread(
+        target=ignoring_faults, args=(instance.action, "stop"), kwargs={"timeout": 600}
+    )
     stopping.start()
     wait_for("the stop", lambda: instance.get()["task_state"] == "stopping")
     instance.delete()
@@ -103,10 +106,8 @@ def test_a_delete_cuts_a_graceful_stop_short(service, spawn):
 
 
 def ignoring_faults(call, *arguments, **named) -> None:
-    try:
+    with contextlib.suppress(Fault, OSError):
         call(*arguments, **named)
-    except (Fault, OSError):
-        pass
 
 
 def test_creates_cut_short_by_kill_leave_nothing(service, busybox):
@@ -129,10 +130,8 @@ def test_creates_cut_short_by_kill_leave_nothing(service, busybox):
 
 def ignoring_all(service: Service, identity: str, image: str, number: int) -> None:
     body = {"name": "cut", "image_id": image, "flavor": SMALL, "vifs": [bridged(service, number)]}
-    try:
+    with contextlib.suppress(Exception):
         service.client.put(f"/v1/instances/{identity}", body)
-    except Exception:  # noqa: BLE001 - whatever the end of the service looks like
-        pass
 
 
 @pytest.mark.parametrize("shared", ["state_dir", "run_dir", "cgroup"])
@@ -158,7 +157,7 @@ def test_sigterm_waits_for_what_is_under_way(service, spawn):
     def stop() -> None:
         try:
             instance.action("stop", timeout=30)
-        except BaseException as error:  # noqa: BLE001 - told to the test
+        except BaseException as error:
             outcome.append(error)
 
     stopping = threading.Thread(target=stop)
@@ -186,10 +185,8 @@ def test_a_stop_cut_short_is_finished_by_the_next_service(service, spawn):
 
 
 def ignoring_call(instance: Instance, action: str) -> None:
-    try:
+    with contextlib.suppress(Exception):
         instance.action(action)
-    except Exception:  # noqa: BLE001 - the service was killed
-        pass
 
 
 def test_a_lost_monitor_does_not_keep_a_stop_from_stopping(service, spawn):

@@ -55,7 +55,18 @@ def test_exec_is_inside_the_instances_walls(instance):
 def test_exec_with_a_terminal(instance):
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [BERTH, "exec", "--socket", instance.service.socket, "--tty", instance.id, "--", "sh", "-c", "readlink /proc/self/fd/0"],
+        [
+            BERTH,
+            "exec",
+            "--socket",
+            instance.service.socket,
+            "--tty",
+            instance.id,
+            "--",
+            "sh",
+            "-c",
+            "readlink /proc/self/fd/0",
+        ],
         stdin=slave,
         stdout=slave,
         stderr=slave,

@@ -5,6 +5,7 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from harness import Fault, Service, wait_for
@@ -359,7 +360,7 @@ def allowed_cpus(instance):
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="a shared and a dedicated CPU make two")
 class TestDedicated:
-    DEDICATED = {"extra_specs": {"hw:cpu_policy": "dedicated"}}
+    DEDICATED: ClassVar = {"extra_specs": {"hw:cpu_policy": "dedicated"}}
 
     def test_a_cpu_has_one_owner_and_the_others_keep_off(self, parted):
         shared = parted.spawn(parted.image)

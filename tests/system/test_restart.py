@@ -174,7 +174,9 @@ def test_what_no_instance_owns_is_cleaned_at_start(instance):
     wait_for("the directories to go", lambda: not state.exists() and not run.parent.exists())
 
 
-@pytest.mark.parametrize("shared,words", [("socket", "stop that one first"), ("state_dir", "another berth serve uses")])
+@pytest.mark.parametrize(
+    "shared,words", [("socket", "stop that one first"), ("state_dir", "another berth serve uses")]
+)
 def test_a_second_service_refuses_to_start(service, tmp_path, shared, words):
     other = service.config.read_text()
     if shared != "socket":
