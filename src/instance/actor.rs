@@ -177,6 +177,10 @@ impl Actor {
                 })
                 .await
             }
+            Action::SetPassword(wanted) => {
+                let record = self.record.clone();
+                self.inner.host(move |parts| ops::password::set(parts, &record, &wanted)).await
+            }
             Action::Delete => self.delete().await,
         }
     }

@@ -261,6 +261,7 @@ impl Manager {
             Action::Stop(stop) => validate::timeout(stop.timeout)?,
             Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
             Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
+            Action::SetPassword(wanted) => validate::password(wanted)?,
             Action::AttachInterface(vif) => {
                 self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;
             }

@@ -30,6 +30,8 @@ pub enum Verb {
     Resize,
     /// Attach or detach an interface.
     Network,
+    /// Set a user's password inside it.
+    SetPassword,
     /// Destroy it.
     Delete,
 }
@@ -56,6 +58,7 @@ impl Verb {
             Verb::Resume => TaskState::Resuming,
             Verb::Resize => TaskState::Resizing,
             Verb::Network => TaskState::Networking,
+            Verb::SetPassword => TaskState::SettingPassword,
             Verb::Delete => TaskState::Deleting,
         }
     }
@@ -72,6 +75,7 @@ impl Verb {
             Verb::Resume => "instance.resume",
             Verb::Resize => "instance.resize",
             Verb::Network => "instance.interface",
+            Verb::SetPassword => "instance.password",
             Verb::Delete => "instance.delete",
         }
     }
@@ -94,7 +98,7 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::Start, Running) => Nothing,
         (Verb::Stop, Running | Paused | Suspended) => Do,
         (Verb::Stop, Shutdown | Crashed | NoState) => Nothing,
-        (Verb::SoftReboot, Running) => Do,
+        (Verb::SoftReboot | Verb::SetPassword, Running) => Do,
         (Verb::Pause, Running) => Do,
         (Verb::Pause, Paused) => Nothing,
         (Verb::Unpause, Paused) => Do,
@@ -133,6 +137,7 @@ mod tests {
             (Verb::Resume, "-N---D"),
             (Verb::Resize, "DDDDDD"),
             (Verb::Network, "DDDDDD"),
+            (Verb::SetPassword, "-D----"),
             (Verb::Delete, "DDDDDD"),
         ] {
             for (state, expected) in states.into_iter().zip(row.chars()) {

@@ -147,6 +147,8 @@ pub enum TaskState {
     Resizing,
     /// An interface being attached or detached.
     Networking,
+    /// A user's password being set.
+    SettingPassword,
     /// Being destroyed.
     Deleting,
 }
@@ -239,4 +241,22 @@ pub enum RebootType {
 pub struct Resize {
     /// The new flavor. Disks only grow; all else changes while it runs.
     pub flavor: Flavor,
+}
+
+/// Body of the password action.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetPassword {
+    /// The user, as the instance's `/etc/passwd` has it.
+    #[schema(min_length = 1, max_length = 32)]
+    pub user: String,
+    /// Its new password: one line of at most 511 bytes. Never kept, never logged.
+    #[schema(min_length = 1, max_length = 511)]
+    pub password: String,
+}
+
+impl std::fmt::Debug for SetPassword {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SetPassword").field("user", &self.user).finish_non_exhaustive()
+    }
 }

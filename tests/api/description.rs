@@ -68,6 +68,7 @@ fn these_operations_are_the_api() {
         "post /v1/instances/{id}/suspend suspend_instance",
         "post /v1/instances/{id}/resume resume_instance",
         "post /v1/instances/{id}/resize resize_instance",
+        "post /v1/instances/{id}/password set_password",
         "get /v1/instances/{id}/interfaces list_interfaces",
         "put /v1/instances/{id}/interfaces/{port_id} attach_interface",
         "delete /v1/instances/{id}/interfaces/{port_id} detach_interface",

@@ -357,6 +357,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Resize(_) => "instance.resize",
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
+        Action::SetPassword(_) => "instance.password",
         Action::Delete => "instance.delete",
     }
 }
@@ -398,6 +399,7 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             vifs.remove(index);
             (now, EventKind::Updated)
         }
+        Action::SetPassword(_) if now == running => return Ok(()),
         Action::Delete => {
             state.instances.remove(&id);
             state.requests.remove(&id);

@@ -5,6 +5,7 @@ pub mod create;
 pub mod destroy;
 pub mod freeze;
 pub mod interface;
+pub mod password;
 pub mod recover;
 pub mod resize;
 pub mod start;
