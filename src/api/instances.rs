@@ -32,6 +32,8 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .service(resume_instance)
         .service(resize_instance)
         .service(set_password)
+        .service(quiesce_instance)
+        .service(unquiesce_instance)
         .service(get_stats)
         .service(list_stats);
 }
@@ -349,6 +351,49 @@ async fn set_password(
     let operation = blocking(&api, move |backend| backend.action(context, id, action)).await?;
     let answer = settle(&operation, prefer).await?;
     Ok(answer.unwrap_or_else(|| HttpResponse::NoContent().finish()))
+}
+
+/// Freezes an instance's disks, so that what is on them is consistent. It
+/// stays RUNNING, and whoever writes to a disk waits; a stop thaws them.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "Its disks are frozen", body = Instance),
+        (status = 202, description = "Its disks are being frozen", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/quiesce")]
+async fn quiesce_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::Quiesce, prefer).await
+}
+
+/// Lets an instance write to its disks again.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "Its disks take changes", body = Instance),
+        (status = 202, description = "Its disks are being thawed", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/unquiesce")]
+async fn unquiesce_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::Unquiesce, prefer).await
 }
 
 async fn act(

@@ -267,7 +267,8 @@ fn faults(operation_id: &str) -> &'static [FaultKind] {
             &[InstanceNotFound, InstanceInvalidState, RuntimeFailed, ServiceUnavailable, Timeout]
         }
         "start_instance" | "stop_instance" | "reboot_instance" | "pause_instance"
-        | "unpause_instance" | "suspend_instance" | "resume_instance" => CHANGE,
+        | "unpause_instance" | "suspend_instance" | "resume_instance" | "quiesce_instance"
+        | "unquiesce_instance" => CHANGE,
         "import_image" => &[
             ImageNotFound,
             ImageExists,

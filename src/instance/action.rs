@@ -37,6 +37,10 @@ pub enum Action {
     DetachInterface(Uuid),
     /// Set a user's password inside it.
     SetPassword(SetPassword),
+    /// Freeze its disks.
+    Quiesce,
+    /// Thaw its disks.
+    Unquiesce,
     /// Destroy it.
     Delete,
 }
@@ -56,6 +60,8 @@ impl Action {
             Action::Resize(_) => Verb::Resize,
             Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
             Action::SetPassword(_) => Verb::SetPassword,
+            Action::Quiesce => Verb::Quiesce,
+            Action::Unquiesce => Verb::Unquiesce,
             Action::Delete => Verb::Delete,
         }
     }

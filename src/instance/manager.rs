@@ -239,6 +239,7 @@ impl Manager {
             ephemeral_bytes: 0,
             desired: Desired::Stopped,
             frozen: None,
+            quiesced: false,
             seeded: false,
             boot_id: None,
             created_at: Utc::now(),

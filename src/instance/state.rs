@@ -32,6 +32,10 @@ pub enum Verb {
     Network,
     /// Set a user's password inside it.
     SetPassword,
+    /// Freeze its disks.
+    Quiesce,
+    /// Thaw its disks.
+    Unquiesce,
     /// Destroy it.
     Delete,
 }
@@ -59,6 +63,8 @@ impl Verb {
             Verb::Resize => TaskState::Resizing,
             Verb::Network => TaskState::Networking,
             Verb::SetPassword => TaskState::SettingPassword,
+            Verb::Quiesce => TaskState::Quiescing,
+            Verb::Unquiesce => TaskState::Unquiescing,
             Verb::Delete => TaskState::Deleting,
         }
     }
@@ -76,8 +82,16 @@ impl Verb {
             Verb::Resize => "instance.resize",
             Verb::Network => "instance.interface",
             Verb::SetPassword => "instance.password",
+            Verb::Quiesce => "instance.quiesce",
+            Verb::Unquiesce => "instance.unquiesce",
             Verb::Delete => "instance.delete",
         }
+    }
+
+    /// Whether it needs the instance's disks to take changes, or processes
+    /// that do not wait for one.
+    pub const fn is_held_by_quiesce(self) -> bool {
+        matches!(self, Verb::Pause | Verb::Suspend | Verb::Resize | Verb::SetPassword)
     }
 
     /// Whether it cuts short a graceful stop that is under way.
@@ -105,6 +119,9 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::Unpause, Running) => Nothing,
         (Verb::Suspend, Running | Paused) => Do,
         (Verb::Suspend, Suspended) => Nothing,
+        (Verb::Quiesce | Verb::Unquiesce, Running | Paused | Suspended) => Do,
+        // Nobody writes to its disks.
+        (Verb::Quiesce | Verb::Unquiesce, Shutdown | Crashed) => Nothing,
         (Verb::Resume, Suspended) => Do,
         (Verb::Resume, Running) => Nothing,
         _ => {
@@ -138,6 +155,8 @@ mod tests {
             (Verb::Resize, "DDDDDD"),
             (Verb::Network, "DDDDDD"),
             (Verb::SetPassword, "-D----"),
+            (Verb::Quiesce, "-DDNND"),
+            (Verb::Unquiesce, "-DDNND"),
             (Verb::Delete, "DDDDDD"),
         ] {
             for (state, expected) in states.into_iter().zip(row.chars()) {

@@ -149,6 +149,10 @@ pub enum TaskState {
     Networking,
     /// A user's password being set.
     SettingPassword,
+    /// Disks being frozen.
+    Quiescing,
+    /// Disks being thawed.
+    Unquiescing,
     /// Being destroyed.
     Deleting,
 }
@@ -181,6 +185,8 @@ pub struct Instance {
     pub power_state_number: u8,
     /// What is being done to it now.
     pub task_state: Option<TaskState>,
+    /// Whether its disks are frozen: whoever writes to them waits, all else runs.
+    pub quiesced: bool,
     /// The fault of the last failed operation; absent after a success.
     pub fault: Option<super::Problem>,
     /// Process id of its first process, as the host sees it, while it runs.

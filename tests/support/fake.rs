@@ -358,6 +358,8 @@ fn kind(action: &Action) -> &'static str {
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
         Action::SetPassword(_) => "instance.password",
+        Action::Quiesce => "instance.quiesce",
+        Action::Unquiesce => "instance.unquiesce",
         Action::Delete => "instance.delete",
     }
 }
@@ -400,6 +402,14 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             (now, EventKind::Updated)
         }
         Action::SetPassword(_) if now == running => return Ok(()),
+        Action::Quiesce if now == running => {
+            instance.quiesced = true;
+            (now, EventKind::Updated)
+        }
+        Action::Unquiesce => {
+            instance.quiesced = false;
+            (now, EventKind::Updated)
+        }
         Action::Delete => {
             state.instances.remove(&id);
             state.requests.remove(&id);
@@ -459,6 +469,7 @@ fn instance(id: Uuid, definition: InstanceCreate) -> Instance {
         power_state: PowerState::Shutdown,
         power_state_number: PowerState::Shutdown.number(),
         task_state: None,
+        quiesced: false,
         fault: None,
         pid: None,
         id_map_first: 1_879_048_192,

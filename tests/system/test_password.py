@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import Fault
 
-SECRET = "correct horse:battery \"staple\" \N{SNOWMAN} $(id)"
+SECRET = 'correct horse:battery "staple" \N{SNOWMAN} $(id)'
 
 
 def set_password(instance, user="root", password=SECRET):
@@ -66,7 +66,11 @@ def test_it_is_seen_nowhere(instance):
     assert not seen
     assert marker not in str(fault.value)
     base = instance.service.base
-    records = [*base.glob("state/instances/*/*.json"), *base.glob("run/i/*/bundle/*"), *base.glob("run/i/*/*.log")]
+    records = [
+        *base.glob("state/instances/*/*.json"),
+        *base.glob("run/i/*/bundle/*"),
+        *base.glob("run/i/*/*.log"),
+    ]
     assert records
     for file in [instance.service.log, *records]:
         assert marker.encode() not in file.read_bytes(), file
@@ -76,9 +80,16 @@ def test_it_is_seen_nowhere(instance):
 
 def test_what_cannot_be_set_says_why(instance):
     for user, password, field in [
-        ("", "x", "user"), ("a:b", "x", "user"), ("-root", "x", "user"), ("ro\not", "x", "user"),
-        ("x" * 33, "x", "user"), ("root", "", "password"), ("root", "a\nb", "password"),
-        ("root", "a\0", "password"), ("root", "x" * 512, "password"), ("nobody-here", "x", "user"),
+        ("", "x", "user"),
+        ("a:b", "x", "user"),
+        ("-root", "x", "user"),
+        ("ro\not", "x", "user"),
+        ("x" * 33, "x", "user"),
+        ("root", "", "password"),
+        ("root", "a\nb", "password"),
+        ("root", "a\0", "password"),
+        ("root", "x" * 512, "password"),
+        ("nobody-here", "x", "user"),
     ]:
         with pytest.raises(Fault) as fault:
             set_password(instance, user, password)
@@ -101,9 +112,11 @@ def test_an_instance_without_the_programs(spawn):
 
 def test_a_program_that_hangs_is_ended(spawn):
     instance = spawn()
-    instance.sh("rm -f $(which chpasswd); echo '#!/bin/sh\nexec sleep 7171' > /usr/sbin/chpasswd"
-                " || { mkdir -p /usr/sbin; echo '#!/bin/sh\nexec sleep 7171' > /usr/sbin/chpasswd; };"
-                " chmod 755 /usr/sbin/chpasswd")
+    instance.sh(
+        "rm -f $(which chpasswd); echo '#!/bin/sh\nexec sleep 7171' > /usr/sbin/chpasswd"
+        " || { mkdir -p /usr/sbin; echo '#!/bin/sh\nexec sleep 7171' > /usr/sbin/chpasswd; };"
+        " chmod 755 /usr/sbin/chpasswd"
+    )
     with pytest.raises(Fault) as fault:
         set_password(instance)
     assert fault.value.code == "timeout"

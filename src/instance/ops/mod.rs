@@ -6,6 +6,7 @@ pub mod destroy;
 pub mod freeze;
 pub mod interface;
 pub mod password;
+pub mod quiesce;
 pub mod recover;
 pub mod resize;
 pub mod start;
