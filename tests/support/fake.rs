@@ -494,6 +494,7 @@ fn image(id: Uuid, name: &str) -> Image {
         unpacked_size: 1,
         config: ImageConfig::default(),
         created_at: Utc::now(),
+        last_used_at: Utc::now(),
         users: vec![],
     }
 }
