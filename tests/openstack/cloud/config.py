@@ -179,9 +179,10 @@ def _nova_compute() -> Ini:
     }
 
 
-def _neutron_privsep() -> Ini:
+def _neutron_root() -> Ini:
+    """Neutron asks for a program that makes it root, which it is."""
     contexts = ("", "_dhcp_release", "_ovs_vsctl", "_namespace", "_conntrack", "_link")
-    return {f"privsep{name}": PRIVSEP for name in contexts}
+    return {"agent": {"root_helper": "env"}} | {f"privsep{name}": PRIVSEP for name in contexts}
 
 
 def _neutron() -> Ini:
@@ -205,7 +206,7 @@ def _neutron() -> Ini:
         ),
         "database": _database("neutron"),
         **_service("neutron"),
-        **_neutron_privsep(),
+        **_neutron_root(),
         "nova": _user("nova"),
         "placement": _user("placement"),
         "quotas": {f"quota_{thing}": UNLIMITED for thing in things},
@@ -245,7 +246,7 @@ def _neutron_metadata() -> Ini:
             metadata_proxy_shared_secret=PASSWORD,
             metadata_workers=1,
         ),
-        **_neutron_privsep(),
+        **_neutron_root(),
         "ovs": {"ovsdb_connection": OVSDB},
         "ovn": {"ovn_nb_connection": OVN_NB, "ovn_sb_connection": OVN_SB},
         "oslo_concurrency": {"lock_path": DATA / "lock/neutron"},

@@ -52,7 +52,7 @@ def fill() -> None:
 def _upload(cloud, image: Image) -> None:
     path = Path(run(ROOT / "scripts" / image.script[0], *image.script[1:], log="images").splitlines()[-1])
     found = cloud.image.find_image(image.name)
-    if found and found.properties.get("sha256") == _sha256(path):
+    if found and found.properties.get("content_sha256") == _sha256(path):
         return
     if found:
         cloud.image.delete_image(found)
@@ -64,7 +64,7 @@ def _upload(cloud, image: Image) -> None:
             visibility="public",
             min_ram=image.min_ram,
             data=data,
-            sha256=_sha256(path),
+            content_sha256=_sha256(path),
             **dict(image.properties),
         )
 
