@@ -9,7 +9,6 @@ from .place import (
     BERTH_SOCKET,
     DATA,
     ETC,
-    EXTERNAL_ADDRESS,
     HOST,
     KEYSTONE,
     LOOPBACK,
@@ -21,7 +20,6 @@ from .place import (
     REGION,
     STATE,
     VENV,
-    url,
 )
 
 Section = dict[str, object]
@@ -254,8 +252,6 @@ def _neutron_metadata() -> Ini:
 
 
 def _heat() -> Ini:
-    # What servers call back to must be reachable from their networks.
-    callback = url("heat-api-cfn", address=EXTERNAL_ADDRESS)
     return {
         "DEFAULT": _default(
             transport_url=BROKER,
@@ -265,8 +261,6 @@ def _heat() -> Ini:
             stack_user_domain_name="heat",
             auth_encryption_key="0123456789abcdef0123456789abcdef",
             region_name_for_services=REGION,
-            heat_metadata_server_url=callback,
-            heat_waitcondition_server_url=f"{callback}/v1/waitcondition",
             plugin_dirs="",
             environment_dir=ETC / "heat/environment.d",
             template_dir=ETC / "heat/templates",

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from .place import DATA, ETC, EXTERNAL_ADDRESS, LOOPBACK, PORTS, VENV, url
+from .place import DATA, ETC, PORTS, VENV, address, url
 from .processes import Program, answers, together, wait_until
 
 # Module and processes of each API; port and configuration go by its name.
@@ -19,7 +19,6 @@ APIS = {
     "nova-api": ("nova.wsgi.osapi_compute", 2),
     "nova-metadata": ("nova.wsgi.metadata", 1),
     "heat-api": ("heat.wsgi.api", 1),
-    "heat-api-cfn": ("heat.wsgi.cfn", 1),
 }
 CONFIGURATION = {
     "OS_KEYSTONE_CONFIG_DIR": ETC / "keystone",
@@ -63,16 +62,11 @@ def start() -> None:
         _wait_for(name)
 
 
-def _address(name: str) -> str:
-    """Servers call back to Heat: it listens where their routers can reach it."""
-    return EXTERNAL_ADDRESS if name == "heat-api-cfn" else LOOPBACK
-
-
 def _start_api(name: str) -> None:
     module, processes = APIS[name]
     Program(name).start(
         *(VENV / "bin/uwsgi", "--venv", VENV, "--module", f"{module}:application"),
-        *("--http-socket", f"{_address(name)}:{PORTS[name]}"),
+        *("--http-socket", f"{address(name)}:{PORTS[name]}"),
         *("--master", "--processes", processes, "--threads", 1, "--enable-threads", "--lazy-apps"),
         *("--die-on-term", "--thunder-lock", "--need-app", "--buffer-size", 65535),
         *("--disable-logging", "--log-5xx", "--procname-prefix", f"{name} "),
@@ -81,7 +75,7 @@ def _start_api(name: str) -> None:
         # Uploads to Glance come chunked.
         *(["--http-chunked-input"] if name == "glance" else []),
         # Heat's module reads its arguments instead of the environment.
-        *(["--pyargv", f"--config-file {ETC}/heat/heat.conf"] if name.startswith("heat") else []),
+        *(["--pyargv", f"--config-file {ETC}/heat/heat.conf"] if name == "heat-api" else []),
         **{key: str(value) for key, value in CONFIGURATION.items()},
     )
 
@@ -91,7 +85,7 @@ def _start_daemon(name: str, program: str, files: list[str]) -> None:
 
 
 def _wait_for(name: str) -> None:
-    wait_until(name, lambda: answers(url(name, "/", _address(name))), 120, Program(name))
+    wait_until(name, lambda: answers(url(name, "/")), 120, Program(name))
 
 
 def stop() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import openstack
 
-from .place import EXTERNAL_ADDRESS, KEYSTONE, PASSWORD, REGION, STATE, url
+from .place import KEYSTONE, PASSWORD, REGION, STATE, url
 
 MADE = STATE / "identity-made"
 ROLES = ("admin", "member", "reader", "manager", "service", "heat_stack_owner", "heat_stack_user")
@@ -14,7 +14,6 @@ SERVICES = {
     "nova": ("compute", url("nova-api", "/v2.1")),
     "neutron": ("network", url("neutron-api")),
     "heat": ("orchestration", url("heat-api", "/v1/%(project_id)s")),
-    "heat-cfn": ("cloudformation", url("heat-api-cfn", "/v1", EXTERNAL_ADDRESS)),
 }
 SERVICE_USERS = ("nova", "glance", "placement", "neutron", "heat")
 

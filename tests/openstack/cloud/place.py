@@ -42,14 +42,18 @@ PORTS = {
     "nova-metadata": 8775,
     "neutron-api": 9696,
     "heat-api": 8004,
-    "heat-api-cfn": 8000,
 }
 OVN_NB, OVN_SB = (f"tcp:{LOOPBACK}:{PORTS[name]}" for name in ("ovn-nb", "ovn-sb"))
 
 
-def url(service: str, path: str = "", address: str = LOOPBACK) -> str:
+def address(service: str) -> str:
+    """Where a service listens: Heat where servers reach it by their routers, to signal to it."""
+    return EXTERNAL_ADDRESS if service == "heat-api" else LOOPBACK
+
+
+def url(service: str, path: str = "") -> str:
     """Where an API answers."""
-    return f"http://{address}:{PORTS[service]}{path}"
+    return f"http://{address(service)}:{PORTS[service]}{path}"
 
 
 KEYSTONE = url("keystone", "/v3")
