@@ -83,6 +83,8 @@ fault_kinds! {
     FlavorDiskTooSmall = "flavor-disk-too-small", 422, "The flavor's disk is too small for the image";
     /// The flavor's `memory_mb` is below what an instance needs.
     FlavorMemoryTooSmall = "flavor-memory-too-small", 422, "The flavor's memory is too small";
+    /// What runs inside the instance lacks what this takes, or does not do it.
+    InstanceUnsupported = "instance-unsupported", 422, "The instance cannot do that";
     /// This host cannot do it: kernel, runtime or configuration lack a feature.
     HostUnsupported = "host-unsupported", 501, "This host cannot do that";
     /// Glance did not answer, or not as expected; worth trying again.

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import datetime
 import inspect
 import os
 from unittest import mock
@@ -580,21 +581,23 @@ def test_cache_image(driver, context):
     assert driver.cache_image(context, IMAGE) is False
 
 
-def test_images_are_kept_while_young_used_or_wanted(driver, context, service, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr('nova.virt.berth.images.time.monotonic', lambda: now[0])
-    unused, used, wanted, busy = 'unused', 'used', 'wanted', 'busy'
-    for name in (unused, used, wanted, busy):
-        service.images[name] = {'id': name, 'users': [UUID] if name == used else []}
-    instances = [make_instance(image_ref=wanted)]
-    driver.manage_image_cache(context, instances)
-    now[0] += CONF.image_cache.remove_unused_original_minimum_age_seconds - 1
-    driver.manage_image_cache(context, instances)
-    assert len(service.images) == 4
-    now[0] += 2
+def test_images_are_kept_while_young_used_or_wanted(driver, context, service):
+    age = CONF.image_cache.remove_unused_original_minimum_age_seconds
+    now = datetime.datetime.now(datetime.timezone.utc)
+
+    def add(name, seconds, users=()):
+        last = now - datetime.timedelta(seconds=seconds)
+        # As the service writes it.
+        text = last.strftime('%Y-%m-%dT%H:%M:%S.%f123Z')
+        service.images[name] = {'id': name, 'users': list(users), 'last_used_at': text}
+
+    for name in ('old', 'wanted', 'busy'):
+        add(name, age + 60)
+    add('used', age + 60, users=[UUID])
+    add('young', age - 60)
     service.faults[('DELETE', '/v1/images/busy')] = Fault('image-in-use')
-    driver.manage_image_cache(context, instances)
-    assert set(service.images) == {used, wanted, busy}
+    driver.manage_image_cache(context, [make_instance(image_ref='wanted')])
+    assert set(service.images) == {'used', 'wanted', 'busy', 'young'}
     assert len(service.changes()) == 2
 
 

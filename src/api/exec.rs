@@ -24,6 +24,7 @@ use super::console::{Size, TerminalMessage};
 use super::extract::{Id, Query};
 use super::socket::{self, Incoming, Message};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::process::children;
 use crate::telemetry;
 
 /// First byte of a binary frame with standard output.
@@ -303,38 +304,13 @@ fn resize(terminal: Option<&OwnedFd>, size: Size, pid: Option<u32>) {
 /// the runtime program's children, then the runtime program itself.
 async fn end(child: &mut Child) {
     for inside in child.id().map(children).unwrap_or_default() {
-        let _ = rustix::process::pidfd_send_signal(&inside, rustix::process::Signal::KILL);
+        // It may have ended.
+        let _ = inside.signal(libc::SIGKILL);
     }
     // It ends by itself when its child has; if not, it is killed.
     if tokio::time::timeout(LAST_WORDS, child.wait()).await.is_err() {
         let _ = child.kill().await;
     }
-}
-
-/// Handles on the children of a process, each checked to be one after it was
-/// opened, so that a reused process id is never signalled.
-fn children(parent: u32) -> Vec<OwnedFd> {
-    let tasks = std::fs::read_dir(format!("/proc/{parent}/task"));
-    let lists = tasks
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-    let pids: Vec<u32> = lists
-        .flat_map(|l| l.split(' ').filter_map(|p| p.trim().parse().ok()).collect::<Vec<_>>())
-        .collect();
-    let open = |pid: u32| {
-        let handle =
-            rustix::process::pidfd_open(to_pid(pid)?, rustix::process::PidfdFlags::empty()).ok()?;
-        (parent_of(pid)? == parent).then_some(handle)
-    };
-    pids.into_iter().filter_map(open).collect()
-}
-
-fn parent_of(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name, in parentheses, may hold anything.
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 fn to_pid(pid: u32) -> Option<rustix::process::Pid> {
@@ -364,15 +340,5 @@ mod tests {
         ] {
             assert_eq!(read(bad).unwrap_err().field.as_deref(), Some(field), "{bad}");
         }
-    }
-
-    #[test]
-    fn only_children_are_found() {
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
-        assert_eq!(parent_of(child.id()), Some(std::process::id()));
-        assert!(!children(std::process::id()).is_empty());
-        assert!(children(child.id()).is_empty());
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 }

@@ -13,7 +13,8 @@ use super::backend::{Action, Backend, RequestContext};
 use super::extract::{Body, CREATE_LIMIT, Id, Nothing, OptionalBody, Prefer, Query};
 use crate::fault::{Fault, Result};
 use crate::types::{
-    Instance, InstanceCreate, InstanceStats, Operation, PowerState, Reboot, Resize, Stop,
+    Instance, InstanceCreate, InstanceStats, Operation, PowerState, Reboot, Resize, SetPassword,
+    Stop,
 };
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
@@ -30,6 +31,9 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .service(suspend_instance)
         .service(resume_instance)
         .service(resize_instance)
+        .service(set_password)
+        .service(quiesce_instance)
+        .service(unquiesce_instance)
         .service(get_stats)
         .service(list_stats);
 }
@@ -321,6 +325,75 @@ async fn resize_instance(
     Body(resize): Body<Resize>,
 ) -> Result<HttpResponse> {
     act(&api, context, id, Action::Resize(resize), prefer).await
+}
+
+/// Sets a user's password inside a running instance, by the programs of its
+/// own image: `chpasswd`, else `passwd`.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    request_body = SetPassword,
+    responses(
+        (status = 204, description = "The password is set"),
+        (status = 202, description = "The password is being set", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/password")]
+async fn set_password(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    Body(wanted): Body<SetPassword>,
+) -> Result<HttpResponse> {
+    let action = Action::SetPassword(wanted);
+    let operation = blocking(&api, move |backend| backend.action(context, id, action)).await?;
+    let answer = settle(&operation, prefer).await?;
+    Ok(answer.unwrap_or_else(|| HttpResponse::NoContent().finish()))
+}
+
+/// Freezes an instance's disks, so that what is on them is consistent. It
+/// stays RUNNING, and whoever writes to a disk waits; a stop thaws them.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "Its disks are frozen", body = Instance),
+        (status = 202, description = "Its disks are being frozen", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/quiesce")]
+async fn quiesce_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::Quiesce, prefer).await
+}
+
+/// Lets an instance write to its disks again.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "Its disks take changes", body = Instance),
+        (status = 202, description = "Its disks are being thawed", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/unquiesce")]
+async fn unquiesce_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::Unquiesce, prefer).await
 }
 
 async fn act(

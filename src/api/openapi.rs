@@ -267,7 +267,8 @@ fn faults(operation_id: &str) -> &'static [FaultKind] {
             &[InstanceNotFound, InstanceInvalidState, RuntimeFailed, ServiceUnavailable, Timeout]
         }
         "start_instance" | "stop_instance" | "reboot_instance" | "pause_instance"
-        | "unpause_instance" | "suspend_instance" | "resume_instance" => CHANGE,
+        | "unpause_instance" | "suspend_instance" | "resume_instance" | "quiesce_instance"
+        | "unquiesce_instance" => CHANGE,
         "import_image" => &[
             ImageNotFound,
             ImageExists,
@@ -279,6 +280,17 @@ fn faults(operation_id: &str) -> &'static [FaultKind] {
             HostUnsupported,
             GlanceUnavailable,
             GlanceForbidden,
+            ServiceUnavailable,
+            Timeout,
+            ResourcesExhausted,
+        ],
+        "set_password" => &[
+            InstanceNotFound,
+            InstanceInvalidState,
+            InstanceUnsupported,
+            PayloadTooLarge,
+            UnsupportedMediaType,
+            RuntimeFailed,
             ServiceUnavailable,
             Timeout,
             ResourcesExhausted,

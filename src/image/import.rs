@@ -146,6 +146,7 @@ impl Import<'_> {
         let layers: Vec<String> = self.layers.iter().map(Digest::to_string).collect();
         let directories: Vec<_> = layers.iter().map(|l| self.store.layer_dir(l)).collect();
         config.init = init::detect(&directories);
+        let now = Utc::now();
         let image = Image {
             id,
             name: request.name.clone(),
@@ -158,7 +159,8 @@ impl Import<'_> {
             layers,
             unpacked_size: self.unpacked,
             config,
-            created_at: Utc::now(),
+            created_at: now,
+            last_used_at: now,
             users: Vec::new(),
         };
         Ok(Record { schema: SCHEMA, image, declared: request.hash.clone() })

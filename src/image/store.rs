@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -203,10 +204,22 @@ impl ImageStore {
         let mut state = self.lock();
         if let Some(holders) = state.holders.get_mut(&image) {
             holders.remove(&instance);
-            if holders.is_empty() {
-                state.holders.remove(&image);
+            if !holders.is_empty() {
+                return;
             }
+            state.holders.remove(&image);
         }
+        if let Err(fault) = self.touch(&mut state, image) {
+            // It is only thought older than it is.
+            tracing::warn!(%image, %fault, "noting when an image was last used");
+        }
+    }
+
+    /// Notes that an image was used until now.
+    fn touch(&self, state: &mut State, image: Uuid) -> Result<()> {
+        let Some(record) = state.records.get_mut(&image) else { return Ok(()) };
+        record.image.last_used_at = Utc::now();
+        atomic::write_json(&self.layout.image_record(image), record)
     }
 
     /// Removes the layers that no image and no import needs.

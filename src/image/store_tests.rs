@@ -452,6 +452,10 @@ fn root_held_images_stay_and_released_layers_go() {
     assert_eq!(store.layers(), 2, "the base's layer is the image's too");
     store.store.release(image.id, instance);
     store.store.release(image.id, instance);
+    let last = store.store.get(image.id).unwrap().last_used_at;
+    assert!(last > image.last_used_at, "it was used until now");
+    let store = store.reopen();
+    assert_eq!(store.store.get(image.id).unwrap().last_used_at, last, "and that is kept");
     store.store.delete(image.id).unwrap();
     store.store.collect().unwrap();
     assert!(store.is_empty());

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::state::Verb;
-use crate::types::{Reboot, RebootType, Resize, Stop, Vif};
+use crate::types::{Reboot, RebootType, Resize, SetPassword, Stop, Vif};
 
 /// Who asks: what logs and events say about the cause.
 #[derive(Clone, Debug)]
@@ -35,6 +35,12 @@ pub enum Action {
     AttachInterface(Vif),
     /// Detach the interface of this port.
     DetachInterface(Uuid),
+    /// Set a user's password inside it.
+    SetPassword(SetPassword),
+    /// Freeze its disks.
+    Quiesce,
+    /// Thaw its disks.
+    Unquiesce,
     /// Destroy it.
     Delete,
 }
@@ -53,6 +59,9 @@ impl Action {
             Action::Resume => Verb::Resume,
             Action::Resize(_) => Verb::Resize,
             Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
+            Action::SetPassword(_) => Verb::SetPassword,
+            Action::Quiesce => Verb::Quiesce,
+            Action::Unquiesce => Verb::Unquiesce,
             Action::Delete => Verb::Delete,
         }
     }

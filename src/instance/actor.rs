@@ -124,7 +124,16 @@ impl Actor {
         if verb.is_urgent() {
             self.handle.urgent_taken();
         }
-        let admission = match admit(verb, self.view().power_state()) {
+        let admitted = admit(verb, self.view().power_state()).and_then(|admission| {
+            if self.record.quiesced && verb.is_held_by_quiesce() && admission == Admission::Do {
+                return Err(Fault::new(
+                    FaultKind::InstanceInvalidState,
+                    format!("{} is not possible while the instance is quiesced", verb.name()),
+                ));
+            }
+            Ok(admission)
+        });
+        let admission = match admitted {
             Ok(admission) => admission,
             Err(fault) => {
                 job.operation.finish(Err(fault));
@@ -177,6 +186,12 @@ impl Actor {
                 })
                 .await
             }
+            Action::SetPassword(wanted) => {
+                let record = self.record.clone();
+                self.inner.host(move |parts| ops::password::set(parts, &record, &wanted)).await
+            }
+            Action::Quiesce => self.change(EventKind::Updated, ops::quiesce::quiesce).await,
+            Action::Unquiesce => self.change(EventKind::Updated, ops::quiesce::unquiesce).await,
             Action::Delete => self.delete().await,
         }
     }
@@ -298,7 +313,7 @@ impl Actor {
     /// Asks the init of a running instance; false when it cannot be asked, so
     /// that only force is left.
     async fn asked(&mut self, ask: ops::stop::Ask) -> bool {
-        let outcome = match self.thaw_if_frozen().await {
+        let outcome = match self.let_run().await {
             Ok(()) => self.ask(ask).await,
             Err(fault) => Err(fault),
         };
@@ -335,7 +350,10 @@ impl Actor {
         Ok(())
     }
 
-    async fn thaw_if_frozen(&mut self) -> Result<()> {
+    async fn let_run(&mut self) -> Result<()> {
+        if self.record.quiesced {
+            self.change(EventKind::Updated, ops::quiesce::unquiesce).await?;
+        }
         if self.record.frozen.is_some() { self.thaw().await } else { Ok(()) }
     }
 

@@ -12,22 +12,24 @@ use crate::runtime::{Exec, Runtime as _};
 
 /// The command that, run on the host, runs the request inside the instance.
 pub fn command(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<Command> {
+    parts.runtime.exec_command(&record.id.to_string(), &resolve(parts, record, request)?)
+}
+
+/// The request as the runtime program takes it: user by number, environment whole.
+pub fn resolve(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<Exec> {
     if request.command.is_empty() || request.command[0].is_empty() {
         return Err(Fault::invalid("command", "must name a program"));
     }
     let layers: Vec<_> =
         record.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, request.user.as_deref().unwrap_or("0"))?;
-    parts.runtime.exec_command(
-        &record.id.to_string(),
-        &Exec {
-            command: request.command.clone(),
-            env: environment(parts, record, request)?,
-            user: Some(format!("{}:{}", user.uid, user.gid)),
-            cwd: None,
-            tty: request.tty,
-        },
-    )
+    Ok(Exec {
+        command: request.command.clone(),
+        env: environment(parts, record, request)?,
+        user: Some(format!("{}:{}", user.uid, user.gid)),
+        cwd: None,
+        tty: request.tty,
+    })
 }
 
 /// The first process's environment, then the request's: given whole, because

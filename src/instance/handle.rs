@@ -77,6 +77,7 @@ impl View {
             power_state,
             power_state_number: power_state.number(),
             task_state: self.task_state,
+            quiesced: record.quiesced,
             fault: record.fault.clone(),
             pid: self.init.map(|init| init.pid),
             id_map_first: record.id_block.first,

@@ -239,6 +239,7 @@ impl Manager {
             ephemeral_bytes: 0,
             desired: Desired::Stopped,
             frozen: None,
+            quiesced: false,
             seeded: false,
             boot_id: None,
             created_at: Utc::now(),
@@ -261,6 +262,7 @@ impl Manager {
             Action::Stop(stop) => validate::timeout(stop.timeout)?,
             Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
             Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
+            Action::SetPassword(wanted) => validate::password(wanted)?,
             Action::AttachInterface(vif) => {
                 self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;
             }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::rootfs::{BlockDevice, Disks, Rootfs};
 use crate::runtime::{cli::CliRuntime, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
-use crate::sys::mount;
+use crate::sys::{self, mount};
 use crate::types::RuntimeInfo;
 
 use super::record::Record;
@@ -146,6 +147,30 @@ impl Parts {
             .collect()
     }
 
+    /// Freezes the file systems on its disks, all or none, so that what is on
+    /// the disks is consistent; repeats do nothing. Most of what waits to be
+    /// written is written before, while the instance runs.
+    pub fn freeze_disks(&self, layout: &InstanceLayout) -> Result<()> {
+        let disks = mounted_disks(layout)?;
+        for disk in &disks {
+            rustix::fs::syncfs(disk).or_fault("writing a disk")?;
+        }
+        let frozen = disks.iter().try_for_each(|disk| sys::fs::freeze(disk.as_fd()));
+        frozen.or_fault("freezing a disk").map_err(|fault| match self.thaw_disks(layout) {
+            Ok(()) => fault,
+            Err(left) => fault.context(format_args!("(and thawing it: {})", left.detail)),
+        })
+    }
+
+    /// Undoes [`Parts::freeze_disks`]; not frozen is success.
+    pub fn thaw_disks(&self, layout: &InstanceLayout) -> Result<()> {
+        let mut teardown = Teardown::default();
+        for disk in mounted_disks(layout)? {
+            teardown.step("thawing a disk", sys::fs::thaw(disk.as_fd()).or_fault("asking for it"));
+        }
+        teardown.finish()
+    }
+
     /// Undoes [`Parts::mount`]; absence is success.
     pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
@@ -171,6 +196,17 @@ impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts").field("layout", &self.layout).finish_non_exhaustive()
     }
+}
+
+/// The roots of an instance's disks, as far as they are mounted.
+fn mounted_disks(layout: &InstanceLayout) -> Result<Vec<File>> {
+    let mut disks = Vec::new();
+    for path in [layout.disk_mount(), layout.ephemeral_mount()] {
+        if mount::is_mount_point(&path)? {
+            disks.push(File::open(&path).or_fault(format_args!("opening {}", path.display()))?);
+        }
+    }
+    Ok(disks)
 }
 
 fn number(device: &BlockDevice) -> DeviceNumber {

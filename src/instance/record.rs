@@ -70,6 +70,9 @@ pub struct Record {
     pub desired: Desired,
     /// How it is frozen, while it is.
     pub frozen: Option<Frozen>,
+    /// Whether its disks are frozen, so that what is on them is consistent.
+    #[serde(default)]
+    pub quiesced: bool,
     /// Whether it was ever started: host name, machine id and files are
     /// written once, before.
     pub seeded: bool,
@@ -163,6 +166,7 @@ pub(crate) mod tests {
             ephemeral_bytes: 0,
             desired: Desired::Stopped,
             frozen: None,
+            quiesced: false,
             seeded: false,
             boot_id: None,
             created_at: Utc::now(),

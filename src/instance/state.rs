@@ -30,6 +30,12 @@ pub enum Verb {
     Resize,
     /// Attach or detach an interface.
     Network,
+    /// Set a user's password inside it.
+    SetPassword,
+    /// Freeze its disks.
+    Quiesce,
+    /// Thaw its disks.
+    Unquiesce,
     /// Destroy it.
     Delete,
 }
@@ -56,6 +62,9 @@ impl Verb {
             Verb::Resume => TaskState::Resuming,
             Verb::Resize => TaskState::Resizing,
             Verb::Network => TaskState::Networking,
+            Verb::SetPassword => TaskState::SettingPassword,
+            Verb::Quiesce => TaskState::Quiescing,
+            Verb::Unquiesce => TaskState::Unquiescing,
             Verb::Delete => TaskState::Deleting,
         }
     }
@@ -72,8 +81,17 @@ impl Verb {
             Verb::Resume => "instance.resume",
             Verb::Resize => "instance.resize",
             Verb::Network => "instance.interface",
+            Verb::SetPassword => "instance.password",
+            Verb::Quiesce => "instance.quiesce",
+            Verb::Unquiesce => "instance.unquiesce",
             Verb::Delete => "instance.delete",
         }
+    }
+
+    /// Whether it needs the instance's disks to take changes, or processes
+    /// that do not wait for one.
+    pub const fn is_held_by_quiesce(self) -> bool {
+        matches!(self, Verb::Pause | Verb::Suspend | Verb::Resize | Verb::SetPassword)
     }
 
     /// Whether it cuts short a graceful stop that is under way.
@@ -94,13 +112,16 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::Start, Running) => Nothing,
         (Verb::Stop, Running | Paused | Suspended) => Do,
         (Verb::Stop, Shutdown | Crashed | NoState) => Nothing,
-        (Verb::SoftReboot, Running) => Do,
+        (Verb::SoftReboot | Verb::SetPassword, Running) => Do,
         (Verb::Pause, Running) => Do,
         (Verb::Pause, Paused) => Nothing,
         (Verb::Unpause, Paused) => Do,
         (Verb::Unpause, Running) => Nothing,
         (Verb::Suspend, Running | Paused) => Do,
         (Verb::Suspend, Suspended) => Nothing,
+        (Verb::Quiesce | Verb::Unquiesce, Running | Paused | Suspended) => Do,
+        // Nobody writes to its disks.
+        (Verb::Quiesce | Verb::Unquiesce, Shutdown | Crashed) => Nothing,
         (Verb::Resume, Suspended) => Do,
         (Verb::Resume, Running) => Nothing,
         _ => {
@@ -133,6 +154,9 @@ mod tests {
             (Verb::Resume, "-N---D"),
             (Verb::Resize, "DDDDDD"),
             (Verb::Network, "DDDDDD"),
+            (Verb::SetPassword, "-D----"),
+            (Verb::Quiesce, "-DDNND"),
+            (Verb::Unquiesce, "-DDNND"),
             (Verb::Delete, "DDDDDD"),
         ] {
             for (state, expected) in states.into_iter().zip(row.chars()) {

@@ -2,7 +2,7 @@
 //! its field and the remedy.
 
 use crate::fault::{Fault, Result};
-use crate::types::{Flavor, InstanceCreate};
+use crate::types::{Flavor, InstanceCreate, SetPassword};
 
 /// Largest size of a disk in GiB: a file system's own limit is far above, an
 /// operator's typing error is not.
@@ -35,6 +35,29 @@ pub fn create(request: &InstanceCreate) -> Result<()> {
                 "must not contain a NUL character",
             ));
         }
+    }
+    Ok(())
+}
+
+/// Checks a user's new password: both are written to a line that the programs
+/// inside take apart at `:`.
+pub fn password(wanted: &SetPassword) -> Result<()> {
+    let user = wanted.user.as_bytes();
+    let is_first = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    let is_good = |byte: &u8| is_first(byte) || b".-$".contains(byte);
+    if user.len() > 32 || !user.first().is_some_and(is_first) || !user.iter().all(is_good) {
+        return Err(Fault::invalid(
+            "user",
+            "must be a user name: 1 to 32 letters, digits, '_', '-' and '.'",
+        ));
+    }
+    let bytes = wanted.password.as_bytes();
+    // Linux-PAM takes 511.
+    if bytes.is_empty() || bytes.len() > 511 || bytes.iter().any(u8::is_ascii_control) {
+        return Err(Fault::invalid(
+            "password",
+            "must have 1 to 511 bytes and no control characters",
+        ));
     }
     Ok(())
 }

@@ -1,20 +1,36 @@
 //! Any OCI runtime program, by the command line that runc made the standard.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::{Create, Exec, Runtime};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::sys::process::{ChildSetup, guests_oom_score_adj, wait_child};
+use crate::sys::process::{ChildSetup, PidFd, children, guests_oom_score_adj, wait_child};
 
 /// Longest that a call of the program may take. It normally takes milliseconds.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Time for the program to end once what it ran has.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Most bytes that are kept of what a program says.
+const MOST_WORDS: u64 = 64 << 10;
+
+/// What a command that ran inside a container left.
+#[derive(Debug)]
+pub struct Said {
+    /// How it ended; the runtime program's own failure looks the same.
+    pub status: ExitStatus,
+    /// The beginning of its output.
+    pub words: String,
+}
 
 /// A runtime program and how it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +86,38 @@ impl CliRuntime {
         }
         let said = errors_of(log).or_else(|| output.text()).unwrap_or_else(|| status.to_string());
         Err(Fault::new(kind_of(&said), format!("{} {verb}: {said}", self.name())))
+    }
+
+    /// Runs a command inside a container to its end and gives what it said: its
+    /// status and its first words. `input` is its standard input; a command
+    /// that is not done with it after `limit` is ended.
+    pub fn exec(&self, id: &str, exec: &Exec, input: &[u8], limit: Duration) -> Result<Said> {
+        let doing = format!("running {} exec", self.name());
+        let mut output = Output::new().or_fault(&doing)?;
+        let mut command = self.exec_command(id, exec)?;
+        let mut child = output
+            .attach(&mut command)
+            .and_then(|c| c.spawn())
+            .or_kind(FaultKind::RuntimeFailed, &doing)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A command that reads nothing is not at fault for that.
+            let _ = stdin.write_all(input);
+        }
+        let ended = PidFd::of_child(&child).and_then(|fd| fd.wait(limit)).or_fault(&doing)?;
+        if !ended {
+            for inside in children(child.id()) {
+                // It may have ended.
+                let _ = inside.signal(libc::SIGKILL);
+            }
+        }
+        let status = wait_child(&mut child, LAST_WORDS).or_fault(&doing)?;
+        match status.filter(|_| ended) {
+            Some(status) => Ok(Said { status, words: output.text().unwrap_or_default() }),
+            None => Err(Fault::new(
+                FaultKind::Timeout,
+                format!("{} did not end within {} seconds", exec.command[0], limit.as_secs()),
+            )),
+        }
     }
 
     /// Whether the program may know a container: every one keeps its state
@@ -150,12 +198,15 @@ impl Runtime for CliRuntime {
 
 /// Where the program's own words go: memory, so that it can neither block on a
 /// full pipe nor change the owner of anything of the host (crun gives its stdio
-/// to the instance's root, be it the host's /dev/null).
+/// to the instance's root, be it the host's /dev/null). It does not grow.
 struct Output(File);
 
 impl Output {
     fn new() -> std::io::Result<Output> {
-        let fd: OwnedFd = rustix::fs::memfd_create(c"runtime", rustix::fs::MemfdFlags::CLOEXEC)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd: OwnedFd = memfd_create(c"runtime", flags)?;
+        ftruncate(&fd, MOST_WORDS)?;
+        fcntl_add_seals(&fd, SealFlags::GROW | SealFlags::SHRINK)?;
         Ok(Output(File::from(fd)))
     }
 
@@ -168,7 +219,7 @@ impl Output {
         self.0.seek(SeekFrom::Start(0)).ok()?;
         let mut bytes = Vec::new();
         Read::by_ref(&mut self.0).take(4096).read_to_end(&mut bytes).ok()?;
-        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        let text = String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ', '\n', '\r']).to_owned();
         (!text.is_empty()).then_some(text)
     }
 }

@@ -1,5 +1,5 @@
 //! Files: staying inside a tree that may be hostile, copying without the
-//! holes, and growing a mounted file system.
+//! holes, growing and freezing a mounted file system.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -186,6 +186,34 @@ pub fn grow_xfs(directory: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     let done =
         unsafe { libc::ioctl(directory.as_raw_fd(), XFS_IOC_FSGROWFSDATA, &raw const growth) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const FIFREEZE: libc::c_ulong = 0xC004_5877; // _IOWR('X', 119, int)
+const FITHAW: libc::c_ulong = 0xC004_5878; // _IOWR('X', 120, int)
+
+/// Writes all of the file system that holds `directory` to its device and
+/// holds whoever wants to change it until [`thaw`]. Frozen already is success.
+pub fn freeze(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request's argument is unused.
+    match unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE, 0) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+            e => Err(e),
+        },
+    }
+}
+
+/// Lets changes go on; not frozen is success.
+pub fn thaw(directory: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request's argument is unused.
+    match unsafe { libc::ioctl(directory.as_raw_fd(), FITHAW, 0) } {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            e => Err(e),
+        },
+    }
 }
 
 #[cfg(test)]

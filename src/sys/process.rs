@@ -81,6 +81,11 @@ impl PidFd {
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// That of a child that was not waited for.
+    pub fn of_child(child: &Child) -> io::Result<PidFd> {
+        PidFd::open(child.id().cast_signed())
+    }
+
     /// Sends a signal; `false` when the process has ended.
     pub fn signal(&self, signal: i32) -> io::Result<bool> {
         // SAFETY: a null siginfo is allowed and means what kill(2) would send.
@@ -134,9 +139,32 @@ pub fn readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     }
 }
 
+/// Handles on the children of a process, each checked to be one after it was
+/// opened, so that a reused process id is never signalled.
+pub fn children(parent: u32) -> Vec<PidFd> {
+    let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<i32> = lists
+        .flat_map(|list| {
+            list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+        })
+        .collect();
+    let open = |pid| {
+        let handle = PidFd::open(pid).ok()?;
+        (parent_of(pid)? == parent).then_some(handle)
+    };
+    pids.into_iter().filter_map(open).collect()
+}
+
+fn parent_of(pid: i32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name, in parentheses, may hold anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
 /// Waits for a child; `None` when the time is over first (it is then killed and reaped).
 pub fn wait_child(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
-    if PidFd::open(child.id().cast_signed())?.wait(limit)? {
+    if PidFd::of_child(child)?.wait(limit)? {
         return child.wait().map(Some);
     }
     child.kill()?;
@@ -297,5 +325,15 @@ mod tests {
         let out = command.output().unwrap();
         mask.thread_unblock().unwrap();
         assert_eq!(String::from_utf8_lossy(&out.stdout), "SigBlk:\t0000000000000000\n");
+    }
+
+    #[test]
+    fn only_children_are_found() {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        assert_eq!(parent_of(child.id().cast_signed()), Some(std::process::id()));
+        assert!(!children(std::process::id()).is_empty());
+        assert!(children(child.id()).is_empty());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

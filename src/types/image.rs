@@ -98,6 +98,10 @@ pub struct Image {
     pub config: ImageConfig,
     /// When it was imported.
     pub created_at: DateTime<Utc>,
+    /// When it was imported or, if that was later, the last instance that
+    /// stood on it went: its age once it has no users.
+    #[serde(default = "Utc::now")]
+    pub last_used_at: DateTime<Utc>,
     /// Instances whose root file system stands on it.
     #[serde(default)]
     pub users: Vec<Uuid>,

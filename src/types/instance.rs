@@ -147,6 +147,12 @@ pub enum TaskState {
     Resizing,
     /// An interface being attached or detached.
     Networking,
+    /// A user's password being set.
+    SettingPassword,
+    /// Disks being frozen.
+    Quiescing,
+    /// Disks being thawed.
+    Unquiescing,
     /// Being destroyed.
     Deleting,
 }
@@ -179,6 +185,8 @@ pub struct Instance {
     pub power_state_number: u8,
     /// What is being done to it now.
     pub task_state: Option<TaskState>,
+    /// Whether its disks are frozen: whoever writes to them waits, all else runs.
+    pub quiesced: bool,
     /// The fault of the last failed operation; absent after a success.
     pub fault: Option<super::Problem>,
     /// Process id of its first process, as the host sees it, while it runs.
@@ -239,4 +247,22 @@ pub enum RebootType {
 pub struct Resize {
     /// The new flavor. Disks only grow; all else changes while it runs.
     pub flavor: Flavor,
+}
+
+/// Body of the password action.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetPassword {
+    /// The user, as the instance's `/etc/passwd` has it.
+    #[schema(min_length = 1, max_length = 32)]
+    pub user: String,
+    /// Its new password: one line of at most 511 bytes. Never kept, never logged.
+    #[schema(min_length = 1, max_length = 511)]
+    pub password: String,
+}
+
+impl std::fmt::Debug for SetPassword {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SetPassword").field("user", &self.user).finish_non_exhaustive()
+    }
 }

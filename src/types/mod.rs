@@ -20,7 +20,7 @@ pub use host::{Capabilities, Check, CheckStatus, HostInfo, HostStats, Inventory,
 pub use image::{Image, ImageConfig, ImageFormat, ImageHash, ImageImport, ImageSource, InitKind};
 pub use instance::{
     Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot, RebootType,
-    Resize, Stop, TaskState,
+    Resize, SetPassword, Stop, TaskState,
 };
 pub use operation::{Operation, OperationStatus};
 pub use problem::Problem;

@@ -357,6 +357,9 @@ fn kind(action: &Action) -> &'static str {
         Action::Resize(_) => "instance.resize",
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
+        Action::SetPassword(_) => "instance.password",
+        Action::Quiesce => "instance.quiesce",
+        Action::Unquiesce => "instance.unquiesce",
         Action::Delete => "instance.delete",
     }
 }
@@ -396,6 +399,15 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
                 Fault::new(FaultKind::InterfaceNotFound, "the instance has no such interface")
             })?;
             vifs.remove(index);
+            (now, EventKind::Updated)
+        }
+        Action::SetPassword(_) if now == running => return Ok(()),
+        Action::Quiesce if now == running => {
+            instance.quiesced = true;
+            (now, EventKind::Updated)
+        }
+        Action::Unquiesce => {
+            instance.quiesced = false;
             (now, EventKind::Updated)
         }
         Action::Delete => {
@@ -457,6 +469,7 @@ fn instance(id: Uuid, definition: InstanceCreate) -> Instance {
         power_state: PowerState::Shutdown,
         power_state_number: PowerState::Shutdown.number(),
         task_state: None,
+        quiesced: false,
         fault: None,
         pid: None,
         id_map_first: 1_879_048_192,
@@ -481,6 +494,7 @@ fn image(id: Uuid, name: &str) -> Image {
         unpacked_size: 1,
         config: ImageConfig::default(),
         created_at: Utc::now(),
+        last_used_at: Utc::now(),
         users: vec![],
     }
 }

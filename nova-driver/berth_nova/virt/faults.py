@@ -93,6 +93,8 @@ TABLE = {
     # Glance.
     'glance-unavailable': _glance_unavailable,
     'glance-forbidden': _id(exception.ImageNotAuthorized, 'image_id', 'image'),
+    # What runs inside does not take it: nothing that a build asks for.
+    'instance-unsupported': _message(exception.InternalError),
     # This host cannot, another may.
     'host-unsupported': _reason(exception.ComputeResourcesUnavailable),
     'resources-exhausted': _reason(exception.ComputeResourcesUnavailable),
@@ -108,8 +110,9 @@ TABLE = {
     'unsupported-media-type': _message(exception.InternalError),
 }
 
-# Codes by which a service says that it does not offer something.
-UNSUPPORTED = frozenset({'not-found', 'method-not-allowed', 'host-unsupported'})
+# Codes by which the service says that it, the host or the instance does not offer something.
+UNSUPPORTED = frozenset({
+    'not-found', 'method-not-allowed', 'host-unsupported', 'instance-unsupported'})
 
 
 def to_nova(fault, target):

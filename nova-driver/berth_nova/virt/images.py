@@ -7,10 +7,10 @@ the service reads the file.
 
 import os
 import tempfile
-import time
 
 from oslo_log import log as logging
 from oslo_utils import fileutils
+from oslo_utils import timeutils
 
 from nova import conf as nova_conf
 from nova import exception
@@ -29,9 +29,6 @@ class Images:
         self.client = client
         self.options = options
         self.api = glance.API()
-        # When an image was first seen without a user: the service knows only
-        # when it came. Lost at a restart, which only keeps images longer.
-        self.unused_since = {}
 
     def ensure(self, context, image_id, trusted_certs=None):
         """Has the image in the store: its description, and whether it had to come."""
@@ -69,18 +66,15 @@ class Images:
         """
         if not CONF.image_cache.remove_unused_base_images:
             return
-        images = {image['id']: image for image in self.client.get('/v1/images')['images']}
-        now = time.monotonic()
-        unused = {image_id: self.unused_since.get(image_id, now)
-                  for image_id, image in images.items()
-                  if not image['users'] and image_id not in needed}
         age = CONF.image_cache.remove_unused_original_minimum_age_seconds
-        for image_id in [i for i, since in unused.items() if now - since >= age]:
+        for image in self.client.get('/v1/images')['images']:
+            if image['users'] or image['id'] in needed:
+                continue
+            if not timeutils.is_older_than(timeutils.parse_isotime(image['last_used_at']), age):
+                continue
             try:
-                self.client.delete('/v1/images/%s' % image_id)
-                LOG.info('Image %s was unused and is removed', image_id)
+                self.client.delete('/v1/images/%s' % image['id'])
+                LOG.info('Image %s was unused and is removed', image['id'])
             except exception.NovaException as error:
                 if faults.code_of(error) not in ('image-not-found', 'image-in-use'):
                     raise
-            del unused[image_id]
-        self.unused_since = unused

@@ -58,6 +58,8 @@ pub fn end_processes(parts: &Parts, id: Uuid) -> Result<()> {
     let devices = parts.devices(&layout);
     let log = parts.layout.run().join(format!("{id}.log"));
     let mut teardown = Teardown::default();
+    // Whoever waits for a frozen disk does not die.
+    teardown.step("thawing its disks", parts.thaw_disks(&layout));
     teardown.step("ending the monitor", end_monitor(parts, id, &layout, &group));
     teardown.step("ending processes", group.kill_all());
     teardown.step("removing the runtime's state", parts.runtime.delete(&id.to_string(), &log));

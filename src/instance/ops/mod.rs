@@ -5,6 +5,8 @@ pub mod create;
 pub mod destroy;
 pub mod freeze;
 pub mod interface;
+pub mod password;
+pub mod quiesce;
 pub mod recover;
 pub mod resize;
 pub mod start;

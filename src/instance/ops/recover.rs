@@ -13,7 +13,7 @@ use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{create, destroy, resize, start, stop};
+use super::{create, destroy, quiesce, resize, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -88,9 +88,10 @@ fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
     Live::follow(monitor, init, messages).map(Some)
 }
 
-/// An attach, a detach or a resize may have been cut short; where none was,
+/// A quiesce, an attach, a detach or a resize may have been cut short; where none was,
 /// this changes nothing.
 fn finish_changes(parts: &Parts, record: &Record) -> Result<()> {
+    quiesce::restore(parts, record)?;
     create::network(parts, record)?;
     resize::restore(parts, record, true)
 }

@@ -23,6 +23,7 @@ pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
     let mut record = Record {
         desired: Desired::Running,
         frozen: None,
+        quiesced: false,
         exit: None,
         guest_reboots: 0,
         boot_id: Some(parts.boot_id.clone()),

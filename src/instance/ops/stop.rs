@@ -41,6 +41,7 @@ pub fn power_off(parts: &Parts, mut record: Record) -> Result<Record> {
     teardown.step("taking its file systems down", parts.unmount(&parts.paths(&record)));
     teardown.finish()?;
     record.frozen = None;
+    record.quiesced = false;
     Ok(record)
 }
 
