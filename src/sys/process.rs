@@ -39,6 +39,18 @@ impl ProcessId {
         ProcessId::of(self.pid) == Some(self)
     }
 
+    /// Whether the process neither handles nor blocks nor ignores a signal, so
+    /// that the kernel does what is the signal's default (proc(5), `SigCgt`).
+    pub fn leaves_to_kernel(self, signal: i32) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+        let Ok(status) = status else { return false };
+        let set = |name| status.lines().find_map(|line| line.strip_prefix(name));
+        let taken = ["SigBlk:", "SigIgn:", "SigCgt:"].map(set).map(|mask| {
+            mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
+        });
+        self.is_alive() && taken.iter().all(|mask| mask & (1 << (signal - 1)) == 0)
+    }
+
     /// A descriptor of it, readable once it ends; `None` when it has ended.
     pub fn open(self) -> io::Result<Option<PidFd>> {
         let fd = match PidFd::open(self.pid) {
@@ -281,12 +293,32 @@ impl ChildSetup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Stdio;
 
     #[test]
     fn a_name_with_parentheses_does_not_confuse() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         assert_eq!(parse_stat(stat), Some(('S', 4242)));
         assert_eq!(parse_stat("7 (x"), None);
+    }
+
+    #[test]
+    fn what_a_process_does_with_a_signal_is_known() {
+        let leaves = |script: &str| {
+            let mut child =
+                Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = [0; 3];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+            let process = ProcessId::of(child.id().cast_signed()).unwrap();
+            let leaves = process.leaves_to_kernel(libc::SIGTERM);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(!process.leaves_to_kernel(libc::SIGTERM), "it is no more");
+            leaves
+        };
+        assert!(leaves("echo up; exec sleep 1000"));
+        assert!(!leaves("trap : TERM; echo up; while :; do sleep 0.1; done"));
+        assert!(!leaves("trap '' TERM; echo up; exec sleep 1000"));
     }
 
     #[test]

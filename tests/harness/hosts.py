@@ -92,14 +92,16 @@ class Hugetlb:
             return  # crun is at home: pure v2, or nothing is left on the unified hierarchy
         if cgroup_dir("hugetlb") != unified:
             return  # somebody has mounted one
-        self.directory = Path(tempfile.mkdtemp(prefix="berth-hugetlb-", dir="/var/tmp"))
+        # Runtimes take the mount point's name for the controller's.
+        self.directory = Path(tempfile.mkdtemp(prefix="berth-", dir="/var/tmp")) / "hugetlb"
+        self.directory.mkdir()
         mount = ["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", self.directory]
         # The controller moves only while no group of the unified hierarchy has it;
         # groups that were just removed hold it for a moment.
         deadline = time.monotonic() + 30
         while subprocess.run(mount, capture_output=True).returncode:
             if time.monotonic() > deadline:
-                self.directory.rmdir()
+                self._remove()
                 groups = [str(p) for p in unified.iterdir() if p.is_dir()]
                 raise RuntimeError(f"hugetlb cannot leave the unified hierarchy; its groups: {groups}")
             time.sleep(0.2)
@@ -112,4 +114,9 @@ class Hugetlb:
                 if path != str(self.directory) and Path(path).name.startswith("berth"):
                     Path(path).rmdir()
             subprocess.run(["umount", self.directory], check=True)
+            self._remove()
+
+    def _remove(self) -> None:
+        if self.directory:
             self.directory.rmdir()
+            self.directory.parent.rmdir()

@@ -121,6 +121,7 @@ def test_the_detach_key_leaves_the_instance_running(instance, terminal):
 def test_two_people_see_the_same(instance, terminal):
     other = Terminal(instance)
     try:
+        other.read_until(b"Attached")
         terminal.type(b"echo shared-$((1+1))\r")
         terminal.read_until(b"shared-2")
         other.read_until(b"shared-2")

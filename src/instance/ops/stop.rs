@@ -30,7 +30,12 @@ pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
         Ask::Reboot => (ExitAction::Restart, signals.reboot.unwrap_or(signals.stop)),
     };
     monitor.on_exit(action)?;
-    monitor.signal(signal)
+    let init = monitor.status()?.init;
+    let deaf = role == Role::Application && init.is_some_and(|init| init.leaves_to_kernel(signal));
+    // To the first process of a pid namespace the kernel does not deliver a
+    // signal that has no handler (pid_namespaces(7)). Of any other process such
+    // a signal is the end, and an application knows no difference.
+    monitor.signal(if deaf { libc::SIGKILL } else { signal })
 }
 
 /// Ends whatever of it runs and takes its root file system down; its disks,
