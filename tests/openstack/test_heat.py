@@ -15,7 +15,18 @@ from cloud import identity
 from cloud.place import KEY, ROOT
 
 TEMPLATES = ROOT / "etc/heat"
-SSH = ["ssh", "-i", KEY, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=5"]
+# fmt: off
+SSH = [
+    "ssh",
+    "-i",
+    KEY,
+    "-o",
+    "StrictHostKeyChecking=no",
+    "-o",
+    "UserKnownHostsFile=/dev/null",
+    "-o",
+    "ConnectTimeout=5",
+]
 
 
 class Stack:
@@ -24,27 +35,34 @@ class Stack:
     def __init__(self, cloud: Any, template: str, **parameters: object):
         self.cloud, self.template, self.parameters = cloud, template, parameters
         self.name = f"test-{template}"
-        cloud.create_stack(self.name, template_file=self._file(), wait=True, timeout=600, **parameters)
-        assert self.status() == "CREATE_COMPLETE"
+        cloud.create_stack(
+            self.name, template_file=self._file(), rollback=False, wait=True, timeout=600, **parameters
+        )
+        self._is("CREATE_COMPLETE")
 
     def _file(self) -> str:
         return str(TEMPLATES / f"{self.template}.yaml")
 
-    def status(self) -> str:
-        return self.cloud.get_stack(self.name).status
+    def _is(self, status: str) -> None:
+        found = self.cloud.get_stack(self.name)
+        assert found.status == status, found.status_reason
 
     def outputs(self) -> dict[str, Any]:
-        return {output["output_key"]: output["output_value"] for output in self.cloud.get_stack(self.name).outputs}
+        return {
+            output["output_key"]: output["output_value"] for output in self.cloud.get_stack(self.name).outputs
+        }
 
     def update(self, **parameters: object) -> None:
         self.parameters |= parameters
         self.cloud.update_stack(
-            self.name, template_file=self._file(), wait=True, timeout=600, **self.parameters
+            self.name, template_file=self._file(), rollback=False, wait=True, timeout=600, **self.parameters
         )
-        assert self.status() == "UPDATE_COMPLETE"
+        self._is("UPDATE_COMPLETE")
 
     def servers(self) -> list[Any]:
-        return [r for r in self.cloud.orchestration.resources(self.name) if r.resource_type == "OS::Nova::Server"]
+        return [
+            r for r in self.cloud.orchestration.resources(self.name) if r.resource_type == "OS::Nova::Server"
+        ]
 
     def delete(self) -> None:
         servers = [server.physical_resource_id for server in self.servers()]

@@ -261,6 +261,9 @@ def _heat() -> Ini:
             stack_user_domain_name="heat",
             auth_encryption_key="0123456789abcdef0123456789abcdef",
             region_name_for_services=REGION,
+            # No CloudFormation API: cloud-init takes user data as it is.
+            default_user_data_format="RAW",
+            default_software_config_transport="POLL_SERVER_HEAT",
             plugin_dirs="",
             environment_dir=ETC / "heat/environment.d",
             template_dir=ETC / "heat/templates",

@@ -73,7 +73,9 @@ def _make_users(identity, roles) -> None:
 def _make_heat_domain(identity, roles) -> None:
     """Heat keeps the users of its resources in a domain of its own."""
     domain = identity.find_domain("heat") or identity.create_domain(name="heat")
-    identity.assign_domain_role_to_user(domain, _user(identity, "heat_domain_admin", domain.id), roles["admin"])
+    identity.assign_domain_role_to_user(
+        domain, _user(identity, "heat_domain_admin", domain.id), roles["admin"]
+    )
 
 
 def _make_endpoints(identity) -> None:
@@ -83,4 +85,6 @@ def _make_endpoints(identity) -> None:
         service = services.get(name) or identity.create_service(name=name, type=kind)
         for interface in ("public", "internal", "admin"):
             if (service.id, interface) not in made:
-                identity.create_endpoint(service_id=service.id, interface=interface, url=where, region_id=REGION)
+                identity.create_endpoint(
+                    service_id=service.id, interface=interface, url=where, region_id=REGION
+                )

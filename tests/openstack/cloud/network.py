@@ -110,7 +110,9 @@ def _make_bridges() -> None:
 
 def _has_chassis() -> bool:
     try:
-        return bool(run("ovn-sbctl", f"--db={OVN_SB}", "--bare", "--columns=name", "find", "Chassis_Private").strip())
+        return bool(
+            run("ovn-sbctl", f"--db={OVN_SB}", "--bare", "--columns=name", "find", "Chassis_Private").strip()
+        )
     except Failure:
         return False
 

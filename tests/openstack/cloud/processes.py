@@ -157,7 +157,9 @@ def run(*command: object, log: str = "commands", stdin: str | None = None, **mor
     return done.stdout
 
 
-def wait_until(what: str, probe: Callable[[], object], seconds: float, program: Program | None = None) -> None:
+def wait_until(
+    what: str, probe: Callable[[], object], seconds: float, program: Program | None = None
+) -> None:
     """Asks until the answer is true; at once a failure when the program has ended."""
     deadline = time.monotonic() + seconds
     while not probe():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import identity
 from .place import EXTERNAL_ADDRESS, EXTERNAL_SUBNET, KEY, ROOT, STATE, VENV
-from .processes import Failure, run, step
+from .processes import run, step
 
 EXTERNAL_POOL = {"start": "172.24.4.10", "end": "172.24.4.250"}
 PRIVATE_SUBNET = "10.77.0.0/24"
@@ -56,7 +55,10 @@ def _upload(cloud, image: Image) -> None:
         return
     if found:
         cloud.image.delete_image(found)
-    with step(f"upload the image {image.name}, {path.stat().st_size / 2**20:.1f} MiB"), path.open("rb") as data:
+    with (
+        step(f"upload the image {image.name}, {path.stat().st_size / 2**20:.1f} MiB"),
+        path.open("rb") as data,
+    ):
         cloud.image.create_image(
             name=image.name,
             disk_format="raw",
@@ -149,5 +151,3 @@ def _credentials(user: str) -> str:
         f'case :$PATH: in *:{VENV}/bin:*) ;; *) export PATH={VENV}/bin:"$PATH" ;; esac',
     ]
     return "\n".join(lines) + "\n"
-
-

@@ -21,7 +21,9 @@ DATABASES = ("keystone", "glance", "placement", "nova_api", "nova_cell0", "nova_
 
 def start() -> None:
     """Starts all three. RabbitMQ is still on its way afterwards: see `wait_for_broker`."""
-    MEMCACHED.start("memcached", "-u", "nobody", "-l", LOOPBACK, "-p", PORTS["memcached"], "-m", 64, "-c", 2048)
+    MEMCACHED.start(
+        "memcached", "-u", "nobody", "-l", LOOPBACK, "-p", PORTS["memcached"], "-m", 64, "-c", 2048
+    )
     _start_rabbitmq()
     _start_mariadb()
 
@@ -91,7 +93,9 @@ def make_schemas() -> None:
     """Makes the databases and their tables, once."""
     if SCHEMAS_MADE.exists():
         return
-    statements = "".join(f"CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb4;\n" for name in DATABASES)
+    statements = "".join(
+        f"CREATE DATABASE IF NOT EXISTS {name} CHARACTER SET utf8mb4;\n" for name in DATABASES
+    )
     run("mariadb", "--no-defaults", "-h", LOOPBACK, "-u", "root", stdin=statements)
     together([_keystone_and_others, _nova_and_neutron])
     SCHEMAS_MADE.touch()

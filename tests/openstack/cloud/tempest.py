@@ -140,7 +140,9 @@ def execute(patterns: list[str]) -> None:
     sys.stdout.flush()
     failed = report()
     if failed or done.returncode:
-        raise Failure(f"{failed or 'some'} of Tempest's tests failed; their logs: cd {WORKSPACE}; stestr last")
+        raise Failure(
+            f"{failed or 'some'} of Tempest's tests failed: cd {WORKSPACE}; stestr last"
+        )
 
 
 def report() -> int:
@@ -159,7 +161,11 @@ def report() -> int:
                 figures[_group(test_id)][test_status] += 1
 
     stream = subprocess.run(
-        [VENV / "bin/stestr", "last", "--subunit"], cwd=WORKSPACE, env=environment(), capture_output=True, check=False
+        [VENV / "bin/stestr", "last", "--subunit"],
+        cwd=WORKSPACE,
+        env=environment(),
+        capture_output=True,
+        check=False,
     ).stdout
     ByteStreamToStreamResult(io.BytesIO(stream)).run(Count())
     kinds = ("success", "fail", "skip")
@@ -176,4 +182,3 @@ def _group(test_id: str) -> str:
     name = test_id.removeprefix("setUpClass (").removeprefix("tearDownClass (")
     parts = name.split(".")
     return ".".join(parts[:4] if parts[1] == "api" else parts[:2])
-
