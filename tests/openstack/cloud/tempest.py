@@ -127,6 +127,11 @@ def _image_file() -> Path:
     return Path(run(ROOT / "scripts/image-tempest", log="images").splitlines()[-1])
 
 
+def part() -> list[str]:
+    """Patterns of the part that `make test-openstack` runs."""
+    return [line for line in PART.read_text().splitlines() if line and not line.startswith("#")]
+
+
 def execute(patterns: list[str]) -> None:
     """Runs the tests that any of the patterns finds, and prints the figures of each group."""
     if not (WORKSPACE / ".stestr.conf").exists():
@@ -140,9 +145,7 @@ def execute(patterns: list[str]) -> None:
     sys.stdout.flush()
     failed = report()
     if failed or done.returncode:
-        raise Failure(
-            f"{failed or 'some'} of Tempest's tests failed: cd {WORKSPACE}; stestr last"
-        )
+        raise Failure(f"{failed or 'some'} of Tempest's tests failed: cd {WORKSPACE}; stestr last")
 
 
 def report() -> int:
