@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from cloud import identity
-from cloud.place import KEY, ROOT
+from cloud.place import ROOT
+from helpers import eventually, ssh
 
 TEMPLATES = ROOT / "etc/heat"
-# fmt: off
-SSH = [
-    "ssh",
-    "-i",
-    KEY,
-    "-o",
-    "StrictHostKeyChecking=no",
-    "-o",
-    "UserKnownHostsFile=/dev/null",
-    "-o",
-    "ConnectTimeout=5",
-]
 
 
 class Stack:
@@ -84,22 +69,6 @@ def stack(cloud: Any, template: str, **parameters: object) -> Iterator[Stack]:
     made.delete()
 
 
-@pytest.fixture(scope="session")
-def demo() -> Any:
-    return identity.connect("demo")
-
-
-def eventually(what: str, probe: Any, seconds: float = 60) -> Any:
-    """Asks until there is no error, and the answer is true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            if answer := probe():
-                return answer
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.5)
-
-
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return answer.read().decode()
@@ -107,12 +76,7 @@ def get(url: str) -> str:
 
 def test_one_server_takes_the_users_key(demo: Any) -> None:
     with stack(demo, "server") as made:
-        command = [*SSH, f"debian@{made.outputs()['address']}", "hostname; cloud-init status --wait"]
-
-        def login() -> str:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-        assert "status: done" in eventually("an SSH login", login, 120)
+        assert "status: done" in ssh("debian", made.outputs()["address"], "cloud-init status --wait")
 
 
 def test_ten_servers_signal_from_inside(demo: Any) -> None:
@@ -132,9 +96,8 @@ def test_application_has_environment_and_command(demo: Any) -> None:
         assert "from Heat" in console
 
 
-def test_update_of_flavor_and_image() -> None:
-    admin = identity.connect("admin")
-    private = identity.connect("demo").network.find_network("private").id
+def test_update_of_flavor_and_image(admin: Any, demo: Any) -> None:
+    private = demo.network.find_network("private").id
     with stack(admin, "flavor", network=private) as made:
         before = made.outputs()
         made.update(extra_specs={"berth:processes": "200"})

@@ -103,6 +103,7 @@ def configure() -> None:
                 "build_timeout": 60,
             },
             "network-feature-enabled": {
+                "api_extensions": ",".join(extension.alias for extension in cloud.network.extensions()),
                 "ipv6": True,
                 "ipv6_subnet_attributes": True,
                 "floating_ips": True,
