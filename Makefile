@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
+OPENSTACK := target/venv-openstack/bin/python tests/openstack/run
 FUZZ_SECONDS ?= 60
 
 .PHONY: help
@@ -62,6 +63,24 @@ test-driver: ## the Nova driver's tests, against the real nova package
 	@scripts/deps test driver
 	cd nova-driver && ../target/venv-nova/bin/python -m pytest
 
+.PHONY: openstack
+openstack: build ## a whole OpenStack on this machine, with berth as its only hypervisor (root)
+	@scripts/deps run images openstack
+	@$(OPENSTACK) up
+
+.PHONY: openstack-down
+openstack-down: ## takes it away
+	@$(OPENSTACK) down
+
+.PHONY: tempest
+tempest: openstack ## all of Tempest's tests of compute, and its scenarios (an hour and more)
+	@$(OPENSTACK) tempest
+
+.PHONY: test-openstack
+test-openstack: build ## the cloud up, Heat, a part of Tempest, a hundred servers, the cloud down
+	@scripts/deps run images openstack
+	@$(OPENSTACK) test
+
 .PHONY: test-fuzz
 test-fuzz: ## the fuzzers, a short run
 	@scripts/deps build fuzz
@@ -87,7 +106,8 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	shellcheck scripts/deps scripts/fuzz scripts/image-debian .ci/run
+	shellcheck scripts/deps scripts/fuzz scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
 
 .PHONY: openapi

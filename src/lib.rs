@@ -27,6 +27,7 @@ pub mod openstack;
 pub mod rootfs;
 pub mod runtime;
 pub mod server;
+pub mod snapshot;
 pub mod store;
 pub mod sys;
 pub mod telemetry;

@@ -16,6 +16,7 @@ from nova.compute import power_state
 from nova.compute import provider_tree
 from nova.virt import driver as nova_driver
 from nova.virt.berth import driver as berth
+from nova.virt.berth import unfinished
 
 PATH = '/v1/instances/%s' % UUID
 
@@ -667,3 +668,23 @@ def test_capabilities(driver):
         'supports_image_type_raw', 'supports_pcpus', 'supports_trusted_certs'}
     # Nova turns them into traits; one that it does not know would fail here.
     assert any(driver.capabilities_as_traits().values())
+
+
+def test_servers_that_a_restart_cut_short_say_so(driver, context, monkeypatch):
+    told = []
+    monkeypatch.setattr(unfinished.compute_utils, 'add_instance_fault_from_exc',
+                        lambda context, instance, error: told.append((instance.uuid, str(error))))
+    monkeypatch.setattr(unfinished, '_waiting', lambda *_: [building('waiting')])
+    instances = [building('begun'), mock.Mock(uuid='well', vm_state='active', task_state=None)]
+    assert driver.process_instances_at_startup(context, instances) is instances
+    assert [uuid for uuid, _ in told] == ['begun', 'waiting']
+    assert all(unfinished.REASON in reason for _, reason in told)
+
+
+def building(uuid):
+    return mock.Mock(uuid=uuid, vm_state='building', task_state='spawning')
+
+
+def test_no_explanation_keeps_nova_compute_from_starting(driver, context, monkeypatch):
+    monkeypatch.setattr(unfinished, '_waiting', mock.Mock(side_effect=RuntimeError))
+    assert driver.process_instances_at_startup(context, []) == []

@@ -14,7 +14,7 @@ use super::extract::{Body, CREATE_LIMIT, Id, Nothing, OptionalBody, Prefer, Quer
 use crate::fault::{Fault, Result};
 use crate::types::{
     Instance, InstanceCreate, InstanceStats, Operation, PowerState, Reboot, Resize, SetPassword,
-    Stop,
+    Snapshot, Stop,
 };
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
@@ -33,6 +33,7 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .service(resize_instance)
         .service(set_password)
         .service(quiesce_instance)
+        .service(snapshot_instance)
         .service(unquiesce_instance)
         .service(get_stats)
         .service(list_stats);
@@ -394,6 +395,34 @@ async fn unquiesce_instance(
     _: OptionalBody<Nothing>,
 ) -> Result<HttpResponse> {
     act(&api, context, id, Action::Unquiesce, prefer).await
+}
+
+/// Makes an image of an instance's root file system and uploads it. Its disk
+/// takes no change for a moment only, and everything that comes after the copy
+/// leaves the instance alone; it may even be deleted meanwhile. Volumes, the
+/// ephemeral disk, and what berth itself wrote into the instance are not in it.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    request_body = Snapshot,
+    responses(
+        (status = 204, description = "The image has its content"),
+        (status = 202, description = "The snapshot is being made", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/snapshot")]
+async fn snapshot_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    Body(wanted): Body<Snapshot>,
+) -> Result<HttpResponse> {
+    let action = Action::Snapshot(wanted);
+    let operation = blocking(&api, move |backend| backend.action(context, id, action)).await?;
+    let answer = settle(&operation, prefer).await?;
+    Ok(answer.unwrap_or_else(|| HttpResponse::NoContent().finish()))
 }
 
 async fn act(

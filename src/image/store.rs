@@ -300,6 +300,11 @@ impl ImageStore {
         Ok(image)
     }
 
+    /// Keeps layers (`sha256:HEX`) from being collected as long as the guards live.
+    pub fn keep_layers(&self, digests: &[String]) -> Result<Vec<Pin<'_>>> {
+        digests.iter().map(|digest| Ok(self.pin(&Digest::parse(digest)?))).collect()
+    }
+
     /// Keeps a layer from being collected as long as the guard lives.
     pub(super) fn pin(&self, digest: &Digest) -> Pin<'_> {
         let hex = digest.hex().to_owned();
@@ -336,7 +341,7 @@ impl State {
 }
 
 /// A layer's protection from collection.
-pub(super) struct Pin<'a> {
+pub struct Pin<'a> {
     store: &'a ImageStore,
     hex: String,
 }

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::state::Verb;
-use crate::types::{Reboot, RebootType, Resize, SetPassword, Stop, Vif};
+use crate::types::{Reboot, RebootType, Resize, SetPassword, Snapshot, Stop, Vif};
 
 /// Who asks: what logs and events say about the cause.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub enum Action {
     Quiesce,
     /// Thaw its disks.
     Unquiesce,
+    /// Make an image of its root file system.
+    Snapshot(Snapshot),
     /// Destroy it.
     Delete,
 }
@@ -62,6 +64,7 @@ impl Action {
             Action::SetPassword(_) => Verb::SetPassword,
             Action::Quiesce => Verb::Quiesce,
             Action::Unquiesce => Verb::Unquiesce,
+            Action::Snapshot(_) => Verb::Snapshot,
             Action::Delete => Verb::Delete,
         }
     }

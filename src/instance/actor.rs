@@ -147,7 +147,20 @@ impl Actor {
         }
         self.begin(verb.task_state(), &job.context);
         job.operation.stage(verb.name());
-        let outcome = self.act(job.action).await;
+        let action = match job.action {
+            // Most of it goes on without the instance.
+            Action::Snapshot(wanted) => {
+                let record = self.record.clone();
+                let taken = self.inner.snapshot(record, wanted, job.operation).await;
+                if let Err(fault) = taken {
+                    warn!(instance = %self.record.id, %fault, "no snapshot was taken");
+                }
+                self.end(&Ok(()));
+                return Next::Continue;
+            }
+            action => action,
+        };
+        let outcome = self.act(action).await;
         let gone = verb == Verb::Delete && outcome.is_ok();
         if gone {
             self.inner.forget(&self.handle);
@@ -192,6 +205,8 @@ impl Actor {
             }
             Action::Quiesce => self.change(EventKind::Updated, ops::quiesce::quiesce).await,
             Action::Unquiesce => self.change(EventKind::Updated, ops::quiesce::unquiesce).await,
+            // Served before.
+            Action::Snapshot(_) => Ok(()),
             Action::Delete => self.delete().await,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
@@ -16,9 +16,9 @@ use super::action::{Action, Created, ExecRequest, RequestContext};
 use super::actor::Actor;
 use super::event::{EventLog, EventSubscription};
 use super::handle::{Handle, Job, View, not_found};
-use super::operation::{OperationHandle, Operations};
-use super::ops::destroy;
+use super::operation::{OperationHandle, OperationWriter, Operations};
 use super::ops::recover::{self, Recovered};
+use super::ops::{self, destroy};
 use super::parts::Parts;
 use super::record::{self, Desired, Record, SCHEMA};
 use super::taken::Taken;
@@ -31,7 +31,7 @@ use crate::network;
 use crate::rootfs::idmap;
 use crate::types::{
     Capabilities, Check, EventKind, HostInfo, HostStats, Image, ImageFormat, ImageImport, Instance,
-    InstanceCreate, InstanceStats, Operation, Problem, TaskState,
+    InstanceCreate, InstanceStats, Operation, Problem, Snapshot, TaskState,
 };
 
 /// What all actors share.
@@ -69,6 +69,37 @@ impl Inner {
             work(&parts)
         });
         done.await.map_err(|error| Fault::internal("working on the host", error))?
+    }
+
+    /// Makes a snapshot on a thread of its own, and returns once it needs the
+    /// instance no longer; the operation goes on.
+    pub async fn snapshot(
+        self: &Arc<Self>,
+        record: Record,
+        wanted: Snapshot,
+        operation: OperationWriter,
+    ) -> Result<()> {
+        let slot = self.slots.clone().acquire_owned().await.or_fault("waiting for a slot")?;
+        let (taken, was_taken) = oneshot::channel();
+        let inner = self.clone();
+        self.runtime.spawn_blocking(move || {
+            let report = |stage: &str, done, total| {
+                operation.stage(stage);
+                operation.progress(done, total);
+            };
+            let go_on = || {
+                drop(slot);
+                // The actor may be gone with the service.
+                let _ = taken.send(());
+                let permit = inner.runtime.block_on(inner.imports.clone().acquire_owned());
+                permit.or_fault("waiting for a slot")
+            };
+            let to = &wanted.destination;
+            let outcome = ops::snapshot::snapshot(&inner.parts, &record, to, &report, go_on);
+            operation.finish(outcome);
+        });
+        // It was not taken: the operation has ended and says why.
+        was_taken.await.or_fault("taking the snapshot")
     }
 
     /// Publishes an event.
@@ -263,6 +294,9 @@ impl Manager {
             Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
             Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
             Action::SetPassword(wanted) => validate::password(wanted)?,
+            Action::Snapshot(wanted) => {
+                ops::snapshot::check(&self.inner.parts, &wanted.destination)?;
+            }
             Action::AttachInterface(vif) => {
                 self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;
             }

@@ -147,14 +147,17 @@ impl Parts {
             .collect()
     }
 
+    /// Writes to the disks what waits to be written, while the instance runs.
+    pub fn sync_disks(&self, layout: &InstanceLayout) -> Result<()> {
+        let disks = mounted_disks(layout)?;
+        disks.iter().try_for_each(rustix::fs::syncfs).or_fault("writing a disk")
+    }
+
     /// Freezes the file systems on its disks, all or none, so that what is on
-    /// the disks is consistent; repeats do nothing. Most of what waits to be
-    /// written is written before, while the instance runs.
+    /// the disks is consistent; repeats do nothing. [`Parts::sync_disks`]
+    /// before it makes it short.
     pub fn freeze_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let disks = mounted_disks(layout)?;
-        for disk in &disks {
-            rustix::fs::syncfs(disk).or_fault("writing a disk")?;
-        }
         let frozen = disks.iter().try_for_each(|disk| sys::fs::freeze(disk.as_fd()));
         frozen.or_fault("freezing a disk").map_err(|fault| match self.thaw_disks(layout) {
             Ok(()) => fault,

@@ -32,6 +32,8 @@ pub enum Verb {
     Network,
     /// Set a user's password inside it.
     SetPassword,
+    /// Make an image of its root file system.
+    Snapshot,
     /// Freeze its disks.
     Quiesce,
     /// Thaw its disks.
@@ -63,6 +65,7 @@ impl Verb {
             Verb::Resize => TaskState::Resizing,
             Verb::Network => TaskState::Networking,
             Verb::SetPassword => TaskState::SettingPassword,
+            Verb::Snapshot => TaskState::Snapshotting,
             Verb::Quiesce => TaskState::Quiescing,
             Verb::Unquiesce => TaskState::Unquiescing,
             Verb::Delete => TaskState::Deleting,
@@ -82,6 +85,7 @@ impl Verb {
             Verb::Resize => "instance.resize",
             Verb::Network => "instance.interface",
             Verb::SetPassword => "instance.password",
+            Verb::Snapshot => "instance.snapshot",
             Verb::Quiesce => "instance.quiesce",
             Verb::Unquiesce => "instance.unquiesce",
             Verb::Delete => "instance.delete",
@@ -105,7 +109,7 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
     use Admission::{Do, Nothing};
     use PowerState::{Crashed, NoState, Paused, Running, Shutdown, Suspended};
     let admission = match (verb, state) {
-        (Verb::Delete | Verb::Resize | Verb::Network, _) => Do,
+        (Verb::Delete | Verb::Resize | Verb::Network | Verb::Snapshot, _) => Do,
         // Nova's hard reboot is the cure for every state.
         (Verb::HardReboot, _) => Do,
         (Verb::Start, Shutdown | Crashed | NoState) => Do,
@@ -155,6 +159,7 @@ mod tests {
             (Verb::Resize, "DDDDDD"),
             (Verb::Network, "DDDDDD"),
             (Verb::SetPassword, "-D----"),
+            (Verb::Snapshot, "DDDDDD"),
             (Verb::Quiesce, "-DDNND"),
             (Verb::Unquiesce, "-DDNND"),
             (Verb::Delete, "DDDDDD"),

@@ -8,20 +8,18 @@
 //! times, with growing pauses. The token goes into one header that is marked
 //! as sensitive, to the endpoint's own host only, and into nothing else.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
-use reqwest::{Client, Response, StatusCode, Url, redirect};
+use reqwest::header::{CONTENT_RANGE, HeaderMap, RANGE};
+use reqwest::{Client, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
+use super::access::{Access, unavailable, without_url};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
-/// How long a connection may take to stand.
-const CONNECT: Duration = Duration::from_secs(15);
 /// How long Glance may give no byte.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How often a break is mended before it counts.
@@ -30,8 +28,6 @@ const RETRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
 /// After so many bytes a break counts as the first again.
 const PROGRESS: u64 = 1 << 20;
-/// Redirections on the same host that are followed.
-const REDIRECTIONS: usize = 3;
 
 /// An image's content on its way.
 pub struct Download {
@@ -67,8 +63,10 @@ impl Download {
         image: Uuid,
         config: &config::Images,
     ) -> Result<Download> {
-        let url = file_url(endpoint, image, config.glance_plain_http)?;
-        let client = client(token, config.glance_ca.as_deref())?;
+        let access = Access { section: "source", endpoint, token };
+        let url = access.file_url(image, config)?;
+        let client = access.client(config)?.read_timeout(SILENCE);
+        let client = client.build().or_fault("preparing the download")?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -199,99 +197,13 @@ impl Download {
     }
 }
 
-fn file_url(endpoint: &str, image: Uuid, plain_http: bool) -> Result<Url> {
-    let bad = |why: &str| Err(Fault::invalid("source.endpoint", why));
-    let Ok(mut url) = Url::parse(endpoint) else {
-        return bad("must be a URL such as https://cloud.example:9292");
-    };
-    match url.scheme() {
-        "https" => {}
-        "http" if plain_http => {}
-        "http" => return bad("must be https; images.glance_plain_http = false forbids http"),
-        _ => return bad("must be an https or http URL"),
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return bad("must not hold a user or password");
-    }
-    if url.query().is_some() || url.fragment().is_some() || !url.has_host() {
-        return bad("must have a host, and no query or fragment");
-    }
-    // Catalogues hold the endpoint with and without the version.
-    let base = url.path().trim_end_matches('/');
-    let base = base.strip_suffix("/v2").unwrap_or(base);
-    let path = format!("{base}/v2/images/{image}/file");
-    url.set_path(&path);
-    Ok(url)
-}
-
-fn client(token: &str, authorities: Option<&Path>) -> Result<Client> {
-    // The error of a bad value would show it, so none of it is passed on.
-    let mut token = HeaderValue::from_str(token)
-        .ok()
-        .filter(|value| !value.is_empty())
-        .ok_or_else(|| Fault::invalid("source.token", "must be a Keystone token"))?;
-    token.set_sensitive(true);
-    let mut builder = Client::builder()
-        .default_headers(HeaderMap::from_iter([(
-            reqwest::header::HeaderName::from_static("x-auth-token"),
-            token,
-        )]))
-        .connect_timeout(CONNECT)
-        .read_timeout(SILENCE)
-        .redirect(same_host_only())
-        // The endpoint is of this cloud; the environment's proxies are not for it.
-        .no_proxy();
-    if let Some(path) = authorities {
-        let pem = std::fs::read(path)
-            .or_fault(format_args!("reading images.glance_ca, {}", path.display()))?;
-        for certificate in reqwest::Certificate::from_pem_bundle(&pem)
-            .or_fault(format_args!("parsing images.glance_ca, {}", path.display()))?
-        {
-            builder = builder.add_root_certificate(certificate);
-        }
-    }
-    builder.build().or_fault("preparing the download")
-}
-
-/// The client would send the token to wherever it is sent, so it may only be
-/// sent on to the same origin.
-fn same_host_only() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
-        let same =
-            attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
-        if !same {
-            attempt.error("it redirects to another host, where the token must not go")
-        } else if attempt.previous().len() > REDIRECTIONS {
-            attempt.error("it redirects without end")
-        } else {
-            attempt.follow()
-        }
-    })
-}
-
 fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
 
-fn without_url(error: reqwest::Error) -> String {
-    use std::error::Error;
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 fn passing(why: impl Into<String>) -> Failure {
     Failure::Passing(unavailable(why))
-}
-
-fn unavailable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::GlanceUnavailable, format!("Glance: {}", why.into()))
 }
 
 #[cfg(test)]
@@ -457,24 +369,6 @@ mod tests {
         let fault = all(quick(&endpoint, Uuid::nil())).unwrap_err();
         assert_eq!(fault.kind, FaultKind::GlanceUnavailable);
         server.join().unwrap();
-    }
-
-    #[test]
-    fn endpoints() {
-        let id = Uuid::nil();
-        let url = |endpoint: &str| file_url(endpoint, id, false).map(|url| url.to_string());
-        for good in ["https://h:9292", "https://h:9292/", "https://h:9292/v2", "https://h:9292/v2/"]
-        {
-            assert_eq!(url(good).unwrap(), format!("https://h:9292/v2/images/{id}/file"));
-        }
-        assert_eq!(url("https://h/image").unwrap(), format!("https://h/image/v2/images/{id}/file"));
-        for bad in
-            ["http://h", "ftp://h", "h:9292", "", "https://u:p@h", "https://h?x", "file:///etc"]
-        {
-            let fault = url(bad).unwrap_err();
-            assert_eq!(fault.field.as_deref(), Some("source.endpoint"), "{bad}");
-        }
-        assert!(file_url("http://h", id, true).is_ok());
     }
 
     #[test]

@@ -1,3 +1,5 @@
 //! OpenStack's services, as far as the service on the host speaks to them itself.
 
+mod access;
 pub mod glance;
+pub mod upload;

@@ -1,10 +1,13 @@
 //! Disks of a hard size: what holds a flavor's `root_gb` and `ephemeral_gb`.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use super::loop_disk::LoopDisks;
+use super::overlay::UPPER;
 use crate::config::{Storage, StorageBackend};
 use crate::fault::{OrFault, Result};
 use crate::store::layout::{InstanceLayout, Layout};
@@ -56,6 +59,14 @@ pub trait DiskBackend: Send + Sync {
     /// when `mount_point` is given and in use. Smaller than it is: a fault of
     /// the field `flavor.root_gb`.
     fn grow(&self, file: &Path, mount_point: Option<&Path>, size: u64) -> Result<()>;
+
+    /// Copies a disk as it lies, which must be consistent, to `copy`: in no
+    /// time where the host's file system shares extents between files.
+    fn copy(&self, file: &Path, copy: &Path) -> Result<()>;
+
+    /// Mounts a copy read-only and at no place. The file is removed, and what
+    /// is in it goes with the mount's descriptor.
+    fn open_copy(&self, copy: &Path) -> Result<OwnedFd>;
 
     /// Makes what was written to the disk so far survive a loss of power.
     fn sync(&self, file: &Path) -> Result<()>;
@@ -111,6 +122,19 @@ impl Disks {
     /// Makes a disk and its file system `size` bytes large, mounted or not.
     pub fn grow(&self, file: &Path, mount_point: Option<&Path>, size: u64) -> Result<()> {
         self.backend.grow(file, mount_point, size)
+    }
+
+    /// Copies a disk as it lies, which must be consistent, to `copy`.
+    pub fn copy(&self, file: &Path, copy: &Path) -> Result<()> {
+        self.backend.copy(file, copy)
+    }
+
+    /// Mounts a root disk's copy and opens what the instance wrote: the upper
+    /// directory. The file is removed, and all of it goes with the descriptor.
+    pub fn open_copy(&self, copy: &Path) -> Result<OwnedFd> {
+        let mount = self.backend.open_copy(copy)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(mount, UPPER, flags, Mode::empty()).or_fault("opening the copy of a disk")
     }
 
     /// Makes what was written to the disk so far survive a loss of power.

@@ -163,6 +163,29 @@ impl DiskBackend for LoopDisks {
         }
     }
 
+    fn copy(&self, file: &Path, copy: &Path) -> Result<()> {
+        let doing = || format!("copying {}", file.display());
+        remove_file(copy)?;
+        let source = File::open(file).or_fault(doing())?;
+        let mut options = OpenOptions::new();
+        let target =
+            options.write(true).create_new(true).mode(0o600).open(copy).or_fault(doing())?;
+        copy_sparse(&source, &target).or_fault(doing())
+    }
+
+    fn open_copy(&self, copy: &Path) -> Result<OwnedFd> {
+        // Writable below: the file system's journal is replayed as after a loss of power.
+        let device = loopdev::attach(copy, false, DIRECT_IO);
+        remove_file(copy)?;
+        let attributes = Attributes::MOUNT_ATTR_RDONLY
+            | Attributes::MOUNT_ATTR_NODEV
+            | Attributes::MOUNT_ATTR_NOSUID
+            | Attributes::MOUNT_ATTR_NOATIME;
+        let device = device?;
+        let mount = mount_device(&device, Filesystem::of(&device.path)?, attributes)?;
+        mount::root_of(mount.as_fd())
+    }
+
     fn sync(&self, file: &Path) -> Result<()> {
         let doing = || format!("syncing {}", file.display());
         File::open(file).and_then(|f| f.sync_all()).or_fault(doing())?;

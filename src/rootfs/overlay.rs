@@ -22,7 +22,7 @@ use crate::sys::mount::{self, Attributes, FsOption};
 use crate::sys::thread;
 
 /// Directory on the disk that takes what the instance writes.
-const UPPER: &str = "upper";
+pub(super) const UPPER: &str = "upper";
 /// Directory on the disk for overlayfs' own use.
 const WORK: &str = "work";
 /// The kernel's limit is 500 lower layers.

@@ -5,15 +5,16 @@
 //! with the tree as root, and files are put in place by a rename, so that no
 //! link leads a write out and nothing of the image is opened for writing.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -40,6 +41,49 @@ pub struct Seed {
 
 /// What a running instance has mounts of its own on: a file below would never be seen.
 const MOUNTED: [&str; 3] = ["dev", "proc", "sys"];
+
+impl Seed {
+    /// The files that berth itself wants there: path, content, mode.
+    fn own_files(&self) -> Vec<(&'static str, String, u32)> {
+        let mut files = vec![
+            ("/etc/hostname", format!("{}\n", self.hostname), 0o644),
+            ("/etc/hosts", hosts(&self.hostname), 0o644),
+            ("/etc/machine-id", format!("{}\n", self.machine_id.simple()), 0o444),
+        ];
+        if let Some(dns) = &self.dns {
+            files.push(("/etc/resolv.conf", resolv_conf(dns), 0o644));
+        }
+        files
+    }
+
+    /// Paths (without the leading slash) of what is below `upper` still as it
+    /// was written: it belongs to the instance and not to an image of it.
+    pub fn untouched(&self, upper: BorrowedFd<'_>) -> BTreeSet<Vec<u8>> {
+        let own = self.own_files().into_iter();
+        let own = own.map(|(path, content, _)| (path.to_owned(), content.into_bytes()));
+        let files = self.files.iter().enumerate();
+        let files = files.filter_map(|(i, file)| Some((file.path.clone(), decode(i, file).ok()?)));
+        own.chain(files)
+            .map(|(path, content)| (path.trim_start_matches('/').to_owned(), content))
+            .filter(|(path, content)| holds(upper, path, content).unwrap_or(false))
+            .map(|(path, _)| path.into_bytes())
+            .collect()
+    }
+}
+
+/// Whether the file has this content and no other.
+fn holds(root: BorrowedFd<'_>, path: &str, content: &[u8]) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let file = File::from(openat2(root, path, flags, Mode::empty(), resolve)?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() != content.len() as u64 {
+        return Ok(false);
+    }
+    let mut found = vec![0; content.len()];
+    (&file).read_exact(&mut found)?;
+    Ok(found == content)
+}
 
 /// Checks the files of a request before anything is made: paths, modes,
 /// content, and that together they fit into a disk of `limit` bytes.
@@ -104,13 +148,9 @@ pub(super) fn write(seed: &Seed, root: &Path, block: IdBlock) -> Result<()> {
         owner: (block.first, block.first),
     };
     thread::as_ids(block, || {
-        tree.put_own("/etc/hostname", format!("{}\n", seed.hostname).as_bytes(), 0o644)?;
-        tree.put_own("/etc/hosts", hosts(&seed.hostname).as_bytes(), 0o644)?;
-        if let Some(dns) = &seed.dns {
-            tree.put_own("/etc/resolv.conf", resolv_conf(dns).as_bytes(), 0o644)?;
+        for (path, content, mode) in seed.own_files() {
+            tree.put_own(path, content.as_bytes(), mode)?;
         }
-        let id = format!("{}\n", seed.machine_id.simple());
-        tree.put_own("/etc/machine-id", id.as_bytes(), 0o444)?;
         for (index, file) in seed.files.iter().enumerate() {
             let content = decode(index, file)?;
             tree.put(&file.path, &content, file.mode).map_err(|e| injected_fault(index, &e))?;

@@ -115,6 +115,10 @@ impl InstanceLayout {
     pub fn root_disk(&self) -> PathBuf {
         self.state.join("root.disk")
     }
+    /// A copy of the root disk, for the moment in which a snapshot takes it.
+    pub fn root_disk_copy(&self) -> PathBuf {
+        self.state.join("root.copy")
+    }
     /// The ephemeral disk's file (loop back end).
     pub fn ephemeral_disk(&self) -> PathBuf {
         self.state.join("ephemeral.disk")

@@ -55,6 +55,40 @@ impl std::fmt::Debug for ImageSource {
     }
 }
 
+/// Body of the snapshot action.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// Where the image's content goes.
+    pub destination: ImageDestination,
+}
+
+/// Where an image's content is written.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ImageDestination {
+    /// `PUT {endpoint}/v2/images/{image_id}/file`. The image's record must be
+    /// there, with its formats and without content.
+    Glance {
+        /// The image endpoint of the service catalogue.
+        endpoint: String,
+        /// Keystone token of the user on whose behalf it is written. Never kept, never logged.
+        token: String,
+        /// Glance's id of the image.
+        image_id: Uuid,
+    },
+}
+
+impl std::fmt::Debug for ImageDestination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ImageDestination::Glance { endpoint, image_id, .. } = self;
+        f.debug_struct("Glance")
+            .field("endpoint", endpoint)
+            .field("image_id", image_id)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A multihash as Glance keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

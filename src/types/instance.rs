@@ -149,6 +149,8 @@ pub enum TaskState {
     Networking,
     /// A user's password being set.
     SettingPassword,
+    /// Its disk being copied for a snapshot.
+    Snapshotting,
     /// Disks being frozen.
     Quiescing,
     /// Disks being thawed.

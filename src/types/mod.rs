@@ -17,7 +17,10 @@ mod vif;
 pub use event::{Event, EventKind};
 pub use flavor::{ExtraSpecs, Flavor};
 pub use host::{Capabilities, Check, CheckStatus, HostInfo, HostStats, Inventory, RuntimeInfo};
-pub use image::{Image, ImageConfig, ImageFormat, ImageHash, ImageImport, ImageSource, InitKind};
+pub use image::{
+    Image, ImageConfig, ImageDestination, ImageFormat, ImageHash, ImageImport, ImageSource,
+    InitKind, Snapshot,
+};
 pub use instance::{
     Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot, RebootType,
     Resize, SetPassword, Stop, TaskState,

@@ -71,6 +71,7 @@ fn these_operations_are_the_api() {
         "post /v1/instances/{id}/password set_password",
         "post /v1/instances/{id}/quiesce quiesce_instance",
         "post /v1/instances/{id}/unquiesce unquiesce_instance",
+        "post /v1/instances/{id}/snapshot snapshot_instance",
         "get /v1/instances/{id}/interfaces list_interfaces",
         "put /v1/instances/{id}/interfaces/{port_id} attach_interface",
         "delete /v1/instances/{id}/interfaces/{port_id} detach_interface",

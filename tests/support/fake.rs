@@ -360,6 +360,7 @@ fn kind(action: &Action) -> &'static str {
         Action::SetPassword(_) => "instance.password",
         Action::Quiesce => "instance.quiesce",
         Action::Unquiesce => "instance.unquiesce",
+        Action::Snapshot(_) => "instance.snapshot",
         Action::Delete => "instance.delete",
     }
 }
@@ -402,6 +403,7 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             (now, EventKind::Updated)
         }
         Action::SetPassword(_) if now == running => return Ok(()),
+        Action::Snapshot(_) => return Ok(()),
         Action::Quiesce if now == running => {
             instance.quiesced = true;
             (now, EventKind::Updated)

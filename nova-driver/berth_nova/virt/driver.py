@@ -26,6 +26,7 @@ from nova.virt.berth import images
 from nova.virt.berth import resources
 from nova.virt.berth import snapshot
 from nova.virt.berth import translate
+from nova.virt.berth import unfinished
 from nova.virt.berth import vif as ports
 
 LOG = logging.getLogger(__name__)
@@ -81,6 +82,11 @@ class BerthDriver(driver.ComputeDriver):
                 if not deadline.left():
                     raise
                 LOG.warning('Waiting for the service: %s', error)
+
+    def process_instances_at_startup(self, context, instances):
+        """GET /v1/host, once. All of them are Nova's to start with (Nova 2026.2)."""
+        unfinished.say_why(context, instances, self.get_available_nodes()[0])
+        return instances
 
     def cleanup_host(self, host):
         """Closes the connections. The instances run on."""

@@ -114,7 +114,8 @@ pub fn network(parts: &Parts, record: &Record) -> Result<()> {
     Ok(())
 }
 
-fn seed(record: &Record) -> Seed {
+/// What is written into its root file system before it first starts.
+pub fn seed(record: &Record) -> Seed {
     let definition = &record.definition;
     Seed {
         hostname: hostname(record),

@@ -9,5 +9,6 @@ pub mod password;
 pub mod quiesce;
 pub mod recover;
 pub mod resize;
+pub mod snapshot;
 pub mod start;
 pub mod stop;

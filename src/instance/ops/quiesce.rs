@@ -12,6 +12,7 @@ pub fn quiesce(parts: &Parts, mut record: Record) -> Result<Record> {
         return Ok(record);
     }
     let paths = parts.paths(&record);
+    parts.sync_disks(&paths)?;
     // The record first: the next service then knows that it was meant.
     record.quiesced = true;
     record.save(&paths)?;

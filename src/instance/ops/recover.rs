@@ -34,6 +34,7 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
         return Ok((record, Recovered::Gone));
     }
     parts.images.hold(record.definition.image_id, record.id)?;
+    atomic::remove_file(&parts.paths(&record).root_disk_copy())?;
     if let Some(live) = adopt(parts, &mut record)? {
         if let Err(fault) = finish_changes(parts, &record) {
             tracing::warn!(instance = %record.id, %fault, "bringing it to what its record says");

@@ -1,0 +1,92 @@
+//! Snapshots: the disk is copied while it takes no change, and the copy packed
+//! and sent while the instance runs on.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use chrono::Utc;
+
+use super::create;
+use crate::fault::{OrFault, Result};
+use crate::instance::parts::Parts;
+use crate::instance::record::Record;
+use crate::openstack::upload::Upload;
+use crate::snapshot::{self, Contents, Tree};
+use crate::store::atomic;
+use crate::types::ImageDestination;
+
+/// Checks where a snapshot shall go, before anything is done for it.
+pub fn check(parts: &Parts, destination: &ImageDestination) -> Result<()> {
+    let ImageDestination::Glance { endpoint, token, image_id } = destination;
+    Upload::check(endpoint, token, *image_id, &parts.config.images)
+}
+
+/// Makes a snapshot and sends it. `taken` is called once the instance is
+/// needed no longer; what it gives is kept to the end. `report` is told the
+/// stage, the bytes done and those in all.
+pub fn snapshot<T>(
+    parts: &Parts,
+    record: &Record,
+    destination: &ImageDestination,
+    report: &dyn Fn(&str, u64, Option<u64>),
+    taken: impl FnOnce() -> Result<T>,
+) -> Result<()> {
+    // The instance may be deleted meanwhile, and its image after it.
+    let _pins = parts.images.keep_layers(&record.layers)?;
+    report("copying", 0, None);
+    let upper = copy_upper(parts, record)?;
+    report("waiting", 0, None);
+    let _kept = taken()?;
+    let left_out = create::seed(record).untouched(upper.as_fd());
+    let mut layers = base_layers(parts, record)?;
+    layers.push(Tree::new(upper, left_out));
+    let config = record.image_config.clone();
+    let contents = Contents { layers, config, created: Utc::now() };
+    let ImageDestination::Glance { endpoint, token, image_id } = destination;
+    let mut upload = Upload::start(endpoint, token, *image_id, &parts.config.images)?;
+    let progress = |done, total| report("uploading", done, Some(total));
+    match snapshot::write(&contents, &mut upload, &progress) {
+        Ok(()) => upload.finish(),
+        Err(fault) => Err(upload.give_up(fault)),
+    }
+}
+
+/// What the instance had written at one moment, running or not: the upper
+/// directory on a copy of its disk.
+fn copy_upper(parts: &Parts, record: &Record) -> Result<OwnedFd> {
+    let copy = parts.paths(record).root_disk_copy();
+    let opened = copy_disk(parts, record, &copy).and_then(|()| parts.disks.open_copy(&copy));
+    if opened.is_err() {
+        // The fault says what was wrong; the next start of the service removes it too.
+        let _ = atomic::remove_file(&copy);
+    }
+    opened
+}
+
+fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
+    let paths = parts.paths(record);
+    let disk = paths.root_disk();
+    if record.quiesced {
+        return parts.disks.copy(&disk, copy);
+    }
+    parts.sync_disks(&paths)?;
+    let begun = Instant::now();
+    parts.freeze_disks(&paths)?;
+    let copied = parts.disks.copy(&disk, copy);
+    let thawed = parts.thaw_disks(&paths);
+    let frozen_us = begun.elapsed().as_micros();
+    tracing::info!(instance = %record.id, frozen_us, "copied the disk for a snapshot");
+    copied.and(thawed)
+}
+
+fn base_layers(parts: &Parts, record: &Record) -> Result<Vec<Tree>> {
+    let open = |digest: &String| {
+        let path = parts.images.layer_dir(digest);
+        let layer = File::open(&path).or_fault(format_args!("opening {}", path.display()))?;
+        Ok(Tree::new(layer.into(), BTreeSet::new()))
+    };
+    record.layers.iter().map(open).collect()
+}

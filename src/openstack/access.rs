@@ -1,0 +1,147 @@
+//! The way to an image's content in Glance: its address, and a client that
+//! shows the token there and nowhere else.
+
+use std::time::Duration;
+
+use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::{Client, ClientBuilder, Url, redirect};
+use uuid::Uuid;
+
+use crate::config;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+
+/// How long a connection may take to stand.
+const CONNECT: Duration = Duration::from_secs(15);
+/// Redirections on the same host that are followed.
+const REDIRECTIONS: usize = 3;
+
+/// What a request says about Glance.
+pub(super) struct Access<'a> {
+    /// The request's part that says it, for faults.
+    pub section: &'static str,
+    /// The image endpoint of the service catalogue.
+    pub endpoint: &'a str,
+    /// Keystone token.
+    pub token: &'a str,
+}
+
+impl Access<'_> {
+    /// Where an image's content is: `{endpoint}/v2/images/{id}/file`.
+    pub fn file_url(&self, image: Uuid, config: &config::Images) -> Result<Url> {
+        let bad = |why: &str| Err(Fault::invalid(format!("{}.endpoint", self.section), why));
+        let Ok(mut url) = Url::parse(self.endpoint) else {
+            return bad("must be a URL such as https://cloud.example:9292");
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if config.glance_plain_http => {}
+            "http" => return bad("must be https; images.glance_plain_http = false forbids http"),
+            _ => return bad("must be an https or http URL"),
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return bad("must not hold a user or password");
+        }
+        if url.query().is_some() || url.fragment().is_some() || !url.has_host() {
+            return bad("must have a host, and no query or fragment");
+        }
+        // Catalogues hold the endpoint with and without the version.
+        let base = url.path().trim_end_matches('/');
+        let base = base.strip_suffix("/v2").unwrap_or(base);
+        let path = format!("{base}/v2/images/{image}/file");
+        url.set_path(&path);
+        Ok(url)
+    }
+
+    /// A client that shows the token and may be given time limits.
+    pub fn client(&self, config: &config::Images) -> Result<ClientBuilder> {
+        // The error of a bad value would show it, so none of it is passed on.
+        let mut token =
+            HeaderValue::from_str(self.token).ok().filter(|value| !value.is_empty()).ok_or_else(
+                || Fault::invalid(format!("{}.token", self.section), "must be a Keystone token"),
+            )?;
+        token.set_sensitive(true);
+        let mut builder = Client::builder()
+            .default_headers(HeaderMap::from_iter([(
+                reqwest::header::HeaderName::from_static("x-auth-token"),
+                token,
+            )]))
+            .connect_timeout(CONNECT)
+            .redirect(same_host_only())
+            // The endpoint is of this cloud; the environment's proxies are not for it.
+            .no_proxy();
+        if let Some(path) = &config.glance_ca {
+            let pem = std::fs::read(path)
+                .or_fault(format_args!("reading images.glance_ca, {}", path.display()))?;
+            for certificate in reqwest::Certificate::from_pem_bundle(&pem)
+                .or_fault(format_args!("parsing images.glance_ca, {}", path.display()))?
+            {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        Ok(builder)
+    }
+}
+
+/// The client would send the token to wherever it is sent, so it may only be
+/// sent on to the same origin.
+fn same_host_only() -> redirect::Policy {
+    redirect::Policy::custom(|attempt| {
+        let same =
+            attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
+        if !same {
+            attempt.error("it redirects to another host, where the token must not go")
+        } else if attempt.previous().len() > REDIRECTIONS {
+            attempt.error("it redirects without end")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+/// What went wrong, with its causes and without the address.
+pub(super) fn without_url(error: reqwest::Error) -> String {
+    use std::error::Error;
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// The fault when Glance does not do its part.
+pub(super) fn unavailable(why: impl Into<String>) -> Fault {
+    Fault::new(FaultKind::GlanceUnavailable, format!("Glance: {}", why.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        let id = Uuid::nil();
+        let url = |endpoint: &str, glance_plain_http| {
+            let config = config::Images { glance_plain_http, ..Default::default() };
+            let access = Access { section: "source", endpoint, token: "t" };
+            access.file_url(id, &config).map(|url| url.to_string())
+        };
+        for good in ["https://h:9292", "https://h:9292/", "https://h:9292/v2", "https://h:9292/v2/"]
+        {
+            assert_eq!(url(good, false).unwrap(), format!("https://h:9292/v2/images/{id}/file"));
+        }
+        assert_eq!(
+            url("https://h/image", false).unwrap(),
+            format!("https://h/image/v2/images/{id}/file")
+        );
+        for bad in
+            ["http://h", "ftp://h", "h:9292", "", "https://u:p@h", "https://h?x", "file:///etc"]
+        {
+            let fault = url(bad, false).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some("source.endpoint"), "{bad}");
+        }
+        assert!(url("http://h", true).is_ok());
+    }
+}

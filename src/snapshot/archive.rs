@@ -1,0 +1,126 @@
+//! The image archive: layers, config, manifest, compressed.
+
+use std::io::{self, Write};
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use zstd::Encoder;
+
+use super::layer;
+use super::tar_writer::{Head, TarWriter};
+use super::tree::Tree;
+use crate::fault::{OrFault, Result};
+use crate::image::digest::{Algorithm, Hasher};
+use crate::image::recognise::host_architecture;
+use crate::types::ImageConfig;
+
+/// zstd's own default: half the size of its fastest, at the speed of a disk.
+const LEVEL: i32 = 3;
+
+/// What an archive is made of.
+pub struct Contents {
+    /// The layers, lowest first.
+    pub layers: Vec<Tree>,
+    /// How the image starts.
+    pub config: ImageConfig,
+    /// When it was as it is.
+    pub created: DateTime<Utc>,
+}
+
+/// Writes an archive as `docker save` does, compressed with zstd. `progress`
+/// is told the bytes that were packed and those there are.
+pub fn write<W: Write>(
+    contents: &Contents,
+    sink: &mut W,
+    progress: &dyn Fn(u64, u64),
+) -> Result<()> {
+    let doing = "writing the archive";
+    let sizes = contents.layers.iter().map(layer::size).collect::<Result<Vec<_>>>()?;
+    let total = sizes.iter().sum();
+    let mut encoder = Encoder::new(sink, LEVEL).or_fault(doing)?;
+    encoder.include_checksum(true).or_fault(doing)?;
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    encoder.multithread(u32::try_from(threads).unwrap_or(1)).or_fault(doing)?;
+    let mut archive = TarWriter::new(encoder);
+    let (mut diff_ids, mut names) = (Vec::new(), Vec::new());
+    let mut before = 0;
+    for (number, (tree, size)) in contents.layers.iter().zip(&sizes).enumerate() {
+        let name = format!("layers/{number}.tar");
+        archive.begin(&Head::file(&name, *size)).or_fault(doing)?;
+        let mut hashed = Hashed {
+            archive: &mut archive,
+            hasher: Hasher::new(Algorithm::Sha256)?,
+            report: &|done| progress(before + done, total),
+            done: 0,
+        };
+        let written = layer::write(tree, &mut hashed)?;
+        let digest = hashed.hasher.finish()?;
+        if written != *size {
+            return Err(io::Error::other("a layer changed while it was read")).or_fault(doing);
+        }
+        archive.end().or_fault(doing)?;
+        before += size;
+        diff_ids.push(digest.to_string());
+        names.push(name);
+    }
+    let config = to_bytes(&config(contents, &diff_ids))?;
+    let mut hasher = Hasher::new(Algorithm::Sha256)?;
+    hasher.update(&config)?;
+    let name = format!("{}.json", hasher.finish()?.hex());
+    let manifest = to_bytes(&json!([{"Config": name, "RepoTags": null, "Layers": names}]))?;
+    for (name, data) in [(name.as_str(), &config), ("manifest.json", &manifest)] {
+        archive.member(&Head::file(name, data.len() as u64), data).or_fault(doing)?;
+    }
+    let (encoder, _) = archive.finish().or_fault(doing)?;
+    encoder.finish().map(drop).or_fault(doing)
+}
+
+fn config(contents: &Contents, diff_ids: &[String]) -> Value {
+    let ImageConfig { architecture, entrypoint, cmd, env, user, working_dir, stop_signal, init: _ } =
+        &contents.config;
+    let architecture = if architecture.is_empty() { host_architecture() } else { architecture };
+    let mut config = json!({"Env": env, "User": user, "WorkingDir": working_dir});
+    for (name, words) in [("Entrypoint", entrypoint), ("Cmd", cmd)] {
+        if !words.is_empty() {
+            config[name] = json!(words);
+        }
+    }
+    if !stop_signal.is_empty() {
+        config["StopSignal"] = json!(stop_signal);
+    }
+    let created = contents.created.to_rfc3339();
+    let history: Vec<Value> = diff_ids
+        .iter()
+        .map(|_| json!({"created": created, "created_by": "berth snapshot"}))
+        .collect();
+    json!({
+        "architecture": architecture, "os": "linux", "created": created, "config": config,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history,
+    })
+}
+
+fn to_bytes(value: &Value) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).or_fault("writing the archive")
+}
+
+/// A member of the archive that is hashed on its way.
+struct Hashed<'a, W> {
+    archive: &'a mut TarWriter<W>,
+    hasher: Hasher,
+    report: &'a dyn Fn(u64),
+    done: u64,
+}
+
+impl<W: Write> Write for Hashed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.hasher.update(bytes).map_err(io::Error::other)?;
+        self.archive.put(bytes)?;
+        self.done += bytes.len() as u64;
+        (self.report)(self.done);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! A tree as the tar archive of a layer.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+
+use tar::EntryType;
+
+use super::tar_writer::{Head, TarWriter};
+use super::tree::{Kind, Node, Tree};
+use crate::fault::{OrFault, Result};
+
+/// Bytes that are read at once.
+const PIECE: usize = 1 << 17;
+
+/// Size of the archive that [`write`] writes.
+pub(super) fn size(tree: &Tree) -> Result<u64> {
+    let mut writer = TarWriter::new(io::sink());
+    tree.walk(&mut |node, file| member(&mut writer, node, file.map(|_| None)))?;
+    writer.finish().map(|(_, size)| size).or_fault("measuring a layer")
+}
+
+/// Writes the tree.
+pub(super) fn write(tree: &Tree, sink: impl Write) -> Result<u64> {
+    let mut writer = TarWriter::new(sink);
+    tree.walk(&mut |node, file| member(&mut writer, node, file.map(Some)))?;
+    writer.finish().map(|(_, size)| size).or_fault("writing a layer")
+}
+
+/// Writes a file. Content that is there but not given is only counted.
+fn member<W: Write>(
+    writer: &mut TarWriter<W>,
+    node: &Node,
+    content: Option<Option<&File>>,
+) -> Result<()> {
+    let doing = "writing a layer";
+    let (path, link) = names(node);
+    let mut head = Head {
+        path: &path,
+        link: &link,
+        kind: entry_type(&node.kind),
+        mode: node.mode,
+        uid: node.uid,
+        gid: node.gid,
+        mtime: node.mtime,
+        size: 0,
+        records: node
+            .xattrs
+            .iter()
+            .map(|(name, value)| ([b"SCHILY.xattr.", &name[..]].concat(), value.clone()))
+            .collect(),
+    };
+    let Kind::File { size, pieces } = &node.kind else {
+        writer.member(&head, b"").or_fault(doing)?;
+        if node.kind == (Kind::Directory { opaque: true }) {
+            let path = [&path[..], b".wh..wh..opq"].concat();
+            let mark = Head { path: &path, mtime: node.mtime, ..Head::file("", 0) };
+            writer.member(&mark, b"").or_fault(doing)?;
+        }
+        return Ok(());
+    };
+    head.size = pieces.iter().map(|(_, length)| length).sum();
+    if head.size != *size {
+        head.records.extend(sparse(&path, *size, pieces));
+    }
+    writer.begin(&head).or_fault(doing)?;
+    match content.flatten() {
+        None => writer.pass(head.size),
+        Some(file) => copy(writer, file, pieces).or_fault(doing)?,
+    }
+    writer.end().or_fault(doing)
+}
+
+fn names(node: &Node) -> (Vec<u8>, Vec<u8>) {
+    let path = match &node.kind {
+        Kind::Directory { .. } if node.path.is_empty() => b"./".to_vec(),
+        Kind::Directory { .. } => [&node.path[..], b"/"].concat(),
+        Kind::Whiteout => {
+            let name = node.path.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
+            [&node.path[..name], b".wh.", &node.path[name..]].concat()
+        }
+        _ => node.path.clone(),
+    };
+    let link = match &node.kind {
+        Kind::Symlink(target) | Kind::Hardlink(target) => target.clone(),
+        _ => Vec::new(),
+    };
+    (path, link)
+}
+
+fn entry_type(kind: &Kind) -> EntryType {
+    match kind {
+        Kind::Directory { .. } => EntryType::Directory,
+        Kind::File { .. } | Kind::Whiteout => EntryType::Regular,
+        Kind::Symlink(_) => EntryType::Symlink,
+        Kind::Hardlink(_) => EntryType::Link,
+        Kind::Fifo => EntryType::Fifo,
+    }
+}
+
+/// The records of a file with holes, format 0.1.
+fn sparse(path: &[u8], size: u64, pieces: &[(u64, u64)]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut map: Vec<String> = pieces.iter().map(|(at, length)| format!("{at},{length}")).collect();
+    if map.is_empty() {
+        map.push(format!("{size},0"));
+    }
+    vec![
+        (b"GNU.sparse.size".to_vec(), size.to_string().into_bytes()),
+        (b"GNU.sparse.numblocks".to_vec(), map.len().to_string().into_bytes()),
+        (b"GNU.sparse.map".to_vec(), map.join(",").into_bytes()),
+        (b"GNU.sparse.name".to_vec(), path.to_vec()),
+    ]
+}
+
+fn copy<W: Write>(writer: &mut TarWriter<W>, file: &File, pieces: &[(u64, u64)]) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE];
+    for (start, length) in pieces {
+        let (mut at, end) = (*start, start + length);
+        while at < end {
+            let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            file.read_exact_at(&mut buffer[..wanted], at)?;
+            writer.put(&buffer[..wanted])?;
+            at += wanted as u64;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,18 @@
+//! Snapshots: an instance's root file system as an image that boots again.
+//!
+//! ```text
+//! base layers, upper directory ─ tree ─► layer (tar) ─► archive (docker) ─ zstd ─► sink
+//! ```
+//!
+//! The archive is what `docker save` writes: the base image's layers and, last,
+//! what the instance changed. Everything is read from trees that no longer
+//! change, so a first walk tells how large each layer will be, and the second
+//! streams it: nothing is kept on the way.
+
+mod archive;
+mod layer;
+mod tar_writer;
+mod tree;
+
+pub use archive::{Contents, write};
+pub use tree::Tree;

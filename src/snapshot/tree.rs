@@ -1,0 +1,256 @@
+//! A tree of files as a layer sees it: read in a fixed order, overlayfs's own
+//! marks taken for what they mean.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::vec;
+
+use rustix::fs::{
+    Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat,
+    openat2, readlinkat, seek,
+};
+use rustix::io::Errno;
+
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::image::tar_reader::printable;
+use crate::image::whiteout::{self, Meaning, OPAQUE_VALUE, OPAQUE_XATTR};
+use crate::image::xattr;
+
+/// Longest path that the kernel takes.
+const LONGEST: usize = 4095;
+/// Most pieces of a file with holes; one with more is read as if it had none.
+const MOST_PIECES: usize = 4096;
+
+/// A tree that no longer changes.
+pub struct Tree {
+    root: OwnedFd,
+    left_out: BTreeSet<Vec<u8>>,
+}
+
+/// One file of a tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Node {
+    /// Below the root, without a slash at either end; empty for the root.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner, as an instance of the tree sees it.
+    pub uid: u32,
+    /// Group, as an instance of the tree sees it.
+    pub gid: u32,
+    /// Seconds and nanoseconds since the epoch.
+    pub mtime: (i64, u32),
+    /// Extended attributes that an image keeps, by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `opaque`: it hides what lower layers have there.
+    Directory {
+        opaque: bool,
+    },
+    /// Its size, and offset and length of its data between holes.
+    File {
+        size: u64,
+        pieces: Vec<(u64, u64)>,
+    },
+    Symlink(Vec<u8>),
+    /// To this path, which comes before.
+    Hardlink(Vec<u8>),
+    Fifo,
+    /// It deletes what lower layers have there.
+    Whiteout,
+}
+
+impl Tree {
+    /// The tree below a directory. `left_out` are paths without a leading slash.
+    pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>) -> Tree {
+        Tree { root, left_out }
+    }
+
+    /// Shows each file with its content, the directory before what is in it,
+    /// names in the order of their bytes: always the same.
+    pub(super) fn walk(
+        &self,
+        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
+    ) -> Result<()> {
+        let mut links = HashMap::new();
+        let mut open = vec![self.directory(Vec::new(), visit)?];
+        while let Some((path, names)) = open.last_mut() {
+            let Some(name) = names.next() else {
+                open.pop();
+                continue;
+            };
+            let path = match path.as_slice() {
+                b"" => name,
+                parent => [parent, b"/", &name].concat(),
+            };
+            if self.left_out.contains(&path) {
+                continue;
+            }
+            if path.len() > LONGEST {
+                return Err(Fault::new(
+                    FaultKind::InstanceUnsupported,
+                    format!("a path is longer than {LONGEST} bytes: {}…", printable(&path[..60])),
+                ));
+            }
+            if self.file(&path, &mut links, visit)? {
+                open.push(self.directory(path, visit)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(
+        &self,
+        path: Vec<u8>,
+        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
+    ) -> Result<(Vec<u8>, vec::IntoIter<Vec<u8>>)> {
+        let doing = || format!("reading the directory /{}", printable(&path));
+        let directory = self.open(&path, OFlags::RDONLY | OFlags::DIRECTORY).or_fault(doing())?;
+        let stat = fstat(&directory).or_fault(doing())?;
+        let opaque = is_opaque(&directory).or_fault(doing())?;
+        let xattrs = xattrs(&directory, &path).or_fault(doing())?;
+        visit(&Node::new(&path, Kind::Directory { opaque }, &stat, xattrs), None)?;
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&directory).or_fault(doing())? {
+            let entry = entry.or_fault(doing())?;
+            let name = entry.file_name().to_bytes();
+            // In an archive, other names with the prefix would mean deletions.
+            if !matches!(name, b"." | b"..") && whiteout::meaning(name) == Meaning::Plain {
+                names.push(name.to_vec());
+            }
+        }
+        names.sort_unstable();
+        Ok((path, names.into_iter()))
+    }
+
+    /// Shows anything but a directory; whether it is one.
+    fn file(
+        &self,
+        path: &[u8],
+        links: &mut HashMap<(u64, u64), Vec<u8>>,
+        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
+    ) -> Result<bool> {
+        let doing = || format!("reading /{}", printable(path));
+        let fd = self.open(path, OFlags::PATH).or_fault(doing())?;
+        let stat = fstat(&fd).or_fault(doing())?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return Ok(true),
+            FileType::RegularFile => {
+                if stat.st_nlink > 1
+                    && let Some(first) = links.get(&(stat.st_dev, stat.st_ino))
+                {
+                    let kind = Kind::Hardlink(first.clone());
+                    visit(&Node::new(path, kind, &stat, Vec::new()), None)?;
+                    return Ok(false);
+                }
+                if stat.st_nlink > 1 {
+                    links.insert((stat.st_dev, stat.st_ino), path.to_vec());
+                }
+                let file = File::from(self.open(path, OFlags::RDONLY).or_fault(doing())?);
+                let size = stat.st_size.unsigned_abs();
+                let pieces = pieces(&file, &stat).or_fault(doing())?;
+                let xattrs = xattrs(&file, path).or_fault(doing())?;
+                let node = Node::new(path, Kind::File { size, pieces }, &stat, xattrs);
+                return visit(&node, Some(&file)).map(|()| false);
+            }
+            FileType::Symlink => {
+                let target = readlinkat(&fd, "", Vec::new()).or_fault(doing())?;
+                Kind::Symlink(target.into_bytes())
+            }
+            FileType::Fifo => Kind::Fifo,
+            FileType::CharacterDevice if stat.st_rdev == 0 => Kind::Whiteout,
+            // Sockets end with their process; devices no instance can make.
+            _ => return Ok(false),
+        };
+        visit(&Node::new(path, kind, &stat, Vec::new()), None)?;
+        Ok(false)
+    }
+
+    fn open(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.is_empty() { b"." } else { path };
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        openat2(&self.root, path, flags, Mode::empty(), resolve)
+    }
+}
+
+impl Node {
+    fn new(path: &[u8], kind: Kind, stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Node {
+        Node {
+            path: path.to_vec(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            xattrs,
+        }
+    }
+}
+
+fn is_opaque(directory: &impl AsFd) -> rustix::io::Result<bool> {
+    match attribute(directory, OPAQUE_XATTR.as_bytes()) {
+        Ok(value) => Ok(value == OPAQUE_VALUE),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// The attributes that an image keeps, and in the form that it keeps.
+fn xattrs(file: &impl AsFd, path: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut list = vec![0; 1 << 16];
+    let length = match flistxattr(file, &mut list[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        other => other?,
+    };
+    let mut names: Vec<&[u8]> =
+        list[..length].split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
+    names.sort_unstable();
+    let mut kept = Vec::new();
+    for name in names {
+        if name.starts_with(b"trusted.") {
+            continue;
+        }
+        let value = attribute(file, name)?;
+        // What no image may have, overlayfs's own for one, is not of the instance.
+        if let Ok(Some(value)) = xattr::kept(name, &value, path) {
+            kept.push((name.to_vec(), value));
+        }
+    }
+    Ok(kept)
+}
+
+fn attribute(file: &impl AsFd, name: &[u8]) -> rustix::io::Result<Vec<u8>> {
+    let mut value = vec![0; 1 << 16];
+    let length = fgetxattr(file, name, &mut value[..])?;
+    value.truncate(length);
+    Ok(value)
+}
+
+/// The data between a file's holes.
+fn pieces(file: &File, stat: &Stat) -> rustix::io::Result<Vec<(u64, u64)>> {
+    let size = stat.st_size.unsigned_abs();
+    let whole = vec![(0, size)];
+    if stat.st_blocks.unsigned_abs() * 512 >= size {
+        return Ok(whole);
+    }
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < size && pieces.len() <= MOST_PIECES {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e),
+        };
+        at = seek(file, SeekFrom::Hole(start))?.min(size);
+        pieces.push((start, at - start));
+    }
+    let sparse = pieces.len() <= MOST_PIECES && pieces != whole;
+    Ok(if sparse { pieces } else { whole })
+}

@@ -1,0 +1,99 @@
+"""The control plane: Keystone, Placement, Glance, Neutron, Nova, Heat."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from .place import DATA, ETC, PORTS, VENV, address, url
+from .processes import Program, answers, together, wait_until
+
+# Module and processes of each API; port and configuration go by its name.
+APIS = {
+    "keystone": ("keystone.wsgi.api", 2),
+    "placement": ("placement.wsgi.api", 1),
+    "glance": ("glance.wsgi.api", 1),
+    "neutron-api": ("neutron.wsgi.api", 2),
+    "nova-api": ("nova.wsgi.osapi_compute", 2),
+    "nova-metadata": ("nova.wsgi.metadata", 1),
+    "heat-api": ("heat.wsgi.api", 1),
+}
+CONFIGURATION = {
+    "OS_KEYSTONE_CONFIG_DIR": ETC / "keystone",
+    "OS_PLACEMENT_CONFIG_DIR": ETC / "placement",
+    "OS_GLANCE_CONFIG_DIR": ETC / "glance",
+    "OS_NOVA_CONFIG_DIR": ETC / "nova",
+    "OS_NEUTRON_CONFIG_DIR": ETC / "neutron",
+    "OS_NEUTRON_CONFIG_FILES": "neutron.conf;ml2_conf.ini",
+}
+NEUTRON = ("neutron/neutron.conf", "neutron/ml2_conf.ini")
+# Program and configuration of each daemon.
+DAEMONS = {
+    "nova-conductor": ("nova-conductor", "nova/nova.conf"),
+    "nova-scheduler": ("nova-scheduler", "nova/nova.conf"),
+    "heat-engine": ("heat-engine", "heat/heat.conf"),
+}
+# These want Neutron's API to have made its tables' first rows.
+AFTER_NEUTRON = {
+    "neutron-maintenance": ("neutron-ovn-maintenance-worker", *NEUTRON),
+    "neutron-periodic": ("neutron-periodic-workers", *NEUTRON),
+    "neutron-metadata": ("neutron-ovn-metadata-agent", "neutron/neutron.conf", "neutron/metadata_agent.ini"),
+}
+
+
+def start_identity() -> None:
+    """Starts Keystone, which all others need."""
+    _start_api("keystone")
+    _wait_for("keystone")
+
+
+def start() -> None:
+    """Starts all others."""
+    for name in APIS:
+        _start_api(name)
+    for name, (program, *files) in DAEMONS.items():
+        _start_daemon(name, program, files)
+    _wait_for("neutron-api")
+    for name, (program, *files) in AFTER_NEUTRON.items():
+        _start_daemon(name, program, files)
+    for name in APIS:
+        _wait_for(name)
+
+
+def _start_api(name: str) -> None:
+    module, processes = APIS[name]
+    Program(name).start(
+        *(VENV / "bin/uwsgi", "--venv", VENV, "--module", f"{module}:application"),
+        *("--http-socket", f"{address(name)}:{PORTS[name]}"),
+        *("--master", "--processes", processes, "--threads", 1, "--enable-threads", "--lazy-apps"),
+        *("--die-on-term", "--thunder-lock", "--need-app", "--buffer-size", 65535),
+        *("--disable-logging", "--log-5xx", "--procname-prefix", f"{name} "),
+        *("--add-header", "Connection: close", "--worker-reload-mercy", 5, "--reload-mercy", 5),
+        *("--hook-master-start", "unix_signal:15 gracefully_kill_them_all"),
+        # Uploads to Glance come chunked.
+        *(["--http-chunked-input"] if name == "glance" else []),
+        # Heat's module reads its arguments instead of the environment.
+        *(["--pyargv", f"--config-file {ETC}/heat/heat.conf"] if name == "heat-api" else []),
+        **{key: str(value) for key, value in CONFIGURATION.items()},
+    )
+
+
+def _start_daemon(name: str, program: str, files: list[str]) -> None:
+    Program(name).start(VENV / "bin" / program, *(f"--config-file={ETC / file}" for file in files))
+
+
+def _wait_for(name: str) -> None:
+    wait_until(name, lambda: answers(url(name, "/")), 120, Program(name))
+
+
+def stop() -> None:
+    """Ends everything, and the metadata proxies, which outlive their agent by design."""
+    names = [*AFTER_NEUTRON, *DAEMONS, *APIS]
+    together([lambda n=name: Program(n).stop(4) for name in names])
+    for record in (DATA / "neutron/external/pids").glob("*"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(record.read_text())
+            if b"haproxy" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGTERM)

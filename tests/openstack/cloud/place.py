@@ -1,0 +1,75 @@
+"""Where everything is: directories, ports, names."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+VENV = ROOT / "target/venv-openstack"
+IMAGES = ROOT / "target/images"
+
+STATE = Path(os.environ.get("BERTH_OPENSTACK_STATE", "/var/lib/berth-openstack"))
+ETC, LOG, PIDS, DATA = STATE / "etc", STATE / "log", STATE / "pids", STATE / "data"
+# Sockets: a path of theirs has at most 107 bytes.
+RUN = Path("/run/berth-openstack")
+LXCFS, HUGETLB = STATE / "lxcfs", STATE / "hugetlb"
+BERTH_SOCKET = RUN / "berth.sock"
+OVS_RUN = RUN / "ovs"
+OVSDB = f"unix:{OVS_RUN}/db.sock"
+KEY = STATE / "key"
+
+HOST = socket.gethostname()
+# One password for everything: nobody but this machine reaches any of it.
+PASSWORD = "berth"
+REGION = "RegionOne"
+LOOPBACK = "127.0.0.1"
+# The external network, whose gateway is this machine. Servers reach what listens here.
+EXTERNAL_SUBNET, EXTERNAL_ADDRESS = "172.24.4.0/24", "172.24.4.1"
+
+PORTS = {
+    "memcached": 11211,
+    "mariadb": 3306,
+    "rabbitmq": 5672,
+    "ovsdb": 6640,
+    "ovn-nb": 6641,
+    "ovn-sb": 6642,
+    "keystone": 5000,
+    "glance": 9292,
+    "placement": 8778,
+    "nova-api": 8774,
+    "nova-metadata": 8775,
+    "neutron-api": 9696,
+    "heat-api": 8004,
+}
+OVN_NB, OVN_SB = (f"tcp:{LOOPBACK}:{PORTS[name]}" for name in ("ovn-nb", "ovn-sb"))
+
+
+def address(service: str) -> str:
+    """Where a service listens: Heat where servers reach it by their routers, to signal to it."""
+    return EXTERNAL_ADDRESS if service == "heat-api" else LOOPBACK
+
+
+def url(service: str, path: str = "") -> str:
+    """Where an API answers."""
+    return f"http://{address(service)}:{PORTS[service]}{path}"
+
+
+KEYSTONE = url("keystone", "/v3")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What every program of the cloud gets."""
+    kept = {name: os.environ[name] for name in ("HOME", "USER", "TERM") if name in os.environ}
+    return kept | {
+        "PATH": f"{VENV}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "LC_ALL": "C.UTF-8",
+        # Neutron keeps a file there that must not be an earlier cloud's.
+        "TMPDIR": str(STATE / "tmp"),
+        "PYTHONWARNINGS": "ignore",
+        "OVS_RUNDIR": str(OVS_RUN),
+        "OVN_RUNDIR": str(OVS_RUN),
+        "OVS_LOGDIR": str(LOG),
+        **more,
+    }

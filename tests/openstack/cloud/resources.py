@@ -1,0 +1,153 @@
+"""What a user of the cloud finds: images, flavors, networks, a key. Safe to do again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import identity
+from .place import EXTERNAL_ADDRESS, EXTERNAL_SUBNET, KEY, ROOT, STATE, VENV
+from .processes import run, step
+
+EXTERNAL_POOL = {"start": "172.24.4.10", "end": "172.24.4.250"}
+PRIVATE_SUBNET = "10.77.0.0/24"
+# Name: VCPUs, MiB of memory, GiB of disk.
+FLAVORS = {"nano": (1, 64, 1), "micro": (1, 128, 1), "small": (1, 512, 3), "medium": (2, 1024, 5)}
+# What may come in from outside.
+INGRESS = ({"protocol": "icmp"}, {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22})
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image, made by a script of this project."""
+
+    name: str
+    script: tuple[str, ...]
+    container_format: str = "bare"
+    min_ram: int = 64
+    properties: tuple[tuple[str, str], ...] = ()
+
+
+IMAGES = (
+    Image("debian", ("image-debian", "--cloud"), min_ram=256, properties=(("os_distro", "debian"),)),
+    Image("application", ("image-application",), container_format="docker"),
+    Image("tempest", ("image-tempest",)),
+    Image("tempest-alt", ("image-tempest",)),
+)
+
+
+def fill() -> None:
+    """Makes what is missing."""
+    admin, demo = identity.connect("admin"), identity.connect("demo")
+    for image in IMAGES:
+        _upload(admin, image)
+    _make_flavors(admin)
+    _make_networks(admin, demo)
+    _make_key(demo)
+    _open_security_group(demo)
+
+
+def _upload(cloud, image: Image) -> None:
+    path = Path(run(ROOT / "scripts" / image.script[0], *image.script[1:], log="images").splitlines()[-1])
+    found = cloud.image.find_image(image.name)
+    if found and found.properties.get("content_sha256") == _sha256(path):
+        return
+    if found:
+        cloud.image.delete_image(found)
+    with (
+        step(f"upload the image {image.name}, {path.stat().st_size / 2**20:.1f} MiB"),
+        path.open("rb") as data,
+    ):
+        cloud.image.create_image(
+            name=image.name,
+            disk_format="raw",
+            container_format=image.container_format,
+            visibility="public",
+            min_ram=image.min_ram,
+            data=data,
+            content_sha256=_sha256(path),
+            **dict(image.properties),
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make_flavors(cloud) -> None:
+    made = {flavor.name for flavor in cloud.compute.flavors(is_public=None)}
+    for name, (vcpus, ram, disk) in FLAVORS.items():
+        if name not in made:
+            cloud.compute.create_flavor(name=name, id=name, vcpus=vcpus, ram=ram, disk=disk)
+
+
+def _make_networks(admin, demo) -> None:
+    public = admin.network.find_network("public") or admin.network.create_network(
+        name="public",
+        is_router_external=True,
+        provider_network_type="flat",
+        provider_physical_network="public",
+    )
+    admin.network.find_subnet("public-subnet") or admin.network.create_subnet(
+        name="public-subnet",
+        network_id=public.id,
+        ip_version=4,
+        cidr=EXTERNAL_SUBNET,
+        gateway_ip=EXTERNAL_ADDRESS,
+        is_dhcp_enabled=False,
+        allocation_pools=[EXTERNAL_POOL],
+    )
+    private = demo.network.find_network("private") or demo.network.create_network(name="private")
+    subnet = demo.network.find_subnet("private-subnet") or demo.network.create_subnet(
+        name="private-subnet", network_id=private.id, ip_version=4, cidr=PRIVATE_SUBNET
+    )
+    if not demo.network.find_router("router"):
+        router = demo.network.create_router(name="router", external_gateway_info={"network_id": public.id})
+        demo.network.add_interface_to_router(router, subnet_id=subnet.id)
+
+
+def _make_key(demo) -> None:
+    if not KEY.exists():
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "berth-openstack", "-f", KEY)
+    if not demo.compute.find_keypair("demo"):
+        demo.compute.create_keypair(name="demo", public_key=KEY.with_suffix(".pub").read_text().strip())
+
+
+def _open_security_group(demo) -> None:
+    group = next(demo.network.security_groups(name="default", project_id=demo.current_project_id))
+    open_to_all = {
+        (rule.protocol, rule.port_range_min)
+        for rule in demo.network.security_group_rules(security_group_id=group.id, direction="ingress")
+        if not rule.remote_group_id
+    }
+    for rule in INGRESS:
+        if (rule["protocol"], rule.get("port_range_min")) not in open_to_all:
+            demo.network.create_security_group_rule(security_group_id=group.id, direction="ingress", **rule)
+
+
+def write_credentials() -> None:
+    """Files to be sourced, for a user and for the administrator."""
+    for name, user in (("openrc", "demo"), ("openrc-admin", "admin")):
+        (STATE / name).write_text(_credentials(user))
+
+
+def _credentials(user: str) -> str:
+    values = {
+        "AUTH_URL": identity.KEYSTONE,
+        "IDENTITY_API_VERSION": "3",
+        "USERNAME": user,
+        "PASSWORD": identity.PASSWORD,
+        "PROJECT_NAME": user,
+        "USER_DOMAIN_ID": "default",
+        "PROJECT_DOMAIN_ID": "default",
+        "REGION_NAME": identity.REGION,
+        "COMPUTE_API_VERSION": "2.95",
+    }
+    lines = [f"export OS_{name}={value}" for name, value in values.items()]
+    lines += [
+        "export PYTHONWARNINGS=ignore",
+        f'case :$PATH: in *:{VENV}/bin:*) ;; *) export PATH={VENV}/bin:"$PATH" ;; esac',
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,150 @@
+"""A hundred servers in one request, while what carries them is killed and comes back."""
+
+from __future__ import annotations
+
+import collections
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud import compute, identity, stores
+from cloud.place import BERTH_SOCKET
+from cloud.processes import run, together
+from helpers import eventually
+
+SERVERS = 100
+NAME = "scale"
+
+
+@pytest.fixture
+def clean(demo: Any) -> Iterator[Any]:
+    """A cloud without our servers, before and afterwards."""
+    _delete_all(demo)
+    yield demo
+    _delete_all(demo)
+
+
+def _ours(cloud: Any) -> list[Any]:
+    return [server for server in cloud.compute.servers() if server.name.startswith(NAME)]
+
+
+def _delete_all(cloud: Any) -> None:
+    for server in _ours(cloud):
+        cloud.compute.delete_server(server, ignore_missing=True)
+    eventually("the servers to be gone", lambda: not _ours(cloud), 900)
+
+
+def _request(cloud: Any) -> None:
+    """One request for all servers, that wait in Nova for their turn."""
+    image, flavor = cloud.image.find_image("tempest"), cloud.compute.find_flavor("nano")
+    network = cloud.network.find_network("private")
+    cloud.compute.create_server(
+        name=NAME,
+        image_id=image.id,
+        flavor_id=flavor.id,
+        networks=[{"uuid": network.id}],
+        min_count=SERVERS,
+        max_count=SERVERS,
+    )
+
+
+def _states(cloud: Any) -> collections.Counter[str]:
+    return collections.Counter(server.status for server in _ours(cloud))
+
+
+def _settled(cloud: Any) -> bool:
+    states = _states(cloud)
+    print(f"   {dict(states)}", flush=True)
+    return states["ACTIVE"] + states["ERROR"] == SERVERS
+
+
+def _instances_on_host() -> set[str]:
+    listed = json.loads(run(compute.BERTH, "--socket", BERTH_SOCKET, "--json", "list"))
+    return {instance["id"] for instance in listed["instances"]}
+
+
+def _agree(cloud: Any) -> None:
+    """Nova, Placement and the host know the same servers; each that failed says why."""
+    servers = {server.id: cloud.compute.get_server(server) for server in _ours(cloud)}
+    active = {identity for identity, server in servers.items() if server.status == "ACTIVE"}
+    silent = [i for i, s in servers.items() if s.status == "ERROR" and not s.fault]
+    assert silent == [], "servers in ERROR that do not say why"
+    here = _instances_on_host()
+    assert active <= here, "ACTIVE, but not on the host"
+    assert _allocated() >= active, "ACTIVE, but without an allocation"
+    everywhere = {server.id for server in identity.connect("admin").compute.servers(all_projects=True)}
+    assert here <= everywhere, "on the host, but unknown to Nova"
+    assert _allocated() <= everywhere, "allocations of servers unknown to Nova"
+
+
+def _allocated() -> set[str]:
+    placement = identity.connect("admin").placement
+    (provider,) = placement.resource_providers()
+    answer = placement.get(f"/resource_providers/{provider.id}/allocations")
+    return set(answer.json()["allocations"])
+
+
+def _all_answer_pings(cloud: Any) -> None:
+    """From the namespace that Neutron's metadata proxy has on their network."""
+    namespace = f"ovnmeta-{cloud.network.find_network('private').id}"
+    silent = []
+    for server in _ours(cloud):
+        if server.status == "ACTIVE":
+            address = server.addresses["private"][0]["addr"]
+            command = ["ip", "netns", "exec", namespace, "ping", "-c", "1", "-W", "2", address]
+            if subprocess.run(command, capture_output=True).returncode:
+                silent.append(address)
+    assert silent == []
+
+
+def _devices() -> set[str]:
+    return {path.name for path in Path("/sys/class/net").iterdir() if path.name.startswith("tap")}
+
+
+def test_a_hundred_servers_in_one_request(clean: Any) -> None:
+    others, devices = _instances_on_host(), _devices()
+    start = time.monotonic()
+    _request(clean)
+    eventually("all servers to be ACTIVE", lambda: _settled(clean), 1200)
+    print(f"   {SERVERS} servers after {time.monotonic() - start:.0f} s")
+    assert _states(clean) == {"ACTIVE": SERVERS}
+    _agree(clean)
+    _all_answer_pings(clean)
+    start = time.monotonic()
+    _delete_all(clean)
+    print(f"   gone after {time.monotonic() - start:.0f} s")
+    assert _instances_on_host() == others
+    eventually("their devices to be gone", lambda: _devices() == devices, 60)
+    assert _allocated() <= others
+
+
+def test_what_carries_them_is_killed_meanwhile(clean: Any) -> None:
+    others, devices = _instances_on_host(), _devices()
+    _request(clean)
+
+    def active(count: int) -> bool:
+        return _states(clean)["ACTIVE"] >= count
+
+    eventually("the first servers", lambda: active(10), 300)
+    compute.SERVICE.signal(signal.SIGKILL)
+    compute.start_service()
+    eventually("more servers", lambda: active(25), 300)
+    compute.NOVA_COMPUTE.signal(signal.SIGKILL, group=True)
+    time.sleep(1)
+    compute.start_nova_compute()
+    together([stores.RABBITMQ.stop, stores.MARIADB.stop])
+    time.sleep(60)
+    stores.start()
+    stores.wait_for_broker()
+    eventually("all servers to be ACTIVE or ERROR", lambda: _settled(clean), 1200)
+    _agree(clean)
+    _all_answer_pings(clean)
+    _delete_all(clean)
+    assert _instances_on_host() == others
+    eventually("their devices to be gone", lambda: _devices() == devices, 60)
+    assert _allocated() <= others
