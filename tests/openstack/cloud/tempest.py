@@ -33,10 +33,10 @@ FEATURES = {
     "enable_instance_password": True,
     "hostname_fqdn_sanitization": True,
     "disk_config": True,
+    "change_password": True,
+    "snapshot": True,
+    "shelve": True,
     # A later issue's.
-    "change_password": False,
-    "snapshot": False,
-    "shelve": False,
     "rescue": False,
     "stable_rescue": False,
     "resize": False,
