@@ -88,6 +88,7 @@ def configure() -> None:
                 "hypervisor_type": "berth",
             },
             "compute-feature-enabled": FEATURES,
+            "placement": {"max_microversion": "latest"},
             "image": {"disk_formats": "raw", "container_formats": "bare,docker", "build_timeout": 60},
             "image-feature-enabled": {"import_image": True},
             "scenario": {
