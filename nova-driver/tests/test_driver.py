@@ -189,6 +189,7 @@ def test_injected_files_and_config_drive(spawn, service, monkeypatch):
 
         def metadata_for_config_drive(self):
             yield 'openstack/latest/meta_data.json', b'{}'
+            yield 'openstack/2012-08-10/meta_data.json', b'{}'
             yield 'openstack/2018-08-27/meta_data.json', b'{}'
             yield 'openstack/content/0000', 'hello'
             yield 'ec2/latest/meta-data.json', b'{}'
@@ -198,7 +199,8 @@ def test_injected_files_and_config_drive(spawn, service, monkeypatch):
     files = {f['path']: f for f in service.body('PUT', PATH)['files']}
     assert set(files) == {
         '/config-drive/openstack/latest/meta_data.json', '/config-drive/openstack/content/0000',
-        '/config-drive/ec2/latest/meta-data.json', '/etc/motd'}
+        # By its date, cloud-init knows a config drive.
+        '/config-drive/openstack/2018-08-27/meta_data.json', '/config-drive/ec2/latest/meta-data.json', '/etc/motd'}
     assert base64.b64decode(files['/etc/motd']['content']) == b'hello'
     assert files['/config-drive/openstack/latest/meta_data.json']['mode'] == 0o400
 
@@ -492,6 +494,22 @@ def test_quiesce(spawn, driver, context, service, meta):
 
 # The host.
 
+def test_snapshot(spawn, driver, context, service, monkeypatch):
+    spawn()
+    service.extra[('POST', '.*/snapshot')] = None
+    monkeypatch.setattr('nova.virt.berth.images.glance.get_api_servers',
+                        lambda context: iter(['http://glance']))
+    states = []
+    driver.snapshot(context, make_instance(), 'an-image', lambda **state: states.append(state))
+    driver.images.api.update.assert_called_once_with(
+        context, 'an-image', {'disk_format': 'raw', 'container_format': 'docker'})
+    assert service.body('POST', PATH + '/snapshot') == {'destination': {
+        'type': 'glance', 'endpoint': 'http://glance', 'token': context.auth_token,
+        'image_id': 'an-image'}}
+    assert [state['task_state'] for state in states] == [
+        'image_pending_upload', 'image_uploading']
+
+
 def test_start_and_end(driver, service):
     driver.init_host('host')
     assert driver.get_available_nodes() == ['compute1']
@@ -621,8 +639,6 @@ def test_what_is_not_offered_yet(driver, context, meta):
     driver.cleanup_live_migration_destination_check(context, {})
     with pytest.raises(exception.InstanceNotRescuable):
         driver.rescue(context, instance, [], meta, 'secret', {}, None)
-    with pytest.raises(NotImplementedError):
-        driver.snapshot(context, instance, IMAGE, lambda **k: None)
     with pytest.raises(NotImplementedError):
         driver.attach_volume(context, {}, instance, '/dev/vdb')
 

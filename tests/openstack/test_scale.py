@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import signal
 import subprocess
 import time
@@ -17,7 +18,8 @@ from cloud.place import BERTH_SOCKET
 from cloud.processes import run, together
 from helpers import eventually
 
-SERVERS = 100
+# Fewer where there is no time for more.
+SERVERS = int(os.environ.get("BERTH_SCALE_SERVERS", "100"))
 NAME = "scale"
 
 

@@ -1,8 +1,8 @@
 """The config drive, as a directory: cloud-init looks for it at `/config-drive`.
 
-Written before the first start, and only where Nova wants one. Of the dated
-copies that Nova keeps of the same data, only `latest` is written, which every
-reader falls back to.
+Written before the first start, and only where Nova wants one. Nova keeps many
+dated copies of the same data. Of these, `latest` is written, which every reader
+falls back to, and one with a date, by which cloud-init recognises a config drive.
 """
 
 from nova.api.metadata import base
@@ -12,6 +12,9 @@ from nova.virt.berth import translate
 ROOT = '/config-drive'
 # The user data and the password in it are root's business.
 MODE = 0o400
+# The newest that cloud-init knows.
+DATED = base.ROCKY
+VERSIONS = {'latest', 'content', DATED}
 
 
 def files(instance, network_info, injected_files, admin_password):
@@ -23,9 +26,4 @@ def files(instance, network_info, injected_files, admin_password):
         extra_md={'admin_pass': admin_password} if admin_password else {})
     return [translate.injected_file('%s/%s' % (ROOT, path), content, MODE)
             for path, content in metadata.metadata_for_config_drive()
-            if _is_current(path)]
-
-
-def _is_current(path):
-    version = path.split('/')[1]
-    return version in ('latest', 'content')
+            if path.split('/')[1] in VERSIONS]

@@ -14,6 +14,7 @@ from nova import conf as nova_conf
 from nova import exception
 from nova.compute import api as compute_api
 from nova.compute import power_state
+from nova.compute import task_states
 from nova.virt import driver
 from nova.virt import hardware
 from nova.virt.berth import client as berth_client
@@ -24,7 +25,6 @@ from nova.virt.berth import events
 from nova.virt.berth import faults
 from nova.virt.berth import images
 from nova.virt.berth import resources
-from nova.virt.berth import snapshot
 from nova.virt.berth import translate
 from nova.virt.berth import unfinished
 from nova.virt.berth import vif as ports
@@ -476,7 +476,16 @@ class BerthDriver(driver.ComputeDriver):
         self.images.evict({instance.image_ref for instance in all_instances})
 
     def snapshot(self, context, instance, image_id, update_task_state):
-        snapshot.snapshot(context, instance, image_id, update_task_state)
+        """POST /v1/instances/{id}/snapshot, which sends it to Glance.
+
+        Nova removes the image's record after a failure.
+        """
+        update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
+        destination = self.images.prepare(context, image_id)
+        update_task_state(task_state=task_states.IMAGE_UPLOADING,
+                          expected_state=task_states.IMAGE_PENDING_UPLOAD)
+        self.client.post(_path(instance, 'snapshot'), {'destination': destination},
+                         seconds=CONF.berth.image_timeout, once=True)
 
     # Not yet: what Nova is told where the base class would say too little.
 

@@ -21,6 +21,9 @@ from nova.virt.berth import translate
 LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
+# An archive as `docker save` writes it, which Glance has no disk format for.
+SNAPSHOT_FORMATS = {'disk_format': 'raw', 'container_format': 'docker'}
+
 
 class Images:
     """The service's image store, filled from Glance."""
@@ -58,6 +61,13 @@ class Images:
             path = os.path.join(place, image_id)
             self.api.download(context, image_id, dest_path=path, trusted_certs=trusted_certs)
             self._import(image_id, image, translate.file_source(path))
+
+    def prepare(self, context, image_id):
+        """Says in an image's record what its content will be; where the service sends that."""
+        self.api.update(context, image_id, dict(SNAPSHOT_FORMATS))
+        source = translate.glance_source(
+            next(glance.get_api_servers(context)), context.auth_token)
+        return {**source, 'image_id': image_id}
 
     def evict(self, needed):
         """Removes images that nobody has used for as long as Nova keeps them.

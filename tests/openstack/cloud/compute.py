@@ -14,6 +14,7 @@ from .processes import Failure, Program, run, step, wait_until
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 from harness.hosts import unified_dir, unmount  # noqa: E402
+from hoststate import cgroup_hierarchies  # noqa: E402
 
 BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
 CGROUP = "berth-openstack"
@@ -97,20 +98,23 @@ def stop() -> None:
     SERVICE.stop(20)
     LXCFS_PROGRAM.stop(5)
     unmount(LXCFS)
+    _remove_cgroups()
     if HUGETLB.is_mount():
-        for path, _, _ in os.walk(HUGETLB, topdown=False):
-            if Path(path).name.startswith(CGROUP) or CGROUP in path:
-                with contextlib.suppress(OSError):
-                    Path(path).rmdir()
         unmount(HUGETLB)
+
+
+def _remove_cgroups() -> None:
+    """The groups that instances lived in, in every hierarchy."""
+    for hierarchy in cgroup_hierarchies():
+        for path, _, _ in os.walk(hierarchy / CGROUP, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
 
 
 def _delete_instances() -> None:
     start_service()
     listed = json.loads(run(BERTH, "--socket", BERTH_SOCKET, "--json", "list"))
-    names = [instance["id"] for instance in listed.get("instances", [])] if isinstance(listed, dict) else [
-        instance["id"] for instance in listed
-    ]  # fmt: skip
+    names = [instance["id"] for instance in listed["instances"]]
     if names:
         with step(f"delete {len(names)} instances"):
             run(BERTH, "--socket", BERTH_SOCKET, "delete", *names)

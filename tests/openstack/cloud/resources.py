@@ -12,6 +12,8 @@ from .processes import run, step
 
 EXTERNAL_POOL = {"start": "172.24.4.10", "end": "172.24.4.250"}
 PRIVATE_SUBNET = "10.77.0.0/24"
+# Where networks come from whose owner gave no addresses.
+POOL = "10.82.0.0/16"
 # Name: VCPUs, MiB of memory, GiB of disk.
 FLAVORS = {"nano": (1, 64, 1), "micro": (1, 128, 1), "small": (1, 512, 3), "medium": (2, 1024, 5)}
 # What may come in from outside.
@@ -87,6 +89,7 @@ def _make_networks(admin, demo) -> None:
     public = admin.network.find_network("public") or admin.network.create_network(
         name="public",
         is_router_external=True,
+        is_default=True,
         provider_network_type="flat",
         provider_physical_network="public",
     )
@@ -98,6 +101,10 @@ def _make_networks(admin, demo) -> None:
         gateway_ip=EXTERNAL_ADDRESS,
         is_dhcp_enabled=False,
         allocation_pools=[EXTERNAL_POOL],
+    )
+    # With it and a default external network, Neutron makes a project's networks when Nova asks.
+    admin.network.find_subnet_pool("default") or admin.network.create_subnet_pool(
+        name="default", prefixes=[POOL], default_prefix_length=26, is_shared=True, is_default=True
     )
     private = demo.network.find_network("private") or demo.network.create_network(name="private")
     subnet = demo.network.find_subnet("private-subnet") or demo.network.create_subnet(

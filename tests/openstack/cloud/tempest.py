@@ -33,10 +33,10 @@ FEATURES = {
     "enable_instance_password": True,
     "hostname_fqdn_sanitization": True,
     "disk_config": True,
+    "change_password": True,
+    "snapshot": True,
+    "shelve": True,
     # A later issue's.
-    "change_password": False,
-    "snapshot": False,
-    "shelve": False,
     "rescue": False,
     "stable_rescue": False,
     "resize": False,
@@ -88,6 +88,7 @@ def configure() -> None:
                 "hypervisor_type": "berth",
             },
             "compute-feature-enabled": FEATURES,
+            "placement": {"max_microversion": "latest"},
             "image": {"disk_formats": "raw", "container_formats": "bare,docker", "build_timeout": 60},
             "image-feature-enabled": {"import_image": True},
             "scenario": {
