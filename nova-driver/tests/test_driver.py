@@ -14,6 +14,7 @@ from nova import exception
 from nova import objects
 from nova.compute import power_state
 from nova.compute import provider_tree
+from nova.compute import task_states
 from nova.virt import driver as nova_driver
 from nova.virt.berth import driver as berth
 
@@ -607,6 +608,65 @@ def test_images_are_kept_where_the_operator_says_so(driver, context, service):
     assert service.requests == []
 
 
+# Snapshots.
+
+@pytest.fixture
+def states(driver):
+    """Nova's records in the order in which they are written."""
+    written = []
+    driver.images.api.update.side_effect = (
+        lambda context, image_id, values, purge_props: written.append((image_id, values)))
+
+    def update(task_state, expected_state=task_states.IMAGE_SNAPSHOT):
+        written.append((task_state, expected_state))
+
+    written_by = mock.Mock(side_effect=update)
+    return written, written_by
+
+
+def test_snapshot(spawn, driver, context, service, states):
+    written, update_task_state = states
+    spawn()
+    service.extra[('POST', '.*/snapshot')] = None
+    driver.snapshot(context, make_instance(), 'image-of-it', update_task_state)
+    assert written == [
+        (task_states.IMAGE_PENDING_UPLOAD, task_states.IMAGE_SNAPSHOT),
+        ('image-of-it', {'disk_format': 'raw', 'container_format': 'docker'}),
+        (task_states.IMAGE_UPLOADING, task_states.IMAGE_PENDING_UPLOAD)]
+    assert driver.images.api.update.call_args.kwargs == {'purge_props': False}
+    assert service.body('POST', PATH + '/snapshot') == {'destination': {
+        'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'a-token',
+        'image_id': 'image-of-it'}}
+
+
+@pytest.mark.parametrize('code,raised', [
+    ('instance-not-found', exception.InstanceNotFound),  # Nova then deletes the image.
+    ('glance-unavailable', exception.GlanceConnectionFailed),
+    ('glance-forbidden', exception.ImageNotAuthorized),
+    ('resources-exhausted', exception.ComputeResourcesUnavailable),
+])
+def test_a_failed_snapshot_is_not_tried_again(
+        spawn, driver, context, service, states, code, raised):
+    spawn()
+    service.extra[('POST', '.*/snapshot')] = None
+    service.faults[('POST', '.*/snapshot')] = Fault(code)
+    with pytest.raises(raised):
+        driver.snapshot(context, make_instance(), 'image-of-it', states[1])
+    service.drop[('POST', '.*/snapshot')] = 'after'
+    with pytest.raises(exception.HypervisorUnavailable):
+        driver.snapshot(context, make_instance(), 'image-of-it', states[1])
+    assert len([call for call in service.calls() if call.endswith('/snapshot')]) == 2
+
+
+def test_a_service_token_goes_with_the_users(driver, context, service, monkeypatch):
+    auth = mock.Mock()
+    auth.get_headers.return_value = {'X-Auth-Token': 'a-token', 'X-Service-Token': 'of-nova'}
+    monkeypatch.setattr('nova.image.glance._session_and_auth', lambda context: (None, auth))
+    driver.images.ensure(context, IMAGE)
+    source = service.body('PUT', '/v1/images/' + IMAGE)['source']
+    assert (source['token'], source['service_token']) == ('a-token', 'of-nova')
+
+
 # Not yet.
 
 def test_what_is_not_offered_yet(driver, context, meta):
@@ -620,8 +680,6 @@ def test_what_is_not_offered_yet(driver, context, meta):
     driver.cleanup_live_migration_destination_check(context, {})
     with pytest.raises(exception.InstanceNotRescuable):
         driver.rescue(context, instance, [], meta, 'secret', {}, None)
-    with pytest.raises(NotImplementedError):
-        driver.snapshot(context, instance, IMAGE, lambda **k: None)
     with pytest.raises(NotImplementedError):
         driver.attach_volume(context, {}, instance, '/dev/vdb')
 

@@ -177,6 +177,7 @@ def test_injected_files(path, content, expected):
     ({'name': 'a', 'properties': {'os_hash_algo': 'md5', 'os_hash_value': 'ab'}}, {'name': 'a'}),
 ])
 def test_image_import(image, expected):
-    source = translate.glance_source('http://glance:9292/', 'token')
-    assert source['endpoint'] == 'http://glance:9292'
+    source = translate.glance_access('http://glance:9292/', 'token')
+    assert source == {'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'token'}
+    assert translate.glance_access('', 'token', 'other')['service_token'] == 'other'
     assert translate.image_import(image, source) == {**expected, 'source': source}

@@ -44,21 +44,8 @@ enum Piece {
 }
 
 impl Upload {
-    /// Checks what [`start`](Self::start) is given, before anything is done for it.
-    pub fn check(endpoint: &str, token: &str, image: Uuid, config: &config::Images) -> Result<()> {
-        let access = Access { section: "destination", endpoint, token };
-        access.file_url(image, config)?;
-        access.client(config).map(drop)
-    }
-
     /// Begins `PUT {endpoint}/v2/images/{image}/file`. The image must be there, without content.
-    pub fn start(
-        endpoint: &str,
-        token: &str,
-        image: Uuid,
-        config: &config::Images,
-    ) -> Result<Upload> {
-        let access = Access { section: "destination", endpoint, token };
+    pub fn start(access: Access<'_>, image: Uuid, config: &config::Images) -> Result<Upload> {
         let url = access.file_url(image, config)?;
         let client = access.client(config)?.build().or_fault("preparing the upload")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -195,8 +182,13 @@ mod tests {
         stream.write_all(text.as_bytes()).unwrap();
     }
 
+    fn access(endpoint: &str) -> Access<'_> {
+        let service_token = Some("gAAAA-of-nova");
+        Access { section: "destination", endpoint, token: TOKEN, service_token }
+    }
+
     fn start(endpoint: &str) -> Upload {
-        Upload::start(endpoint, TOKEN, Uuid::from_u128(5), &config::Images::default()).unwrap()
+        Upload::start(access(endpoint), Uuid::from_u128(5), &config::Images::default()).unwrap()
     }
 
     #[test]
@@ -238,7 +230,7 @@ mod tests {
             assert_eq!(fault.kind, kind, "{answer}");
             assert!(!format!("{fault:?}").contains(TOKEN));
         }
-        let refused = Upload::start("ftp://x", TOKEN, Uuid::nil(), &config::Images::default());
+        let refused = Upload::start(access("ftp://x"), Uuid::nil(), &config::Images::default());
         assert_eq!(refused.err().unwrap().field.as_deref(), Some("destination.endpoint"));
     }
 

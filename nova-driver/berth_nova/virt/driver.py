@@ -470,7 +470,9 @@ class BerthDriver(driver.ComputeDriver):
         self.images.evict({instance.image_ref for instance in all_instances})
 
     def snapshot(self, context, instance, image_id, update_task_state):
-        snapshot.snapshot(context, instance, image_id, update_task_state)
+        """POST /v1/instances/{id}/snapshot"""
+        snapshot.snapshot(self.client, self.images.api, context, instance, image_id,
+                          update_task_state, CONF.berth.image_timeout)
 
     # Not yet: what Nova is told where the base class would say too little.
 

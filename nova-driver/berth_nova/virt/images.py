@@ -22,6 +22,17 @@ LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
 
+def glance_access(context):
+    """How the service reaches Glance: with the user's token and, where Nova is
+    configured to send one, with its own beside it. With both, Glance takes the
+    user's although it expires while a long image is on its way."""
+    session, auth = glance._session_and_auth(context)
+    headers = auth.get_headers(session) or {}
+    return translate.glance_access(
+        next(glance.get_api_servers(context)), context.auth_token,
+        headers.get('X-Service-Token'))
+
+
 class Images:
     """The service's image store, filled from Glance."""
 
@@ -42,9 +53,7 @@ class Images:
         if trusted_certs or CONF.glance.verify_glance_signatures:
             self._import_verified(context, image_id, image, trusted_certs)
         else:
-            source = translate.glance_source(
-                next(glance.get_api_servers(context)), context.auth_token)
-            self._import(image_id, image, source)
+            self._import(image_id, image, glance_access(context))
         return self.client.get('/v1/images/%s' % image_id), True
 
     def _import(self, image_id, image, source):

@@ -263,8 +263,11 @@ def image_import(image, source):
     return body
 
 
-def glance_source(endpoint, token):
-    return {'type': 'glance', 'endpoint': endpoint.rstrip('/'), 'token': token}
+def glance_access(endpoint, token, service_token=None):
+    access = {'type': 'glance', 'endpoint': endpoint.rstrip('/'), 'token': token}
+    if service_token:
+        access['service_token'] = service_token
+    return access
 
 
 def file_source(path):
