@@ -195,7 +195,7 @@ mod tests {
     fn the_content_is_sent_with_the_token() {
         let (endpoint, thread) = glance("204 No Content");
         let mut upload = start(&endpoint);
-        upload.write_all(&vec![b'x'; 3 * PIECE + 5]).unwrap();
+        upload.write_all(&vec![0xff; 3 * PIECE + 5]).unwrap();
         upload.finish().unwrap();
         let seen = thread.join().unwrap();
         let text = String::from_utf8_lossy(&seen);
@@ -203,7 +203,7 @@ mod tests {
         assert!(
             text.to_ascii_lowercase().contains(&format!("x-auth-token: {}", TOKEN.to_lowercase()))
         );
-        assert_eq!(seen.iter().filter(|byte| **byte == b'x').count() - 1, 3 * PIECE + 5);
+        assert_eq!(seen.iter().filter(|byte| **byte == 0xff).count(), 3 * PIECE + 5);
     }
 
     #[test]

@@ -82,10 +82,11 @@ fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
     parts.sync_disks(&paths)?;
     let begun = Instant::now();
     parts.freeze_disks(&paths)?;
+    let flush_us = begun.elapsed().as_micros();
     let copied = parts.disks.copy(&disk, copy);
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
-    tracing::info!(instance = %record.id, frozen_us, "copied the disk for a snapshot");
+    tracing::info!(instance = %record.id, frozen_us, flush_us, "copied the disk for a snapshot");
     copied.and(thawed)
 }
 
