@@ -451,6 +451,22 @@ def test_detach_from_what_is_gone(driver, context):
         driver.detach_interface(context, make_instance(), make_vif())
 
 
+# Several default routes.
+
+def test_a_second_default_route_is_left_out_and_then_disturbs_nothing(
+        spawn, driver, context, service, meta):
+    service.image_config = {'entrypoint': ['/serve'], 'cmd': [], 'init': None}
+    first, second, third = (make_vif(port=port, mac=mac) for port, mac in [
+        (PORT, 'fa:16:3e:00:00:01'), (UUID, 'fa:16:3e:00:00:02'), (IMAGE, 'fa:16:3e:00:00:03')])
+    spawn(network_info=[first, second])
+    driver.attach_interface(context, make_instance(), meta, third)
+    assert [len(vif['routes']) for vif in service.instances[UUID]['vifs']] == [1, 0, 0]
+    driver.power_off(make_instance())
+    before = len(service.changes())
+    driver.power_on(context, make_instance(), [first, second, third])
+    assert service.changes()[before:] == ['POST %s/start' % PATH]
+
+
 # Looking in.
 
 def test_console_output_is_bytes(spawn, driver, context):

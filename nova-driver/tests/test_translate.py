@@ -17,10 +17,13 @@ APPLICATION = {'id': IMAGE, 'config': {'init': None, 'entrypoint': ['/app'], 'cm
     ({'init': 'systemd', 'cmd': ['/sbin/init']}, {}, True),
     ({'init': 'systemd', 'cmd': ['bash']}, {}, False),
     ({'init': 'systemd', 'entrypoint': ['/app'], 'cmd': ['/sbin/init']}, {}, False),
-    ({'init': None, 'cmd': ['/sbin/init']}, {}, False),
+    ({'init': None, 'cmd': ['/sbin/init']}, {}, True),
     ({'init': None}, {}, False),
     ({'init': 'systemd'}, {'berth:command': 'sleep 9'}, False),
     ({'init': 'other', 'cmd': ['bash']}, {'berth:command': '/sbin/init'}, True),
+    ({'init': None, 'cmd': ['/opt/init']}, {}, True),
+    ({'init': 'systemd', 'entrypoint': ['/bin/systemd'], 'cmd': ['bash']}, {}, True),
+    ({'init': 'systemd', 'entrypoint': ['/run.sh'], 'cmd': ['/sbin/init']}, {}, False),
 ])
 def test_boots_init(config, metadata, expected):
     instance = make_instance(metadata=metadata)

@@ -389,8 +389,10 @@ class BerthDriver(driver.ComputeDriver):
         """As the service knows it, if it does: the same again is no conflict."""
         made = self.client.get(_path(instance))
         known = {v['id']: v for v in made['vifs']}
-        body = (known.get(nova_vif['id'])
-                or translate.vif(nova_vif, static=_is_static(made)))
+        body = known.get(nova_vif['id'])
+        if body is None:
+            body = translate.vif(nova_vif, static=_is_static(made))
+            body = translate.one_default_route([*made['vifs'], body])[-1]
         self.client.put(_path(instance, 'interfaces', body['id']), body)
 
     def _delete_interface(self, instance, port_id):
@@ -403,8 +405,8 @@ class BerthDriver(driver.ComputeDriver):
         """Makes a stopped instance's interfaces those that Neutron has now."""
         made = self.client.get(_path(instance))
         known = {v['id']: v for v in made['vifs']}
-        wanted = {v['id']: translate.vif(v, static=_is_static(made))
-                  for v in network_info or []}
+        wanted = {v['id']: v for v in translate.vifs(
+            network_info or [], static=_is_static(made), named=False)}
         for port_id, body in known.items():
             if {**body, **wanted.get(port_id, {})} != body or port_id not in wanted:
                 self._delete_interface(instance, port_id)
