@@ -5,8 +5,12 @@
 //! from a blocking thread, never from an asynchronous task.
 //!
 //! A broken connection is taken up again where it broke (`Range`), a few
-//! times, with growing pauses. The token goes into one header that is marked
-//! as sensitive, to the endpoint's own host only, and into nothing else.
+//! times, with growing pauses. Glance looks at the token when a request
+//! begins: one that expires later harms nothing unless the connection breaks,
+//! and not even then if Nova's service token came with it. Without, the import
+//! ends with `glance-forbidden`, and Nova's next attempt brings a new token.
+//! The tokens go into headers that are marked as sensitive, to the endpoint's
+//! own host only, and into nothing else.
 
 use std::time::Duration;
 
