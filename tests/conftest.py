@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runtimes", default="crun,runc", help="OCI runtime programs to test with, comma-separated"
     )
-    parser.addoption("--kills", type=int, default=120, help="kills in the durability test")
+    parser.addoption("--kills", type=int, default=60, help="kills in the durability test, with each runtime")
 
 
 def pytest_configure(config: pytest.Config) -> None:
