@@ -122,14 +122,13 @@ def _tables(scope: Scope) -> Iterator[str]:
         return
     listing = _output("nft", "list", "tables")
     for line in listing.splitlines():
-        # The name bears the bridge's, with what nft does not allow replaced.
-        name = line.split()[-1]
-        if any(_plain(prefix) in _plain(name) for prefix in scope.links):
+        if any(table_part(prefix) in line.split()[-1] for prefix in scope.links):
             yield line
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+def table_part(link: str) -> str:
+    """How a bridge's nftables table bears its name: in hexadecimal, for nft knows fewer characters."""
+    return link.encode().hex()
 
 
 def _output(*command: str) -> str:

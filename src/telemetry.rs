@@ -20,7 +20,11 @@ pub use metrics::{Metrics, Present, metrics};
 /// `info` or `info,berth=debug`.
 pub fn init(format: LogFormat, level: &str) -> Result<()> {
     let filter = filter(level)?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would tell them on standard error too, and panic when that is a file on a full disk.
+        .log_internal_errors(false);
     let started = match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
         LogFormat::Json => log.json().flatten_event(true).finish().try_init(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runtimes", default="crun,runc", help="OCI runtime programs to test with, comma-separated"
     )
-    parser.addoption("--kills", type=int, default=120, help="kills in the durability test")
+    parser.addoption("--kills", type=int, default=60, help="kills in the durability test, with each runtime")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if os.geteuid() != 0:
         raise pytest.UsageError("these tests make namespaces and mounts: run them as root")
+    # Whoever ends the run wants the host back as it was: fixtures are torn down on an interrupt.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

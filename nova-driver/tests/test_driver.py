@@ -14,6 +14,7 @@ from nova import exception
 from nova import objects
 from nova.compute import power_state
 from nova.compute import provider_tree
+from nova.compute import task_states
 from nova.virt import driver as nova_driver
 from nova.virt.berth import driver as berth
 from nova.virt.berth import unfinished
@@ -453,6 +454,22 @@ def test_detach_from_what_is_gone(driver, context):
         driver.detach_interface(context, make_instance(), make_vif())
 
 
+# Several default routes.
+
+def test_a_second_default_route_is_left_out_and_then_disturbs_nothing(
+        spawn, driver, context, service, meta):
+    service.image_config = {'entrypoint': ['/serve'], 'cmd': [], 'init': None}
+    first, second, third = (make_vif(port=port, mac=mac) for port, mac in [
+        (PORT, 'fa:16:3e:00:00:01'), (UUID, 'fa:16:3e:00:00:02'), (IMAGE, 'fa:16:3e:00:00:03')])
+    spawn(network_info=[first, second])
+    driver.attach_interface(context, make_instance(), meta, third)
+    assert [len(vif['routes']) for vif in service.instances[UUID]['vifs']] == [1, 0, 0]
+    driver.power_off(make_instance())
+    before = len(service.changes())
+    driver.power_on(context, make_instance(), [first, second, third])
+    assert service.changes()[before:] == ['POST %s/start' % PATH]
+
+
 # Looking in.
 
 def test_console_output_is_bytes(spawn, driver, context):
@@ -493,22 +510,6 @@ def test_quiesce(spawn, driver, context, service, meta):
 
 
 # The host.
-
-def test_snapshot(spawn, driver, context, service, monkeypatch):
-    spawn()
-    service.extra[('POST', '.*/snapshot')] = None
-    monkeypatch.setattr('nova.virt.berth.images.glance.get_api_servers',
-                        lambda context: iter(['http://glance']))
-    states = []
-    driver.snapshot(context, make_instance(), 'an-image', lambda **state: states.append(state))
-    driver.images.api.update.assert_called_once_with(
-        context, 'an-image', {'disk_format': 'raw', 'container_format': 'docker'})
-    assert service.body('POST', PATH + '/snapshot') == {'destination': {
-        'type': 'glance', 'endpoint': 'http://glance', 'token': context.auth_token,
-        'image_id': 'an-image'}}
-    assert [state['task_state'] for state in states] == [
-        'image_pending_upload', 'image_uploading']
-
 
 def test_start_and_end(driver, service):
     driver.init_host('host')
@@ -624,6 +625,65 @@ def test_images_are_kept_where_the_operator_says_so(driver, context, service):
     CONF.set_override('remove_unused_base_images', False, group='image_cache')
     driver.manage_image_cache(context, [])
     assert service.requests == []
+
+
+# Snapshots.
+
+@pytest.fixture
+def states(driver):
+    """Nova's records in the order in which they are written."""
+    written = []
+    driver.images.api.update.side_effect = (
+        lambda context, image_id, values, purge_props: written.append((image_id, values)))
+
+    def update(task_state, expected_state=task_states.IMAGE_SNAPSHOT):
+        written.append((task_state, expected_state))
+
+    written_by = mock.Mock(side_effect=update)
+    return written, written_by
+
+
+def test_snapshot(spawn, driver, context, service, states):
+    written, update_task_state = states
+    spawn()
+    service.extra[('POST', '.*/snapshot')] = None
+    driver.snapshot(context, make_instance(), 'image-of-it', update_task_state)
+    assert written == [
+        (task_states.IMAGE_PENDING_UPLOAD, task_states.IMAGE_SNAPSHOT),
+        ('image-of-it', {'disk_format': 'raw', 'container_format': 'docker'}),
+        (task_states.IMAGE_UPLOADING, task_states.IMAGE_PENDING_UPLOAD)]
+    assert driver.images.api.update.call_args.kwargs == {'purge_props': False}
+    assert service.body('POST', PATH + '/snapshot') == {'destination': {
+        'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'a-token',
+        'image_id': 'image-of-it'}}
+
+
+@pytest.mark.parametrize('code,raised', [
+    ('instance-not-found', exception.InstanceNotFound),  # Nova then deletes the image.
+    ('glance-unavailable', exception.GlanceConnectionFailed),
+    ('glance-forbidden', exception.ImageNotAuthorized),
+    ('resources-exhausted', exception.ComputeResourcesUnavailable),
+])
+def test_a_failed_snapshot_is_not_tried_again(
+        spawn, driver, context, service, states, code, raised):
+    spawn()
+    service.extra[('POST', '.*/snapshot')] = None
+    service.faults[('POST', '.*/snapshot')] = Fault(code)
+    with pytest.raises(raised):
+        driver.snapshot(context, make_instance(), 'image-of-it', states[1])
+    service.drop[('POST', '.*/snapshot')] = 'after'
+    with pytest.raises(exception.HypervisorUnavailable):
+        driver.snapshot(context, make_instance(), 'image-of-it', states[1])
+    assert len([call for call in service.calls() if call.endswith('/snapshot')]) == 2
+
+
+def test_a_service_token_goes_with_the_users(driver, context, service, monkeypatch):
+    auth = mock.Mock()
+    auth.get_headers.return_value = {'X-Auth-Token': 'a-token', 'X-Service-Token': 'of-nova'}
+    monkeypatch.setattr('nova.image.glance._session_and_auth', lambda context: (None, auth))
+    driver.images.ensure(context, IMAGE)
+    source = service.body('PUT', '/v1/images/' + IMAGE)['source']
+    assert (source['token'], source['service_token']) == ('a-token', 'of-nova')
 
 
 # Not yet.

@@ -17,10 +17,13 @@ APPLICATION = {'id': IMAGE, 'config': {'init': None, 'entrypoint': ['/app'], 'cm
     ({'init': 'systemd', 'cmd': ['/sbin/init']}, {}, True),
     ({'init': 'systemd', 'cmd': ['bash']}, {}, False),
     ({'init': 'systemd', 'entrypoint': ['/app'], 'cmd': ['/sbin/init']}, {}, False),
-    ({'init': None, 'cmd': ['/sbin/init']}, {}, False),
+    ({'init': None, 'cmd': ['/sbin/init']}, {}, True),
     ({'init': None}, {}, False),
     ({'init': 'systemd'}, {'berth:command': 'sleep 9'}, False),
     ({'init': 'other', 'cmd': ['bash']}, {'berth:command': '/sbin/init'}, True),
+    ({'init': None, 'cmd': ['/opt/init']}, {}, True),
+    ({'init': 'systemd', 'entrypoint': ['/bin/systemd'], 'cmd': ['bash']}, {}, True),
+    ({'init': 'systemd', 'entrypoint': ['/run.sh'], 'cmd': ['/sbin/init']}, {}, False),
 ])
 def test_boots_init(config, metadata, expected):
     instance = make_instance(metadata=metadata)
@@ -177,6 +180,7 @@ def test_injected_files(path, content, expected):
     ({'name': 'a', 'properties': {'os_hash_algo': 'md5', 'os_hash_value': 'ab'}}, {'name': 'a'}),
 ])
 def test_image_import(image, expected):
-    source = translate.glance_source('http://glance:9292/', 'token')
-    assert source['endpoint'] == 'http://glance:9292'
+    source = translate.glance_access('http://glance:9292/', 'token')
+    assert source == {'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'token'}
+    assert translate.glance_access('', 'token', 'other')['service_token'] == 'other'
     assert translate.image_import(image, source) == {**expected, 'source': source}

@@ -126,7 +126,7 @@ fn read_source(
             Fault::invalid("OS_TOKEN", "put a token into it: openstack token issue -f value -c id")
         })?;
         let endpoint = source.trim_end_matches('/').to_owned();
-        (id, name.unwrap_or_default(), ImageSource::Glance { endpoint, token })
+        (id, name.unwrap_or_default(), ImageSource::Glance { endpoint, token, service_token: None })
     } else {
         let path = std::path::absolute(PathBuf::from(source))
             .map_err(|e| Fault::invalid("SOURCE", e.to_string()))?;

@@ -11,6 +11,7 @@ mod terminal;
 mod top;
 mod watch;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -115,10 +116,9 @@ fn run_client(options: ClientOptions, command: Command) -> ExitCode {
 
 /// Says what went wrong, in a line or two.
 fn complain(fault: &Fault) -> ExitCode {
-    match &fault.field {
-        Some(field) => eprintln!("berth: {field}: {}", fault.detail),
-        None => eprintln!("berth: {}", fault.detail),
-    }
+    let field = fault.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
+    // Standard error may be a file on a full disk, of which eprintln! would panic.
+    let _ = writeln!(std::io::stderr(), "berth: {field}{}", fault.detail);
     ExitCode::FAILURE
 }
 

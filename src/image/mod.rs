@@ -29,7 +29,7 @@ pub mod stage;
 mod store;
 pub mod tar_reader;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod user;
 pub mod whiteout;
 pub mod xattr;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::config;
 use crate::fault::{Fault, OrFault, Result};
+use crate::openstack::Access;
 use crate::openstack::glance::Download;
 use crate::types::ImageSource;
 
@@ -27,8 +28,10 @@ impl Source {
             ImageSource::File { path } => {
                 open_file(path, config).map(|(file, size)| Source::File(file, size))
             }
-            ImageSource::Glance { endpoint, token } => {
-                Download::new(endpoint, token, image, config)
+            ImageSource::Glance { endpoint, token, service_token } => {
+                let service_token = service_token.as_deref();
+                let access = Access { section: "source", endpoint, token, service_token };
+                Download::new(access, image, config)
                     .map(|download| Source::Glance(Box::new(download)))
             }
         }

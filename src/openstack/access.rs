@@ -16,18 +16,27 @@ const CONNECT: Duration = Duration::from_secs(15);
 const REDIRECTIONS: usize = 3;
 
 /// What a request says about Glance.
-pub(super) struct Access<'a> {
+#[derive(Clone, Copy)]
+pub struct Access<'a> {
     /// The request's part that says it, for faults.
     pub section: &'static str,
     /// The image endpoint of the service catalogue.
     pub endpoint: &'a str,
-    /// Keystone token.
+    /// Keystone token of the user.
     pub token: &'a str,
+    /// Nova's own token, with which Glance takes the user's even after it expired.
+    pub service_token: Option<&'a str>,
 }
 
 impl Access<'_> {
+    /// Checks it, before anything is done for it.
+    pub fn check(&self, image: Uuid, config: &config::Images) -> Result<()> {
+        self.file_url(image, config)?;
+        self.client(config).map(drop)
+    }
+
     /// Where an image's content is: `{endpoint}/v2/images/{id}/file`.
-    pub fn file_url(&self, image: Uuid, config: &config::Images) -> Result<Url> {
+    pub(super) fn file_url(&self, image: Uuid, config: &config::Images) -> Result<Url> {
         let bad = |why: &str| Err(Fault::invalid(format!("{}.endpoint", self.section), why));
         let Ok(mut url) = Url::parse(self.endpoint) else {
             return bad("must be a URL such as https://cloud.example:9292");
@@ -53,18 +62,9 @@ impl Access<'_> {
     }
 
     /// A client that shows the token and may be given time limits.
-    pub fn client(&self, config: &config::Images) -> Result<ClientBuilder> {
-        // The error of a bad value would show it, so none of it is passed on.
-        let mut token =
-            HeaderValue::from_str(self.token).ok().filter(|value| !value.is_empty()).ok_or_else(
-                || Fault::invalid(format!("{}.token", self.section), "must be a Keystone token"),
-            )?;
-        token.set_sensitive(true);
+    pub(super) fn client(&self, config: &config::Images) -> Result<ClientBuilder> {
         let mut builder = Client::builder()
-            .default_headers(HeaderMap::from_iter([(
-                reqwest::header::HeaderName::from_static("x-auth-token"),
-                token,
-            )]))
+            .default_headers(self.headers()?)
             .connect_timeout(CONNECT)
             .redirect(same_host_only())
             // The endpoint is of this cloud; the environment's proxies are not for it.
@@ -79,6 +79,28 @@ impl Access<'_> {
             }
         }
         Ok(builder)
+    }
+
+    fn headers(&self) -> Result<HeaderMap> {
+        let mut headers = HeaderMap::new();
+        let tokens = [
+            ("x-auth-token", "token", Some(self.token)),
+            ("x-service-token", "service_token", self.service_token),
+        ];
+        for (header, field, token) in tokens {
+            let Some(token) = token else { continue };
+            // The error of a bad value would show it, so none of it is passed on.
+            let mut value = HeaderValue::from_str(token)
+                .ok()
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| {
+                    let field = format!("{}.{field}", self.section);
+                    Fault::invalid(field, "must be a Keystone token")
+                })?;
+            value.set_sensitive(true);
+            headers.insert(header, value);
+        }
+        Ok(headers)
     }
 }
 
@@ -125,7 +147,7 @@ mod tests {
         let id = Uuid::nil();
         let url = |endpoint: &str, glance_plain_http| {
             let config = config::Images { glance_plain_http, ..Default::default() };
-            let access = Access { section: "source", endpoint, token: "t" };
+            let access = Access { section: "source", endpoint, token: "t", service_token: None };
             access.file_url(id, &config).map(|url| url.to_string())
         };
         for good in ["https://h:9292", "https://h:9292/", "https://h:9292/v2", "https://h:9292/v2/"]

@@ -5,8 +5,12 @@
 //! from a blocking thread, never from an asynchronous task.
 //!
 //! A broken connection is taken up again where it broke (`Range`), a few
-//! times, with growing pauses. The token goes into one header that is marked
-//! as sensitive, to the endpoint's own host only, and into nothing else.
+//! times, with growing pauses. Glance looks at the token when a request
+//! begins: one that expires later harms nothing unless the connection breaks,
+//! and not even then if Nova's service token came with it. Without, the import
+//! ends with `glance-forbidden`, and Nova's next attempt brings a new token.
+//! The tokens go into headers that are marked as sensitive, to the endpoint's
+//! own host only, and into nothing else.
 
 use std::time::Duration;
 
@@ -57,13 +61,7 @@ enum Failure {
 
 impl Download {
     /// Prepares `GET {endpoint}/v2/images/{id}/file` and checks its parts; connects at the first read.
-    pub fn new(
-        endpoint: &str,
-        token: &str,
-        image: Uuid,
-        config: &config::Images,
-    ) -> Result<Download> {
-        let access = Access { section: "source", endpoint, token };
+    pub fn new(access: Access<'_>, image: Uuid, config: &config::Images) -> Result<Download> {
         let url = access.file_url(image, config)?;
         let client = access.client(config)?.read_timeout(SILENCE);
         let client = client.build().or_fault("preparing the download")?;
@@ -252,7 +250,8 @@ mod tests {
     }
 
     fn quick(endpoint: &str, id: Uuid) -> Download {
-        let mut download = Download::new(endpoint, TOKEN, id, &config::Images::default()).unwrap();
+        let access = Access { section: "source", endpoint, token: TOKEN, service_token: None };
+        let mut download = Download::new(access, id, &config::Images::default()).unwrap();
         download.pause = Duration::from_millis(1);
         download
     }
@@ -375,7 +374,9 @@ mod tests {
     fn a_bad_token_is_named_and_not_shown() {
         for bad in ["", "two\nlines"] {
             let config = config::Images::default();
-            let fault = Download::new("http://h", bad, Uuid::nil(), &config).err().unwrap();
+            let access =
+                Access { section: "source", endpoint: "http://h", token: bad, service_token: None };
+            let fault = Download::new(access, Uuid::nil(), &config).err().unwrap();
             assert_eq!(fault.field.as_deref(), Some("source.token"));
             assert!(!fault.detail.contains("lines"));
         }

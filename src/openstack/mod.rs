@@ -3,3 +3,5 @@
 mod access;
 pub mod glance;
 pub mod upload;
+
+pub use access::Access;

@@ -44,21 +44,8 @@ enum Piece {
 }
 
 impl Upload {
-    /// Checks what [`start`](Self::start) is given, before anything is done for it.
-    pub fn check(endpoint: &str, token: &str, image: Uuid, config: &config::Images) -> Result<()> {
-        let access = Access { section: "destination", endpoint, token };
-        access.file_url(image, config)?;
-        access.client(config).map(drop)
-    }
-
     /// Begins `PUT {endpoint}/v2/images/{image}/file`. The image must be there, without content.
-    pub fn start(
-        endpoint: &str,
-        token: &str,
-        image: Uuid,
-        config: &config::Images,
-    ) -> Result<Upload> {
-        let access = Access { section: "destination", endpoint, token };
+    pub fn start(access: Access<'_>, image: Uuid, config: &config::Images) -> Result<Upload> {
         let url = access.file_url(image, config)?;
         let client = access.client(config)?.build().or_fault("preparing the upload")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -195,15 +182,20 @@ mod tests {
         stream.write_all(text.as_bytes()).unwrap();
     }
 
+    fn access(endpoint: &str) -> Access<'_> {
+        let service_token = Some("gAAAA-of-nova");
+        Access { section: "destination", endpoint, token: TOKEN, service_token }
+    }
+
     fn start(endpoint: &str) -> Upload {
-        Upload::start(endpoint, TOKEN, Uuid::from_u128(5), &config::Images::default()).unwrap()
+        Upload::start(access(endpoint), Uuid::from_u128(5), &config::Images::default()).unwrap()
     }
 
     #[test]
     fn the_content_is_sent_with_the_token() {
         let (endpoint, thread) = glance("204 No Content");
         let mut upload = start(&endpoint);
-        upload.write_all(&vec![b'x'; 3 * PIECE + 5]).unwrap();
+        upload.write_all(&vec![0xff; 3 * PIECE + 5]).unwrap();
         upload.finish().unwrap();
         let seen = thread.join().unwrap();
         let text = String::from_utf8_lossy(&seen);
@@ -211,7 +203,7 @@ mod tests {
         assert!(
             text.to_ascii_lowercase().contains(&format!("x-auth-token: {}", TOKEN.to_lowercase()))
         );
-        assert_eq!(seen.iter().filter(|byte| **byte == b'x').count() - 1, 3 * PIECE + 5);
+        assert_eq!(seen.iter().filter(|byte| **byte == 0xff).count(), 3 * PIECE + 5);
     }
 
     #[test]
@@ -238,7 +230,7 @@ mod tests {
             assert_eq!(fault.kind, kind, "{answer}");
             assert!(!format!("{fault:?}").contains(TOKEN));
         }
-        let refused = Upload::start("ftp://x", TOKEN, Uuid::nil(), &config::Images::default());
+        let refused = Upload::start(access("ftp://x"), Uuid::nil(), &config::Images::default());
         assert_eq!(refused.err().unwrap().field.as_deref(), Some("destination.endpoint"));
     }
 

@@ -16,3 +16,6 @@ mod tree;
 
 pub use archive::{Contents, write};
 pub use tree::Tree;
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,10 @@ pub enum ImageSource {
         endpoint: String,
         /// Keystone token of the user on whose behalf it is read. Never kept, never logged.
         token: String,
+        /// Nova's own token: with it, Glance takes the user's even when that
+        /// expires on the way. Never kept, never logged.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service_token: Option<String>,
     },
 }
 
@@ -74,6 +78,10 @@ pub enum ImageDestination {
         endpoint: String,
         /// Keystone token of the user on whose behalf it is written. Never kept, never logged.
         token: String,
+        /// Nova's own token: with it, Glance takes the user's even when that
+        /// expires on the way. Never kept, never logged.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        service_token: Option<String>,
         /// Glance's id of the image.
         image_id: Uuid,
     },

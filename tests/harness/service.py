@@ -234,8 +234,10 @@ class Service:
 
     def _is_own(self, line: str) -> bool:
         """Its bridge, and the mount point that keeps the instances' mounts to themselves."""
-        if line.startswith(("links:", "nftables:")):
-            return self.bridge in line.replace("_", "")
+        if line.startswith("links:"):
+            return self.bridge in line
+        if line.startswith("nftables:"):
+            return line.endswith(hoststate.table_part(self.bridge))
         return line.startswith(f"mounts: left behind: {self.run_dir / 'i'} (")
 
     def close(self) -> list[str]:
@@ -288,7 +290,7 @@ class Service:
                 subprocess.run(["ip", "link", "del", link.name], capture_output=True, check=False)
         tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True).stdout
         for line in tables.splitlines():
-            if self.token in line:
+            if hoststate.table_part(self.token) in line:
                 subprocess.run(["nft", "delete", *line.split()], capture_output=True, check=False)
 
     def _sweep_cgroups(self) -> None:

@@ -125,6 +125,19 @@ def test_after_a_reboot_of_the_host_instances_are_shut_down_and_start_again(inst
     assert instance.sh("ip -o -4 addr show eth0").count("inet ") == 1
 
 
+def test_after_a_reboot_of_the_host_a_stopped_instance_takes_an_interface(instance):
+    service = instance.service
+    instance.action("stop", timeout=0)
+    pretend_reboot(service)
+    service.start()
+    # As when taking the instance up had failed.
+    subprocess.run(["umount", service.run_dir / "i" / instance.id / "net"], check=True)
+    vif = service.vif()
+    service.client.put(f"{instance.path}/interfaces/{vif['id']}", vif)
+    instance.action("start")
+    assert instance.sh("ip -o -4 addr | grep -c 'eth[01] .*inet '") == "2"
+
+
 def test_after_a_reboot_of_the_host_instances_resume_when_configured(runtime, lxcfs, busybox_file):
     service = Service(
         runtime, lxcfs.mount_point, settings={"host": {"resume_guests_state_on_host_boot": True}}

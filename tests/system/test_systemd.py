@@ -15,8 +15,11 @@ def machine(service, debian):
 
 @pytest.fixture(scope="module")
 def booted(machine):
-    result = machine.run("systemctl", "is-system-running", "--wait")
-    assert result.stdout.strip() == "running", failed_units(machine)
+    def state() -> str:
+        """Empty while systemd does not yet listen."""
+        return machine.run("systemctl", "is-system-running", "--wait").stdout.strip()
+
+    assert wait_for("systemd", state, 120) == "running", failed_units(machine)
     return machine
 
 

@@ -37,7 +37,8 @@ OPTIONS = [
              'the time that the instance itself is given to shut down.'),
     cfg.IntOpt(
         'image_timeout', default=3600, min=1,
-        help='Seconds that fetching an image from Glance may take.'),
+        help='Seconds that an image may take from Glance to the host, or a '
+             'snapshot from the host to Glance.'),
     cfg.IntOpt(
         'retry_timeout', default=30, min=0,
         help='Seconds for which a call is tried again while the service is '

@@ -14,7 +14,6 @@ from nova import conf as nova_conf
 from nova import exception
 from nova.compute import api as compute_api
 from nova.compute import power_state
-from nova.compute import task_states
 from nova.virt import driver
 from nova.virt import hardware
 from nova.virt.berth import client as berth_client
@@ -25,6 +24,7 @@ from nova.virt.berth import events
 from nova.virt.berth import faults
 from nova.virt.berth import images
 from nova.virt.berth import resources
+from nova.virt.berth import snapshot
 from nova.virt.berth import translate
 from nova.virt.berth import unfinished
 from nova.virt.berth import vif as ports
@@ -395,8 +395,10 @@ class BerthDriver(driver.ComputeDriver):
         """As the service knows it, if it does: the same again is no conflict."""
         made = self.client.get(_path(instance))
         known = {v['id']: v for v in made['vifs']}
-        body = (known.get(nova_vif['id'])
-                or translate.vif(nova_vif, static=_is_static(made)))
+        body = known.get(nova_vif['id'])
+        if body is None:
+            body = translate.vif(nova_vif, static=_is_static(made))
+            body = translate.one_default_route([*made['vifs'], body])[-1]
         self.client.put(_path(instance, 'interfaces', body['id']), body)
 
     def _delete_interface(self, instance, port_id):
@@ -409,8 +411,8 @@ class BerthDriver(driver.ComputeDriver):
         """Makes a stopped instance's interfaces those that Neutron has now."""
         made = self.client.get(_path(instance))
         known = {v['id']: v for v in made['vifs']}
-        wanted = {v['id']: translate.vif(v, static=_is_static(made))
-                  for v in network_info or []}
+        wanted = {v['id']: v for v in translate.vifs(
+            network_info or [], static=_is_static(made), named=False)}
         for port_id, body in known.items():
             if {**body, **wanted.get(port_id, {})} != body or port_id not in wanted:
                 self._delete_interface(instance, port_id)
@@ -476,16 +478,9 @@ class BerthDriver(driver.ComputeDriver):
         self.images.evict({instance.image_ref for instance in all_instances})
 
     def snapshot(self, context, instance, image_id, update_task_state):
-        """POST /v1/instances/{id}/snapshot, which sends it to Glance.
-
-        Nova removes the image's record after a failure.
-        """
-        update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
-        destination = self.images.prepare(context, image_id)
-        update_task_state(task_state=task_states.IMAGE_UPLOADING,
-                          expected_state=task_states.IMAGE_PENDING_UPLOAD)
-        self.client.post(_path(instance, 'snapshot'), {'destination': destination},
-                         seconds=CONF.berth.image_timeout, once=True)
+        """POST /v1/instances/{id}/snapshot"""
+        snapshot.snapshot(self.client, self.images.api, context, instance, image_id,
+                          update_task_state, CONF.berth.image_timeout)
 
     # Not yet: what Nova is told where the base class would say too little.
 

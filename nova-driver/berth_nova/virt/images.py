@@ -21,8 +21,16 @@ from nova.virt.berth import translate
 LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
-# An archive as `docker save` writes it, which Glance has no disk format for.
-SNAPSHOT_FORMATS = {'disk_format': 'raw', 'container_format': 'docker'}
+
+def glance_access(context):
+    """How the service reaches Glance: with the user's token and, where Nova is
+    configured to send one, with its own beside it. With both, Glance takes the
+    user's although it expires while a long image is on its way."""
+    session, auth = glance._session_and_auth(context)
+    headers = auth.get_headers(session) or {}
+    return translate.glance_access(
+        next(glance.get_api_servers(context)), context.auth_token,
+        headers.get('X-Service-Token'))
 
 
 class Images:
@@ -45,9 +53,7 @@ class Images:
         if trusted_certs or CONF.glance.verify_glance_signatures:
             self._import_verified(context, image_id, image, trusted_certs)
         else:
-            source = translate.glance_source(
-                next(glance.get_api_servers(context)), context.auth_token)
-            self._import(image_id, image, source)
+            self._import(image_id, image, glance_access(context))
         return self.client.get('/v1/images/%s' % image_id), True
 
     def _import(self, image_id, image, source):
@@ -61,13 +67,6 @@ class Images:
             path = os.path.join(place, image_id)
             self.api.download(context, image_id, dest_path=path, trusted_certs=trusted_certs)
             self._import(image_id, image, translate.file_source(path))
-
-    def prepare(self, context, image_id):
-        """Says in an image's record what its content will be; where the service sends that."""
-        self.api.update(context, image_id, dict(SNAPSHOT_FORMATS))
-        source = translate.glance_source(
-            next(glance.get_api_servers(context)), context.auth_token)
-        return {**source, 'image_id': image_id}
 
     def evict(self, needed):
         """Removes images that nobody has used for as long as Nova keeps them.

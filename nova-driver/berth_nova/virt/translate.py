@@ -24,9 +24,8 @@ ADDRESSING = 'nova:addressing'
 PROJECT = 'nova:project_id'
 # By this, cloud-init knows OpenStack in a container.
 PRODUCT = {'product_name': 'OpenStack Nova'}
-# Where an init is, for an image that names its init as its command.
-INITS = ('/sbin/init', '/usr/sbin/init', '/lib/systemd/systemd', '/usr/lib/systemd/systemd',
-         'init')
+# Programs that are an init, for an image that names its init as its command.
+INITS = ('init', 'systemd')
 # The kernel's limit for a host name.
 HOSTNAME_MAX = 64
 # Interface names as Nova makes them.
@@ -68,12 +67,15 @@ def instance_create(instance, image, network_info, files=(), block_device_info=N
 def boots_init(instance, image):
     """Whether an instance of the image boots an init, as a machine does.
 
-    If not, nothing inside it asks a DHCP server.
+    If not, nothing inside it asks a DHCP server. The service decides the same
+    way (`Role::of` in its src/runtime/spec.rs).
     """
     config = image['config']
     command = process(instance)[1] or config.get('cmd') or []
     words = list(config.get('entrypoint') or []) + list(command)
-    return bool(config.get('init')) and (not words or words[0] in INITS)
+    if not words:
+        return bool(config.get('init'))
+    return posixpath.basename(words[0]) in INITS
 
 
 def host_name(instance):
@@ -137,10 +139,13 @@ def device_name(nova_vif):
     return nova_vif.get('devname') or ('nic' + nova_vif['id'])[:DEVNAME_MAX]
 
 
-def vifs(network_info, static):
-    """All interfaces of an instance, `eth0` first."""
-    return _one_default_route([vif(nova_vif, static, name='eth%d' % index)
-                               for index, nova_vif in enumerate(network_info)])
+def vifs(network_info, static, named=True):
+    """All interfaces of an instance, `eth0` first.
+
+    :param named: give them their names; otherwise those that they have stay
+    """
+    return one_default_route([vif(nova_vif, static, name='eth%d' % index if named else None)
+                              for index, nova_vif in enumerate(network_info)])
 
 
 def vif(nova_vif, static, name=None):
@@ -202,7 +207,7 @@ def _route(destination, gateway):
     return route
 
 
-def _one_default_route(bodies):
+def one_default_route(bodies):
     """Of several default routes of an IP version, the first interface's stays."""
     seen = set()
     for body in bodies:
@@ -263,8 +268,11 @@ def image_import(image, source):
     return body
 
 
-def glance_source(endpoint, token):
-    return {'type': 'glance', 'endpoint': endpoint.rstrip('/'), 'token': token}
+def glance_access(endpoint, token, service_token=None):
+    access = {'type': 'glance', 'endpoint': endpoint.rstrip('/'), 'token': token}
+    if service_token:
+        access['service_token'] = service_token
+    return access
 
 
 def file_source(path):

@@ -7,7 +7,10 @@ use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::instance::taken::Taken;
 use crate::network::{self, Rates};
+use crate::sys::mount;
 use crate::types::Vif;
+
+use super::create;
 
 /// What an interface to be attached is to be, with all that it did not bring.
 /// The same one again is left undisturbed; another one under the same port is
@@ -44,6 +47,10 @@ pub fn attach(parts: &Parts, record: Record, vif: Vif) -> Result<Record> {
     let known = record.definition.vifs.iter().position(|v| v.id == vif.id);
     let index = known.unwrap_or(record.definition.vifs.len());
     let net_ns = parts.paths(&record).net_ns();
+    // Gone with a boot of the host, if taking the instance up failed.
+    if !mount::is_mount_point(&net_ns)? {
+        create::network(parts, &record)?;
+    }
     let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
     if known.is_some() {
         parts.network.attach(&vif, index, &net_ns)?;

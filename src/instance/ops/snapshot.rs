@@ -8,20 +8,27 @@ use std::path::Path;
 use std::time::Instant;
 
 use chrono::Utc;
+use uuid::Uuid;
 
 use super::create;
 use crate::fault::{OrFault, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
-use crate::openstack::upload::Upload;
+use crate::openstack::{Access, upload::Upload};
 use crate::snapshot::{self, Contents, Tree};
 use crate::store::atomic;
 use crate::types::ImageDestination;
 
 /// Checks where a snapshot shall go, before anything is done for it.
 pub fn check(parts: &Parts, destination: &ImageDestination) -> Result<()> {
-    let ImageDestination::Glance { endpoint, token, image_id } = destination;
-    Upload::check(endpoint, token, *image_id, &parts.config.images)
+    let (access, image_id) = access(destination);
+    access.check(image_id, &parts.config.images)
+}
+
+fn access(destination: &ImageDestination) -> (Access<'_>, Uuid) {
+    let ImageDestination::Glance { endpoint, token, service_token, image_id } = destination;
+    let service_token = service_token.as_deref();
+    (Access { section: "destination", endpoint, token, service_token }, *image_id)
 }
 
 /// Makes a snapshot and sends it. `taken` is called once the instance is
@@ -45,8 +52,8 @@ pub fn snapshot<T>(
     layers.push(Tree::new(upper, left_out));
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
-    let ImageDestination::Glance { endpoint, token, image_id } = destination;
-    let mut upload = Upload::start(endpoint, token, *image_id, &parts.config.images)?;
+    let (access, image_id) = access(destination);
+    let mut upload = Upload::start(access, image_id, &parts.config.images)?;
     let progress = |done, total| report("uploading", done, Some(total));
     match snapshot::write(&contents, &mut upload, &progress) {
         Ok(()) => upload.finish(),
@@ -75,10 +82,11 @@ fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
     parts.sync_disks(&paths)?;
     let begun = Instant::now();
     parts.freeze_disks(&paths)?;
+    let flush_us = begun.elapsed().as_micros();
     let copied = parts.disks.copy(&disk, copy);
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
-    tracing::info!(instance = %record.id, frozen_us, "copied the disk for a snapshot");
+    tracing::info!(instance = %record.id, frozen_us, flush_us, "copied the disk for a snapshot");
     copied.and(thawed)
 }
 

@@ -1,0 +1,140 @@
+//! What is packed, unpacked again as an image is.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use chrono::Utc;
+use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
+use serde_json::Value;
+
+use super::*;
+use crate::image::layer::Limits;
+use crate::image::tar_reader::{Kind, TarReader};
+use crate::image::testing::extract_bytes;
+use crate::types::ImageConfig;
+
+const LIMITS: Limits = Limits { entries: 100, bytes: 1 << 30 };
+
+/// The members of an archive, with their content.
+fn members(bytes: &[u8]) -> Vec<(String, Kind, Vec<u8>)> {
+    let mut reader = TarReader::new(bytes);
+    let mut members = Vec::new();
+    while let Some(member) = reader.next().unwrap() {
+        let mut content = Vec::new();
+        reader
+            .copy(&member, |_, data| {
+                content.extend_from_slice(data);
+                Ok(())
+            })
+            .unwrap();
+        members.push((member.name(), member.kind, content));
+    }
+    members
+}
+
+fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, Kind, Vec<u8>)> {
+    let tree = |(path, left_out): &(&Path, &[&str])| {
+        let left_out = left_out.iter().map(|path| path.as_bytes().to_vec()).collect();
+        Tree::new(File::open(path).unwrap().into(), left_out)
+    };
+    let contents = Contents {
+        layers: trees.iter().map(tree).collect(),
+        config: ImageConfig { cmd: vec!["/run".into()], ..Default::default() },
+        created: Utc::now(),
+    };
+    let mut bytes = Vec::new();
+    write(&contents, &mut bytes, &|done, total| assert!(done <= total)).unwrap();
+    members(&zstd::decode_all(&bytes[..]).unwrap())
+}
+
+fn set(path: &Path, name: &str, value: &[u8]) {
+    lsetxattr(path, name, value, XattrFlags::empty()).unwrap();
+}
+
+#[test]
+fn root_what_was_packed_unpacks_the_same() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = |name: &str| from.path().join(name);
+    fs::create_dir_all(at("a/b")).unwrap();
+    fs::write(at("a/b/file"), "content").unwrap();
+    std::os::unix::fs::chown(at("a/b/file"), Some(33), Some(65_535)).unwrap();
+    fs::set_permissions(at("a/b/file"), fs::Permissions::from_mode(0o4711)).unwrap();
+    fs::hard_link(at("a/b/file"), at("z")).unwrap();
+    symlink("../anywhere", at("link")).unwrap();
+    fs::write(at("seeded"), "by berth").unwrap();
+    fs::write(at("a/.wh.evil"), "").unwrap();
+    let sparse = File::create(at("sparse")).unwrap();
+    sparse.set_len(200 << 20).unwrap();
+    sparse.write_all_at(b"middle", 100 << 20).unwrap();
+    File::create(at("hole")).unwrap().set_len(1 << 20).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        at("gone"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::empty(),
+        0,
+    )
+    .unwrap();
+    set(&at("a"), "trusted.overlay.opaque", b"y");
+    set(&at("z"), "trusted.overlay.origin", b"of this host");
+    set(&at("z"), "user.mine", b"kept");
+
+    let packed = pack(&[(from.path(), &["seeded"])]);
+    let names: Vec<&str> = packed.iter().map(|(name, ..)| name.as_str()).collect();
+    assert_eq!((names.len(), names[0], names[2]), (3, "layers/0.tar", "manifest.json"));
+    let config: Value = serde_json::from_slice(&packed[1].2).unwrap();
+    assert_eq!(config["config"]["Cmd"][0], "/run");
+    let layer = &packed[0].2;
+    assert!(layer.len() < 1 << 20, "holes are not packed");
+    assert!(!String::from_utf8_lossy(layer).contains("overlay"));
+
+    let report = extract_bytes(layer, to.path(), LIMITS).unwrap();
+    assert!(report.opaque.contains(&b"a"[..]));
+    let at = |name: &str| to.path().join(name);
+    let found = fs::metadata(at("a/b/file")).unwrap();
+    assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (33, 65_535, 0o4711));
+    assert_eq!(found.mtime_nsec(), fs::metadata(from.path().join("z")).unwrap().mtime_nsec());
+    assert_eq!(found.ino(), fs::metadata(at("z")).unwrap().ino());
+    assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("../anywhere"));
+    assert_eq!(fs::symlink_metadata(at("gone")).unwrap().rdev(), 0);
+    let mut value = [0; 16];
+    let length = lgetxattr(at("z"), "user.mine", &mut value).unwrap();
+    assert_eq!(&value[..length], b"kept");
+    let sparse = fs::read(at("sparse")).unwrap();
+    assert_eq!((sparse.len(), &sparse[100 << 20..][..6]), (200 << 20, &b"middle"[..]));
+    assert_eq!(fs::metadata(at("hole")).unwrap().len(), 1 << 20);
+    assert!(!at("seeded").exists() && !at("a/.wh.evil").exists());
+}
+
+#[test]
+fn the_same_tree_gives_the_same_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b", "a", "c"] {
+        fs::write(dir.path().join(name), name).unwrap();
+    }
+    let layers = |packed: Vec<(String, Kind, Vec<u8>)>| -> Vec<Vec<u8>> {
+        packed.into_iter().filter(|(n, ..)| n.starts_with("layers/")).map(|(.., c)| c).collect()
+    };
+    let twice = layers(pack(&[(dir.path(), &[]), (dir.path(), &[])]));
+    assert_eq!(twice[0], twice[1]);
+    let inner: Vec<String> = members(&twice[0]).into_iter().map(|(name, ..)| name).collect();
+    assert_eq!(inner, ["./", "a", "b", "c"]);
+}
+
+#[test]
+fn a_sink_that_fails_ends_it() {
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let layers = vec![Tree::new(File::open(dir.path()).unwrap().into(), Default::default())];
+    let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };
+    assert!(write(&contents, &mut Full, &|_, _| {}).is_err());
+}
