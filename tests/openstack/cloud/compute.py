@@ -14,7 +14,7 @@ from .processes import Failure, Program, run, step, wait_until
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 from harness.hosts import unified_dir, unmount  # noqa: E402
-from hoststate import cgroup_hierarchies  # noqa: E402
+from hoststate import cgroup_hierarchies, mount_points  # noqa: E402
 
 BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
 CGROUP = "berth-openstack"
@@ -97,10 +97,11 @@ def stop() -> None:
         _delete_instances()
     SERVICE.stop(20)
     LXCFS_PROGRAM.stop(5)
-    unmount(LXCFS)
     _remove_cgroups()
-    if HUGETLB.is_mount():
-        unmount(HUGETLB)
+    # lxcfs, hugetlb, and the place that the service keeps for mounts.
+    for point, _, _ in reversed(list(mount_points())):
+        if point.is_relative_to(STATE) or point.is_relative_to(RUN):
+            unmount(point)
 
 
 def _remove_cgroups() -> None:

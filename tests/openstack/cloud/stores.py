@@ -70,8 +70,9 @@ def _start_rabbitmq() -> None:
     # Erlang's own port is for loopback too.
     advanced.write_text("[{kernel,[{inet_dist_use_interface,{127,0,0,1}}]}].\n")
     RABBITMQ.start(
-        *("runuser", "-u", "rabbitmq", "--", "/usr/lib/rabbitmq/bin/rabbitmq-server"),
-        HOME=str(RABBIT_DIR),
+        # runuser has its own idea of HOME, where Erlang keeps its cookie.
+        *("runuser", "-u", "rabbitmq", "--", "env", f"HOME={RABBIT_DIR}"),
+        "/usr/lib/rabbitmq/bin/rabbitmq-server",
         ERL_EPMD_ADDRESS=LOOPBACK,
         RABBITMQ_NODENAME="berth@localhost",
         RABBITMQ_CONFIG_FILE=str(settings),
@@ -144,4 +145,4 @@ def stop() -> None:
 def _is_ours(process: Path) -> bool:
     if pwd.getpwuid(process.stat().st_uid).pw_name != "rabbitmq":
         return False
-    return f"HOME={RABBIT_DIR}".encode() in (process / "environ").read_bytes().split(b"\0")
+    return f"RABBITMQ_MNESIA_BASE={RABBIT_DIR}/mnesia".encode() in (process / "environ").read_bytes().split(b"\0")
