@@ -145,4 +145,5 @@ def stop() -> None:
 def _is_ours(process: Path) -> bool:
     if pwd.getpwuid(process.stat().st_uid).pw_name != "rabbitmq":
         return False
-    return f"RABBITMQ_MNESIA_BASE={RABBIT_DIR}/mnesia".encode() in (process / "environ").read_bytes().split(b"\0")
+    ours = f"RABBITMQ_MNESIA_BASE={RABBIT_DIR}/mnesia".encode()
+    return ours in (process / "environ").read_bytes().split(b"\0")
