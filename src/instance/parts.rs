@@ -10,13 +10,14 @@ use crate::cgroup::{DeviceNumber, Group, Hierarchy, Limits};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
-use crate::network::Network;
+use crate::network::{Network, Rates};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
 use crate::runtime::{cli::CliRuntime, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
 use crate::types::RuntimeInfo;
+use crate::types::Vif;
 
 use super::record::Record;
 use super::teardown::Teardown;
@@ -113,6 +114,15 @@ impl Parts {
     pub fn limits(&self, record: &Record) -> Result<Limits> {
         let pinned = record.pinned_cpus.as_deref().or(self.shared_cpus.as_deref());
         Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
+    }
+
+    /// Lets through a VIF what the flavor allows, and nothing while it is frozen.
+    pub fn traffic(&self, record: &Record, vif: &Vif) -> Result<()> {
+        if record.frozen.is_some() {
+            return self.network.silence(vif);
+        }
+        let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
+        self.network.apply_rates(vif, &rates)
     }
 
     /// Its root file system.

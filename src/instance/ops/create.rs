@@ -106,10 +106,9 @@ pub fn network(parts: &Parts, record: &Record) -> Result<()> {
     if !(mount::is_mount_point(&paths.user_ns())? && mount::is_mount_point(&paths.net_ns())?) {
         ns::create_pinned(record.id_block, &paths.user_ns(), &paths.net_ns())?;
     }
-    let rates = crate::network::Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
     for (index, vif) in record.definition.vifs.iter().enumerate() {
         parts.network.attach(vif, index, &paths.net_ns())?;
-        parts.network.apply_rates(vif, &rates)?;
+        parts.traffic(record, vif)?;
     }
     Ok(())
 }

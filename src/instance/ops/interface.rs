@@ -6,7 +6,7 @@ use crate::fault::{Fault, FaultKind, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::instance::taken::Taken;
-use crate::network::{self, Rates};
+use crate::network;
 use crate::sys::mount;
 use crate::types::Vif;
 
@@ -51,20 +51,17 @@ pub fn attach(parts: &Parts, record: Record, vif: Vif) -> Result<Record> {
     if !mount::is_mount_point(&net_ns)? {
         create::network(parts, &record)?;
     }
-    let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
     if known.is_some() {
         parts.network.attach(&vif, index, &net_ns)?;
-        parts.network.apply_rates(&vif, &rates)?;
+        parts.traffic(&record, &vif)?;
         return Ok(record);
     }
     let mut record = with(&record, &vif);
     // The record first: what was cut short in between is finished at the next
     // start, and an interface that is in no record would stay.
     record.save(&parts.paths(&record))?;
-    let attached = parts
-        .network
-        .attach(&vif, index, &net_ns)
-        .and_then(|()| parts.network.apply_rates(&vif, &rates));
+    let attached =
+        parts.network.attach(&vif, index, &net_ns).and_then(|()| parts.traffic(&record, &vif));
     match attached {
         Ok(()) => Ok(record),
         Err(fault) => Err(match detach(parts, record, vif.id) {

@@ -17,7 +17,7 @@ pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> R
     let mut new = Record { definition: record.definition.clone(), ..record.clone() };
     new.definition.flavor = flavor;
     let limits = parts.limits(&new)?;
-    let rates = Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
+    Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
     sizes(&record, &mut new, running)?;
     policy(&record, &new)?;
     grow(parts, &record, &new, running)?;
@@ -26,7 +26,7 @@ pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> R
             apply(parts, &new, &limits)?;
         }
         for vif in &new.definition.vifs {
-            parts.network.apply_rates(vif, &rates)?;
+            parts.traffic(&new, vif)?;
         }
         new.save(&parts.paths(&new))
     })();
@@ -121,9 +121,8 @@ pub fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
     if running {
         apply(parts, old, &parts.limits(old)?)?;
     }
-    let rates = Rates::from_extra_specs(&old.definition.flavor.extra_specs)?;
     for vif in &old.definition.vifs {
-        parts.network.apply_rates(vif, &rates)?;
+        parts.traffic(old, vif)?;
     }
     Ok(())
 }
