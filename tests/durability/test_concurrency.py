@@ -173,10 +173,13 @@ def test_sigterm_waits_for_what_is_under_way(service, spawn):
 
 
 def test_a_stop_cut_short_is_finished_by_the_next_service(service, spawn):
-    instance = spawn(command=["/bin/sh", "-c", "trap 'sleep 4; exit 0' TERM; while :; do sleep 0.2; done"])
+    script = "trap 'echo asked; sleep 4; exit 0' TERM; echo ready; while :; do sleep 0.2; done"
+    instance = spawn(command=["/bin/sh", "-c", script])
+    instance.wait_console("ready")
     stopping = threading.Thread(target=ignoring_call, args=(instance, "stop"))
     stopping.start()
-    wait_for("the stop", lambda: instance.get()["task_state"] == "stopping")
+    # Earlier, the request may be lost with the service before it was taken down.
+    instance.wait_console("asked")
     service.kill()
     stopping.join()
     service.start()
