@@ -168,3 +168,48 @@ fn save(parts: &Parts, record: &mut Record, resize: Option<KeptResize>) -> Resul
     }
     saved
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::instance::record::tests::record;
+
+    fn unconfirmed(since: chrono::DateTime<Utc>) -> Record {
+        let flavor = Flavor { name: "before".into(), ..record().definition.flavor };
+        let resize =
+            KeptResize::Unconfirmed { flavor, root_bytes: 1 << 30, ephemeral_bytes: 0, since };
+        Record { resize: Some(resize), ..record() }
+    }
+
+    #[test]
+    fn a_request_is_done_once_and_until_the_instance_is_started() {
+        let now = Utc::now();
+        let flavor = record().definition.flavor;
+        let other = Flavor { vcpus: 9, ..flavor.clone() };
+        let earlier = Some(now - TimeDelta::seconds(1));
+        let later = Some(now + TimeDelta::seconds(1));
+        for (started_at, wanted, done) in [
+            (None, &flavor, true),
+            (earlier, &flavor, true),
+            (later, &flavor, false),
+            (earlier, &other, false),
+        ] {
+            let record = Record { started_at, ..unconfirmed(now) };
+            assert_eq!(is_done(&record, wanted), done, "{started_at:?} {}", wanted.vcpus);
+        }
+        assert!(!is_done(&record(), &flavor));
+        assert!(!is_done(&Record { resize: Some(KeptResize::Undoing), ..record() }, &flavor));
+    }
+
+    #[test]
+    fn only_what_awaits_confirmation_is_in_the_way() {
+        let fault = refuse_unconfirmed(&unconfirmed(Utc::now())).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::InstanceInvalidState);
+        assert!(fault.detail.contains("\"before\""), "{fault}");
+        for resize in [None, Some(KeptResize::Undoing)] {
+            refuse_unconfirmed(&Record { resize, ..record() }).unwrap();
+        }
+    }
+}
