@@ -11,6 +11,7 @@ use super::loop_disk::temporary_of;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::sync_parent;
 use crate::sys::fs::{copy_data, preallocate, share_extents};
+use crate::sys::loopdev::lock_detached;
 
 /// A copy at work. It gets its name once it is whole.
 struct Copy<'a> {
@@ -40,6 +41,7 @@ pub(super) fn keep(disks: &[Kept], whole: bool, progress: &dyn Fn(u64, u64) -> b
 fn begin(disk: &Kept) -> Result<Copy<'_>> {
     let doing = || format!("keeping {}", disk.file.display());
     let from = File::open(&disk.file).or_fault(doing())?;
+    lock_detached(&from).or_fault(doing())?;
     let temporary = temporary_of(&disk.copy);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);

@@ -111,6 +111,31 @@ class TestConfirm:
         assert 1.8 * old.disks[0] < disk(old) < 2.2 * old.disks[0]
 
 
+def test_a_disk_grows_far(old):
+    """From a tiny flavor to a large one: more than the file system was made to grow while mounted."""
+    keep(old, root_gb=80)
+    assert 70 << 10 < started_disk(old) <= 80 << 10
+    assert old.sh("md5sum /root/old") == old.sum
+    old.action("resize/revert")
+    check_old(old)
+
+
+def started_disk(instance):
+    instance.action("start")
+    return disk(instance)
+
+
+def test_how_far_it_is(old, service):
+    headers = {"Prefer": "respond-async"}
+    body = {"flavor": bigger(old), "keep": True, "timeout": 5}
+    answer = service.client.request("POST", f"{old.path}/resize", body, headers)
+    assert answer.status == 202
+    operation = service.client.get(f"{answer.headers['Location']}?wait=20")
+    assert (operation["kind"], operation["status"]) == ("instance.resize", "succeeded")
+    # The last stage, and all of it.
+    assert (operation["stage"], operation["progress"]) == ("copying", 100)
+
+
 class TestRevert:
     @pytest.mark.parametrize("started", [False, True])
     def test_it_is_what_it_was(self, old, service, started):
@@ -247,6 +272,8 @@ class TestKilled:
     def test_a_resize_is_done_or_it_was_nothing(self, old, service, delay):
         body = {"flavor": bigger(old), "keep": True, "timeout": 0}
         self.kill_after(service, self.begin(old, "resize", body), delay)
+        # Comes after a stop that was cut short and is now finished.
+        old.action("stop", timeout=5)
         shown = old.get()
         if shown["unconfirmed_resize"]:
             assert kept_files(old) == ["ephemeral.kept", "root.kept"]
