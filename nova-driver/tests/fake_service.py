@@ -175,9 +175,11 @@ class FakeService:
         self.set_state(uuid, 'SHUTDOWN')
         return self._operation(uuid, self.instances[uuid])
 
-    def post_instances(self, uuid, verb, body, **_):
+    def post_instances(self, uuid, verb, *rest, body, **_):
         instance = self._instance(uuid)
         state = instance['power_state']
+        if verb == 'resize':
+            return self._operation(uuid, self._resize(uuid, *rest, body=body))
         if verb == 'reboot':
             check_fields(body, {'type', 'timeout'})
             if body['type'] == 'SOFT' and state != 'RUNNING':
@@ -245,6 +247,30 @@ class FakeService:
         instance = self.instances[uuid]
         instance['power_state'] = state
         instance['power_state_number'] = NUMBERS[state]
+        return instance
+
+    def _resize(self, uuid, what=None, *, body):
+        instance = self._instance(uuid)
+        kept = instance.get('unconfirmed_resize')
+        if what == 'confirm':
+            instance['unconfirmed_resize'] = None
+        elif what == 'revert' and kept:
+            instance['unconfirmed_resize'] = None
+            instance.update(flavor=kept['flavor'], disk=kept['_disk'])
+            self.set_state(uuid, 'SHUTDOWN')
+        elif what is None:
+            check_fields(body, {'flavor', 'keep', 'timeout'})
+            check_fields(body['flavor'], FLAVOR_FIELDS)
+            if kept and instance['flavor'] != body['flavor']:
+                raise Fault('instance-invalid-state')
+            if body['flavor']['root_gb'] < instance['flavor']['root_gb']:
+                raise Fault('invalid-input', 'a root disk only grows')
+            if body.get('keep') and not kept:
+                instance['unconfirmed_resize'] = {
+                    'flavor': instance['flavor'], 'since': '2026-01-01T00:00:00Z',
+                    '_disk': instance.get('disk')}
+                self.set_state(uuid, 'SHUTDOWN')
+            instance['flavor'] = body['flavor']
         return instance
 
     def _put_interface(self, uuid, port, body):

@@ -119,5 +119,5 @@ def test_the_suite_on_a_backend(backend):
         pytest.skip('this Nova has no native threads')
     run(sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-c',
         os.path.join(PROJECT, 'pyproject.toml'), '--rootdir', PROJECT,
-        *[os.path.join(HERE, 'test_%s.py' % name) for name in ('client', 'driver', 'events')],
+        *[os.path.join(HERE, 'test_%s.py' % name) for name in ('client', 'driver', 'events', 'resize')],
         BERTH_TEST_BACKEND=backend)

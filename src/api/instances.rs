@@ -31,6 +31,8 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .service(suspend_instance)
         .service(resume_instance)
         .service(resize_instance)
+        .service(confirm_resize)
+        .service(revert_resize)
         .service(set_password)
         .service(quiesce_instance)
         .service(snapshot_instance)
@@ -306,7 +308,9 @@ async fn resume_instance(
     act(&api, context, id, Action::Resume, prefer).await
 }
 
-/// Changes an instance's limits, also while it runs. Disks only grow.
+/// Changes an instance's limits, also while it runs. Disks only grow. With
+/// `keep` the instance is stopped, and what it was can be had back until
+/// the resize is confirmed.
 #[utoipa::path(
     tag = "instances",
     params(("id" = Uuid, Path, description = "Nova's id of the instance")),
@@ -326,6 +330,51 @@ async fn resize_instance(
     Body(resize): Body<Resize>,
 ) -> Result<HttpResponse> {
     act(&api, context, id, Action::Resize(resize), prefer).await
+}
+
+/// Confirms a resize: what was kept is dropped, whatever the instance's state.
+/// Where nothing was kept there is nothing to do.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "Nothing is kept", body = Instance),
+        (status = 202, description = "The resize is being confirmed", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/resize/confirm")]
+async fn confirm_resize(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::ConfirmResize, prefer).await
+}
+
+/// Reverts a resize: the instance is ended, and has the flavor and the disks
+/// that it had, without what was written since. It is not started. Where
+/// nothing was kept there is nothing to do.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "It is what it was", body = Instance),
+        (status = 202, description = "The resize is being reverted", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/resize/revert")]
+async fn revert_resize(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::RevertResize, prefer).await
 }
 
 /// Sets a user's password inside a running instance, by the programs of its

@@ -238,6 +238,7 @@ fn faults(operation_id: &str) -> &'static [FaultKind] {
             UnsupportedMediaType,
             FlavorDiskTooSmall,
             FlavorMemoryTooSmall,
+            RuntimeFailed,
             HostUnsupported,
             ServiceUnavailable,
             Timeout,
@@ -268,7 +269,7 @@ fn faults(operation_id: &str) -> &'static [FaultKind] {
         }
         "start_instance" | "stop_instance" | "reboot_instance" | "pause_instance"
         | "unpause_instance" | "suspend_instance" | "resume_instance" | "quiesce_instance"
-        | "unquiesce_instance" => CHANGE,
+        | "unquiesce_instance" | "confirm_resize" | "revert_resize" => CHANGE,
         "import_image" => &[
             ImageNotFound,
             ImageExists,

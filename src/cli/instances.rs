@@ -15,7 +15,9 @@ use super::output::{self, Output, Table};
 use super::terminal;
 use crate::api::InstanceList;
 use crate::fault::{Fault, OrFault, Result};
-use crate::types::{Flavor, Instance, InstanceCreate, Reboot, RebootType, Resize, Stop, Vif};
+use crate::types::{
+    Flavor, Instance, InstanceCreate, Reboot, RebootType, Resize, Stop, UnconfirmedResize, Vif,
+};
 
 /// Exit code when a command could not be run at all, as `env` and others have it.
 const NOT_RUN: u8 = 125;
@@ -83,6 +85,16 @@ pub(super) enum Command {
     },
     /// Change an instance's limits, also while it runs
     Resize(ResizeOptions),
+    /// Drop what a resize with --keep kept
+    ResizeConfirm {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+    },
+    /// Make an instance what it was before a resize with --keep; what was written since is lost
+    ResizeRevert {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+    },
     /// Destroy instances with their disks
     Delete {
         /// Their ids, unique beginnings of them, or their names.
@@ -131,6 +143,12 @@ pub(super) struct ResizeOptions {
     /// Sets an extra spec; an empty value removes it.
     #[arg(long = "extra-spec", value_name = "NAME=VALUE")]
     extra_specs: Vec<String>,
+    /// Stop it, and keep its flavor and disks until resize-confirm or resize-revert.
+    #[arg(long)]
+    keep: bool,
+    /// Seconds that its init may take to stop, 0 to 3600.
+    #[arg(long, value_name = "SECONDS", requires = "keep")]
+    timeout: Option<u32>,
 }
 
 #[derive(Args)]
@@ -178,6 +196,12 @@ pub(super) async fn run(client: &Client, output: Output, command: Command) -> Re
             act(client, output, &instance, "resume", &json!({})).await?;
         }
         Command::Resize(options) => resize(client, output, options).await?,
+        Command::ResizeConfirm { instance } => {
+            act(client, output, &instance, "resize/confirm", &json!({})).await?;
+        }
+        Command::ResizeRevert { instance } => {
+            act(client, output, &instance, "resize/revert", &json!({})).await?;
+        }
         Command::Delete { instances } => {
             for instance in instances {
                 client.delete(&path(client, &instance, "").await?).await?;
@@ -259,6 +283,10 @@ fn show(output: Output, instance: &Instance) -> Result<()> {
                 format!("{} {} mtu {} {addresses}", vif.devname, vif.address, vif.mtu),
             );
         }
+        if let Some(UnconfirmedResize { flavor, since }) = &instance.unconfirmed_resize {
+            let name = &flavor.name;
+            row("resize", format!("from {name}, awaits confirm or revert since {since}"));
+        }
         row("pid", instance.pid.map(|pid| pid.to_string()).unwrap_or_default());
         row("root outside", format!("uid {}", instance.id_map_first));
         row("created", instance.created_at.to_rfc3339());
@@ -339,7 +367,8 @@ async fn resize(client: &Client, output: Output, options: ResizeOptions) -> Resu
             }
         };
     }
-    act(client, output, &instance.id.to_string(), "resize", &Resize { flavor }).await
+    let wanted = Resize { flavor, keep: options.keep, timeout: options.timeout };
+    act(client, output, &instance.id.to_string(), "resize", &wanted).await
 }
 
 async fn console(client: &Client, instance: &str, detach_key: &str) -> Result<()> {

@@ -31,6 +31,10 @@ pub enum Action {
     Resume,
     /// Change its flavor.
     Resize(Resize),
+    /// Keep it as a resize made it.
+    ConfirmResize,
+    /// Make it what it was before a resize.
+    RevertResize,
     /// Attach an interface, or leave the same one undisturbed.
     AttachInterface(Vif),
     /// Detach the interface of this port.
@@ -60,6 +64,8 @@ impl Action {
             Action::Suspend => Verb::Suspend,
             Action::Resume => Verb::Resume,
             Action::Resize(_) => Verb::Resize,
+            Action::ConfirmResize => Verb::ConfirmResize,
+            Action::RevertResize => Verb::RevertResize,
             Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
             Action::SetPassword(_) => Verb::SetPassword,
             Action::Quiesce => Verb::Quiesce,

@@ -25,7 +25,9 @@ use super::action::{Action, RequestContext};
 use super::handle::{Handle, Job, View};
 use super::live::{Live, MonitorEvent};
 use super::manager::Inner;
+use super::operation::OperationWriter;
 use super::ops;
+use super::parts::Parts;
 use super::record::{Desired, Frozen, Record};
 use super::state::{Admission, Verb, admit};
 use crate::fault::{Fault, FaultKind, Result};
@@ -65,7 +67,7 @@ impl Actor {
         mut self,
         request: InstanceCreate,
         context: RequestContext,
-        operation: super::operation::OperationWriter,
+        operation: OperationWriter,
         jobs: mpsc::Receiver<Job>,
     ) {
         self.begin(TaskState::Creating, &context);
@@ -160,7 +162,8 @@ impl Actor {
             }
             action => action,
         };
-        let outcome = self.act(action).await;
+        let operation = Arc::new(job.operation);
+        let outcome = self.act(action, &operation).await;
         let gone = verb == Verb::Delete && outcome.is_ok();
         if gone {
             self.inner.forget(&self.handle);
@@ -168,11 +171,11 @@ impl Actor {
         } else {
             self.end(&outcome);
         }
-        job.operation.finish(outcome);
+        operation.finish(outcome);
         if gone { Next::Gone } else { Next::Continue }
     }
 
-    async fn act(&mut self, action: Action) -> Result<()> {
+    async fn act(&mut self, action: Action, operation: &Arc<OperationWriter>) -> Result<()> {
         match action {
             Action::Start => self.start().await,
             Action::Stop(stop) => self.stop(&stop).await,
@@ -185,7 +188,10 @@ impl Actor {
             Action::Pause => self.freeze(Frozen::Paused).await,
             Action::Suspend => self.freeze(Frozen::Suspended).await,
             Action::Unpause | Action::Resume => self.thaw().await,
-            Action::Resize(Resize { flavor }) => {
+            Action::Resize(wanted) if wanted.keep => self.resize_and_keep(wanted, operation).await,
+            Action::ConfirmResize => self.change_in_place(ops::cold_resize::confirm).await,
+            Action::RevertResize => self.revert_resize().await,
+            Action::Resize(Resize { flavor, .. }) => {
                 let running = self.live.is_some();
                 self.change(EventKind::Updated, move |parts, record| {
                     ops::resize::resize(parts, record, flavor, running)
@@ -308,6 +314,65 @@ impl Actor {
         .await
     }
 
+    /// Stops the instance, if the flavor can be had, and resizes it. One that
+    /// ran runs again when this fails.
+    async fn resize_and_keep(
+        &mut self,
+        wanted: Resize,
+        operation: &Arc<OperationWriter>,
+    ) -> Result<()> {
+        let (record, flavor) = (self.record.clone(), wanted.flavor.clone());
+        let check = move |parts: &Parts| ops::cold_resize::check(parts, &record, flavor);
+        if self.inner.host(check).await? == Admission::Nothing {
+            return Ok(());
+        }
+        let ran = self.live.is_some();
+        let resized = self.stop_and_keep(wanted, operation).await;
+        match resized {
+            Err(fault) if ran && self.live.is_none() && !self.handle.has_urgent() => {
+                Err(match self.start().await {
+                    Ok(()) => fault,
+                    Err(left) => {
+                        fault.context(format_args!("(and starting it again: {})", left.detail))
+                    }
+                })
+            }
+            other => other,
+        }
+    }
+
+    async fn stop_and_keep(
+        &mut self,
+        wanted: Resize,
+        operation: &Arc<OperationWriter>,
+    ) -> Result<()> {
+        if self.live.is_some() {
+            operation.stage("stopping");
+            self.stop(&Stop { timeout: wanted.timeout }).await?;
+        }
+        let (handle, operation) = (self.handle.clone(), operation.clone());
+        operation.stage("copying");
+        let progress = move |done, total| {
+            operation.progress(done, Some(total));
+            !handle.has_urgent()
+        };
+        self.change_in_place(move |parts, record| {
+            ops::cold_resize::keep(parts, record, wanted.flavor, &progress)
+        })
+        .await
+    }
+
+    async fn revert_resize(&mut self) -> Result<()> {
+        if self.record.resize.is_some() && self.live.is_some() {
+            // What it would write on its way down is discarded anyway.
+            self.stop(&Stop { timeout: Some(0) }).await?;
+        }
+        self.change_in_place(|parts, record| {
+            if record.resize.is_some() { ops::cold_resize::revert(parts, record) } else { Ok(()) }
+        })
+        .await
+    }
+
     async fn delete(&mut self) -> Result<()> {
         if let Err(fault) = self.save_desired(Desired::Deleted).await {
             // On a full disk the record cannot say so, but it can go: what no
@@ -376,11 +441,29 @@ impl Actor {
     async fn change(
         &mut self,
         kind: EventKind,
-        change: impl FnOnce(&super::parts::Parts, Record) -> Result<Record> + Send + 'static,
+        change: impl FnOnce(&Parts, Record) -> Result<Record> + Send + 'static,
     ) -> Result<()> {
         let record = self.record.clone();
         self.record = self.inner.host(move |parts| change(parts, record)).await?;
         self.inner.emit(kind, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    /// [`change`](Self::change) for changes of several steps, which leave the
+    /// record telling how far they came.
+    async fn change_in_place(
+        &mut self,
+        change: impl FnOnce(&Parts, &mut Record) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let mut record = self.record.clone();
+        let work = move |parts: &Parts| {
+            let outcome = change(parts, &mut record);
+            Ok((record, outcome))
+        };
+        let (record, outcome) = self.inner.host(work).await?;
+        self.record = record;
+        outcome?;
+        self.inner.emit(EventKind::Updated, &self.view(), self.request_id.clone());
         Ok(())
     }
 

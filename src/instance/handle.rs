@@ -7,10 +7,10 @@ use uuid::Uuid;
 
 use super::action::{Action, RequestContext};
 use super::operation::OperationWriter;
-use super::record::{Frozen, Record};
+use super::record::{Frozen, KeptResize, Record};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::sys::process::ProcessId;
-use crate::types::{Instance, PowerState, TaskState};
+use crate::types::{Instance, PowerState, TaskState, UnconfirmedResize};
 
 /// Jobs that may wait for one instance; Nova sends one at a time, so a full
 /// queue is a client gone wild.
@@ -78,6 +78,7 @@ impl View {
             power_state_number: power_state.number(),
             task_state: self.task_state,
             quiesced: record.quiesced,
+            unconfirmed_resize: unconfirmed(record),
             fault: record.fault.clone(),
             pid: self.init.map(|init| init.pid),
             id_map_first: record.id_block.first,
@@ -89,6 +90,13 @@ impl View {
             started_at: record.started_at,
             generation: record.generation,
         }
+    }
+}
+
+fn unconfirmed(record: &Record) -> Option<UnconfirmedResize> {
+    match record.resize.clone()? {
+        KeptResize::Unconfirmed { flavor, since, .. } => Some(UnconfirmedResize { flavor, since }),
+        KeptResize::Undoing => None,
     }
 }
 
@@ -136,6 +144,11 @@ impl Handle {
         let mut waiting = self.urgent.subscribe();
         // The sender is this handle's own: it cannot be gone.
         let _ = waiting.wait_for(|n| *n > 0).await;
+    }
+
+    /// Whether an urgent job waits.
+    pub fn has_urgent(&self) -> bool {
+        *self.urgent.borrow() > 0
     }
 
     /// What the actor last published.

@@ -20,7 +20,7 @@ use super::operation::{OperationHandle, OperationWriter, Operations};
 use super::ops::recover::{self, Recovered};
 use super::ops::{self, destroy};
 use super::parts::Parts;
-use super::record::{self, Desired, Record, SCHEMA};
+use super::record::{self, Desired, KeptResize, Record, SCHEMA};
 use super::taken::Taken;
 use super::validate;
 use crate::config::Config;
@@ -271,6 +271,7 @@ impl Manager {
             desired: Desired::Stopped,
             frozen: None,
             quiesced: false,
+            resize: None,
             seeded: false,
             boot_id: None,
             created_at: Utc::now(),
@@ -292,7 +293,7 @@ impl Manager {
         match &action {
             Action::Stop(stop) => validate::timeout(stop.timeout)?,
             Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
-            Action::Resize(resize) => validate::flavor("flavor", &resize.flavor)?,
+            Action::Resize(resize) => validate::resize(resize)?,
             Action::SetPassword(wanted) => validate::password(wanted)?,
             Action::Snapshot(wanted) => {
                 ops::snapshot::check(&self.inner.parts, &wanted.destination)?;
@@ -468,6 +469,9 @@ impl Manager {
                 usage.memory_mb += flavor.memory_mb;
                 usage.local_gb +=
                     flavor.root_gb + flavor.ephemeral_gb + flavor.swap_mb.div_ceil(1024);
+                if let Some(KeptResize::Unconfirmed { flavor, .. }) = &view.record.resize {
+                    usage.local_gb += flavor.root_gb + flavor.ephemeral_gb;
+                }
                 usage.instances += 1;
                 usage.running += u32::from(view.init.is_some());
             });

@@ -84,11 +84,7 @@ impl OperationWriter {
     }
 
     /// Ends the operation.
-    pub fn finish(self, result: Result<()>) {
-        self.end(result);
-    }
-
-    fn end(&self, result: Result<()>) {
+    pub fn finish(&self, result: Result<()>) {
         self.current.send_modify(|operation| {
             let now = Utc::now();
             operation.finished_at = Some(now);
@@ -114,7 +110,7 @@ impl OperationWriter {
 impl Drop for OperationWriter {
     fn drop(&mut self) {
         if !has_ended(&self.current.borrow()) {
-            self.end(Err(Fault::new(
+            self.finish(Err(Fault::new(
                 FaultKind::Internal,
                 "the operation was given up before its end; the service's log says why",
             )));

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::{atomic, layout::InstanceLayout};
 use crate::sys::ids::IdBlock;
-use crate::types::{ExitStatus, ImageConfig, InstanceCreate, Problem};
+use crate::types::{ExitStatus, Flavor, ImageConfig, InstanceCreate, Problem};
 
 /// Version of the record's form. A record of another version is left alone:
 /// the service starts without that instance and says so.
@@ -38,6 +38,26 @@ pub enum Frozen {
     Paused,
     /// By suspend.
     Suspended,
+}
+
+/// A resize that can be undone: copies of the disks are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptResize {
+    /// Flavor and sizes in the record hold, and what is kept of the disks is
+    /// to be put back: a resize or a revert was begun.
+    Undoing,
+    /// It is done and awaits confirm or revert.
+    Unconfirmed {
+        /// The flavor that a revert brings back.
+        flavor: Flavor,
+        /// Bytes of the root disk that is kept.
+        root_bytes: u64,
+        /// Bytes of the ephemeral disk that is kept, 0 for none.
+        ephemeral_bytes: u64,
+        /// When it was done.
+        since: DateTime<Utc>,
+    },
 }
 
 /// The record.
@@ -73,6 +93,9 @@ pub struct Record {
     /// Whether its disks are frozen, so that what is on them is consistent.
     #[serde(default)]
     pub quiesced: bool,
+    /// A resize that can be undone.
+    #[serde(default)]
+    pub resize: Option<KeptResize>,
     /// Whether it was ever started: host name, machine id and files are
     /// written once, before.
     pub seeded: bool,
@@ -125,7 +148,6 @@ pub fn digest(request: &InstanceCreate) -> Result<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::types::Flavor;
 
     pub(crate) fn request() -> InstanceCreate {
         InstanceCreate {
@@ -167,6 +189,7 @@ pub(crate) mod tests {
             desired: Desired::Stopped,
             frozen: None,
             quiesced: false,
+            resize: None,
             seeded: false,
             boot_id: None,
             created_at: Utc::now(),

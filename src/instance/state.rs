@@ -28,6 +28,10 @@ pub enum Verb {
     Resume,
     /// Change its flavor.
     Resize,
+    /// Keep it as a resize made it.
+    ConfirmResize,
+    /// Make it what it was before a resize.
+    RevertResize,
     /// Attach or detach an interface.
     Network,
     /// Set a user's password inside it.
@@ -63,6 +67,8 @@ impl Verb {
             Verb::Suspend => TaskState::Suspending,
             Verb::Resume => TaskState::Resuming,
             Verb::Resize => TaskState::Resizing,
+            Verb::ConfirmResize => TaskState::ConfirmingResize,
+            Verb::RevertResize => TaskState::RevertingResize,
             Verb::Network => TaskState::Networking,
             Verb::SetPassword => TaskState::SettingPassword,
             Verb::Snapshot => TaskState::Snapshotting,
@@ -83,6 +89,8 @@ impl Verb {
             Verb::Suspend => "instance.suspend",
             Verb::Resume => "instance.resume",
             Verb::Resize => "instance.resize",
+            Verb::ConfirmResize => "instance.resize.confirm",
+            Verb::RevertResize => "instance.resize.revert",
             Verb::Network => "instance.interface",
             Verb::SetPassword => "instance.password",
             Verb::Snapshot => "instance.snapshot",
@@ -110,6 +118,8 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
     use PowerState::{Crashed, NoState, Paused, Running, Shutdown, Suspended};
     let admission = match (verb, state) {
         (Verb::Delete | Verb::Resize | Verb::Network | Verb::Snapshot, _) => Do,
+        // Whether there is something to confirm or to revert, the record says.
+        (Verb::ConfirmResize | Verb::RevertResize, _) => Do,
         // Nova's hard reboot is the cure for every state.
         (Verb::HardReboot, _) => Do,
         (Verb::Start, Shutdown | Crashed | NoState) => Do,
@@ -157,6 +167,8 @@ mod tests {
             (Verb::Suspend, "-DD--N"),
             (Verb::Resume, "-N---D"),
             (Verb::Resize, "DDDDDD"),
+            (Verb::ConfirmResize, "DDDDDD"),
+            (Verb::RevertResize, "DDDDDD"),
             (Verb::Network, "DDDDDD"),
             (Verb::SetPassword, "-D----"),
             (Verb::Snapshot, "DDDDDD"),

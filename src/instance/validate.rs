@@ -2,7 +2,7 @@
 //! its field and the remedy.
 
 use crate::fault::{Fault, Result};
-use crate::types::{Flavor, InstanceCreate, SetPassword};
+use crate::types::{Flavor, InstanceCreate, Resize, SetPassword};
 
 /// Largest size of a disk in GiB: a file system's own limit is far above, an
 /// operator's typing error is not.
@@ -79,6 +79,18 @@ pub fn flavor(field: &str, flavor: &Flavor) -> Result<()> {
     range("swap_mb", flavor.swap_mb, 0, MAX_MEMORY_MB)?;
     range("root_gb", flavor.root_gb, 0, MAX_DISK_GB)?;
     range("ephemeral_gb", flavor.ephemeral_gb, 0, MAX_DISK_GB)
+}
+
+/// Checks what a resize asks for.
+pub fn resize(wanted: &Resize) -> Result<()> {
+    flavor("flavor", &wanted.flavor)?;
+    if wanted.timeout.is_some() && !wanted.keep {
+        return Err(Fault::invalid(
+            "timeout",
+            "is for a resize with keep: any other stops nothing",
+        ));
+    }
+    timeout(wanted.timeout)
 }
 
 /// Checks how long an init may take, in seconds.
@@ -172,6 +184,16 @@ mod tests {
             change(&mut bad);
             let fault = create(&bad).unwrap_err();
             assert_eq!(fault.field.as_deref(), Some(*field), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_is_for_what_stops() {
+        let resize = |keep, timeout| Resize { flavor: request().flavor, keep, timeout };
+        super::resize(&resize(false, None)).unwrap();
+        super::resize(&resize(true, Some(0))).unwrap();
+        for bad in [resize(false, Some(0)), resize(true, Some(3601))] {
+            assert_eq!(super::resize(&bad).unwrap_err().field.as_deref(), Some("timeout"));
         }
     }
 

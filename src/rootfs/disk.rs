@@ -24,6 +24,15 @@ pub struct BlockDevice {
     pub minor: u32,
 }
 
+/// A disk and the path of a copy of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The disk.
+    pub file: PathBuf,
+    /// The copy.
+    pub copy: PathBuf,
+}
+
 /// What a mounted disk's file system holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskUsage {
@@ -67,6 +76,16 @@ pub trait DiskBackend: Send + Sync {
     /// Mounts a copy read-only and at no place. The file is removed, and what
     /// is in it goes with the mount's descriptor.
     fn open_copy(&self, copy: &Path) -> Result<OwnedFd>;
+
+    /// Copies detached disks as they are, each to the path it comes with, all
+    /// of them or none: the data only, and in no space where the host's file
+    /// system shares extents between files. `progress` is told of the bytes
+    /// copied and those in all, and says whether to go on.
+    fn keep(&self, disks: &[Kept], progress: &dyn Fn(u64, u64) -> bool) -> Result<()>;
+
+    /// Puts what [`keep`](Self::keep) copied in the place of its detached
+    /// disk; no copy is success.
+    fn put_back(&self, disk: &Kept) -> Result<()>;
 
     /// Makes what was written to the disk so far survive a loss of power.
     fn sync(&self, file: &Path) -> Result<()>;
@@ -135,6 +154,16 @@ impl Disks {
         let mount = self.backend.open_copy(copy)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(mount, UPPER, flags, Mode::empty()).or_fault("opening the copy of a disk")
+    }
+
+    /// Copies detached disks, all of them or none; see [`DiskBackend::keep`].
+    pub fn keep(&self, disks: &[Kept], progress: &dyn Fn(u64, u64) -> bool) -> Result<()> {
+        self.backend.keep(disks, progress)
+    }
+
+    /// Puts a copy in the place of its detached disk; no copy is success.
+    pub fn put_back(&self, disk: &Kept) -> Result<()> {
+        self.backend.put_back(disk)
     }
 
     /// Makes what was written to the disk so far survive a loss of power.

@@ -9,7 +9,8 @@ use std::process::Command;
 
 use rustix::fs::{fstatvfs, major, minor};
 
-use super::disk::{BlockDevice, DiskBackend};
+use super::disk::{BlockDevice, DiskBackend, Kept};
+use super::keep;
 use super::template::{Filesystem, Templates, run};
 use crate::config::Storage;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -186,6 +187,21 @@ impl DiskBackend for LoopDisks {
         mount::root_of(mount.as_fd())
     }
 
+    fn keep(&self, disks: &[Kept], progress: &dyn Fn(u64, u64) -> bool) -> Result<()> {
+        keep::keep(disks, self.preallocate, progress).inspect_err(|_| {
+            // The reason is told already; whoever asked removes them too.
+            let _ = disks.iter().try_for_each(|disk| self.remove(&disk.copy));
+        })
+    }
+
+    fn put_back(&self, disk: &Kept) -> Result<()> {
+        let doing = || format!("putting {} back", disk.file.display());
+        match fs::rename(&disk.copy, &disk.file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).or_fault(doing()),
+            _ => crate::store::atomic::sync_parent(&disk.file).or_fault(doing()),
+        }
+    }
+
     fn sync(&self, file: &Path) -> Result<()> {
         let doing = || format!("syncing {}", file.display());
         File::open(file).and_then(|f| f.sync_all()).or_fault(doing())?;
@@ -281,7 +297,7 @@ fn describe(device: &LoopDevice) -> BlockDevice {
     BlockDevice { path: device.path.clone(), major: loopdev::MAJOR, minor: device.number }
 }
 
-fn temporary_of(file: &Path) -> PathBuf {
+pub(super) fn temporary_of(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(TEMPORARY);
     name.into()

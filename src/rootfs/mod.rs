@@ -8,13 +8,14 @@
 
 pub mod disk;
 pub mod idmap;
+mod keep;
 mod loop_disk;
 pub mod overlay;
 pub mod seed;
 mod template;
 mod trial;
 
-pub use disk::{BlockDevice, DiskBackend, DiskUsage, Disks};
+pub use disk::{BlockDevice, DiskBackend, DiskUsage, Disks, Kept};
 pub use overlay::Rootfs;
 pub use seed::Seed;
 pub use trial::trial;

@@ -279,6 +279,119 @@ fn root_disks_grow_while_not_mounted_and_keep_their_content() {
 }
 
 #[test]
+fn root_a_kept_disk_comes_back_as_it_was() {
+    for (filesystem, size) in [("ext4", 64 * MIB), ("xfs", 300 * MIB)] {
+        let host = Host::new(filesystem);
+        let rootfs = host.rootfs(vec![host.layer("l")], size);
+        let (file, point) = (rootfs.layout.root_disk(), rootfs.layout.disk_mount());
+        let kept = Kept { file: file.clone(), copy: rootfs.layout.root_disk_kept() };
+        fs::write(point.join("old"), vec![7; 3 << 20]).unwrap();
+        let before = host.disks.usage(&point).unwrap().size;
+        host.disks.detach(&file, &point).unwrap();
+        let told = std::cell::Cell::new((0, 0));
+        let keep = |go_on| {
+            let progress = |done, total| {
+                told.set((done, total));
+                go_on
+            };
+            host.disks.keep(std::slice::from_ref(&kept), &progress)
+        };
+        keep(true).unwrap();
+        let (done, total) = told.get();
+        // Nothing is copied where extents can be shared.
+        assert!(total == 0 || (3 * MIB <= done && done <= total), "{done} of {total}");
+        let size_of_copy = fs::metadata(&kept.copy).unwrap().blocks() * 512;
+        assert!(total == 0 || size_of_copy <= total + MIB, "holes were filled");
+        host.disks.grow(&file, None, size * 2).unwrap();
+        wait_until_free(&file);
+        host.disks.attach(&file, &point).unwrap();
+        fs::write(point.join("new"), "new").unwrap();
+        fs::remove_file(point.join("old")).unwrap();
+        host.disks.detach(&file, &point).unwrap();
+        // Twice: a service may be killed in between.
+        host.disks.put_back(&kept).unwrap();
+        host.disks.put_back(&kept).unwrap();
+        assert!(!kept.copy.exists());
+        host.disks.attach(&file, &point).unwrap();
+        assert_eq!(host.disks.usage(&point).unwrap().size, before, "{filesystem}");
+        assert_eq!(fs::read(point.join("old")).unwrap(), vec![7; 3 << 20]);
+        assert!(!point.join("new").exists());
+        if total > 0 {
+            host.disks.detach(&file, &point).unwrap();
+            assert_eq!(keep(false).unwrap_err().kind, FaultKind::InstanceInvalidState);
+            let left = fs::read_dir(rootfs.layout.state()).unwrap();
+            let left: Vec<_> = left.map(|entry| entry.unwrap().path()).collect();
+            assert_eq!(left, std::slice::from_ref(&file), "a copy that was cut short stayed");
+        }
+        take_down(&host, &rootfs);
+    }
+}
+
+#[test]
+fn root_a_copy_shares_extents_where_the_hosts_file_system_can() {
+    let host = Host::new("xfs");
+    let rootfs = host.rootfs(vec![host.layer("l")], 300 * MIB);
+    // An xfs of the host's, in which a disk is kept.
+    let state = rootfs.layout.disk_mount();
+    let kept = Kept { file: state.join("disk"), copy: state.join("copy") };
+    fs::write(&kept.file, vec![7; 20 << 20]).unwrap();
+    let copied = std::cell::Cell::new(false);
+    let progress = |_, _| {
+        copied.set(true);
+        true
+    };
+    let used = || {
+        File::open(&state).unwrap().sync_all().unwrap();
+        host.disks.usage(&state).unwrap().used
+    };
+    let before = used();
+    host.disks.keep(std::slice::from_ref(&kept), &progress).unwrap();
+    assert!(!copied.get());
+    assert!(used() < before + MIB, "{before} to {}", used());
+    assert_eq!(fs::read(&kept.copy).unwrap(), fs::read(&kept.file).unwrap());
+    take_down(&host, &rootfs);
+}
+
+#[test]
+fn root_a_copy_of_a_disk_with_all_its_space_has_all_its_space() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let layout = Layout::new(dir.path(), dir.path());
+    let config = Storage { preallocate: true, ..Default::default() };
+    let disks = Disks::new(&layout, &config).unwrap();
+    let kept = Kept { file: dir.path().join("disk"), copy: dir.path().join("copy") };
+    disks.create(&kept.file, 64 * MIB).unwrap();
+    disks.keep(std::slice::from_ref(&kept), &|_, _| true).unwrap();
+    assert!(fs::metadata(&kept.copy).unwrap().blocks() * 512 >= 64 * MIB);
+}
+
+#[test]
+fn root_a_copy_that_does_not_fit_the_host_is_refused_before_it_is_begun() {
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let point = dir.path().join("state");
+    fs::create_dir(&point).unwrap();
+    let option = mount::FsOption::Text("size", Path::new("40m"));
+    let small = mount::create("tmpfs", &[option], mount::Attributes::empty()).unwrap();
+    mount::attach(std::os::fd::AsFd::as_fd(&small), &point).unwrap();
+    let layout = Layout::new(&point, dir.path().join("run"));
+    let disks = Disks::new(&layout, &Storage::default()).unwrap();
+    let kept = Kept { file: point.join("disk"), copy: point.join("copy") };
+    fs::write(&kept.file, vec![7; 25 << 20]).unwrap();
+    let begun = std::cell::Cell::new(false);
+    let progress = |_, _| {
+        begun.set(true);
+        true
+    };
+    let fault = disks.keep(std::slice::from_ref(&kept), &progress).unwrap_err();
+    fs::remove_dir(point.join("templates")).unwrap();
+    let left = fs::read_dir(&point).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    mount::unmount(&point).unwrap();
+    assert_eq!(fault.kind, FaultKind::ResourcesExhausted, "{fault}");
+    assert!(fault.detail.contains("takes 25 MiB"), "{fault}");
+    assert!(!begun.get());
+    assert_eq!(left, [kept.file]);
+}
+
+#[test]
 fn root_a_disk_that_does_not_fit_the_host_is_refused_and_removed() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let point = dir.path().join("state");

@@ -123,6 +123,14 @@ impl InstanceLayout {
     pub fn ephemeral_disk(&self) -> PathBuf {
         self.state.join("ephemeral.disk")
     }
+    /// The root disk as it was before a resize that is not confirmed.
+    pub fn root_disk_kept(&self) -> PathBuf {
+        self.state.join("root.kept")
+    }
+    /// The ephemeral disk as it was before a resize that is not confirmed.
+    pub fn ephemeral_disk_kept(&self) -> PathBuf {
+        self.state.join("ephemeral.kept")
+    }
     /// First bytes of the console's output, kept for ever.
     pub fn console_first(&self) -> PathBuf {
         self.state.join("console.first")

@@ -100,9 +100,18 @@ fn set_owner_and_mode(
 /// Makes the empty file `to` a copy of `from`: shared extents where the file
 /// system can, else only the data, so that holes stay holes.
 pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    if ioctl_ficlone(to, from).is_ok() {
-        return Ok(());
-    }
+    if share_extents(from, to) { Ok(()) } else { copy_data(from, to, &mut |_| true) }
+}
+
+/// Makes the empty file `to` a copy of `from` that takes no space; whether the
+/// file system can.
+pub fn share_extents(from: &File, to: &File) -> bool {
+    ioctl_ficlone(to, from).is_ok()
+}
+
+/// Copies the data of `from` to the empty file `to`. `progress` is told of the
+/// bytes as they are copied, and says whether to go on (`Interrupted` if not).
+pub fn copy_data(from: &File, to: &File, progress: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
     let size = fstat(from)?.st_size.unsigned_abs();
     ftruncate(to, size)?;
     let mut at = 0;
@@ -114,10 +123,21 @@ pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
             Err(e) => return Err(e.into()),
         };
         at = seek(from, SeekFrom::Hole(start))?;
-        copy_range(from, to, start, at)?;
+        let mut start = start;
+        while start < at {
+            let end = at.min(start + COPY_STEP);
+            copy_range(from, to, start, end)?;
+            if !progress(end - start) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            start = end;
+        }
     }
     Ok(())
 }
+
+/// Bytes after which a copy says how far it is.
+const COPY_STEP: u64 = 64 << 20;
 
 fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     let (mut source, mut target) = (start, start);
@@ -276,9 +296,18 @@ mod tests {
         from.write_all_at(&[7; 9000], 32 << 20).unwrap();
         let from = File::open(dir.path().join("a")).unwrap();
         let to = File::create_new(dir.path().join("b")).unwrap();
-        copy_sparse(&from, &to).unwrap();
+        let mut copied = 0;
+        copy_data(&from, &to, &mut |bytes| {
+            copied += bytes;
+            true
+        })
+        .unwrap();
+        // Data lies in whole blocks.
+        assert!((9004..100 << 10).contains(&copied), "{copied}");
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         assert!(std::fs::read(a).unwrap() == std::fs::read(&b).unwrap());
         assert!(std::fs::metadata(&b).unwrap().blocks() < 100);
+        let stopped = copy_data(&from, &to, &mut |_| false).unwrap_err();
+        assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -93,6 +93,21 @@ pub fn attach(file: &Path, read_only: bool, direct_io: bool) -> Result<LoopDevic
     Err(Fault::internal(doing(), "another process keeps the file locked"))
 }
 
+/// Waits until no device of ours has `file`, and keeps it from getting one
+/// while `file` is open: what was written to the device is then in the file.
+pub fn lock_detached(file: &File) -> io::Result<()> {
+    // A device outlives its last user for a moment.
+    const TRIES: u32 = 1000;
+    for _ in 0..TRIES {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => sleep(Duration::from_millis(10)),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Err(Errno::BUSY.into())
+}
+
 /// The device that has `file`, if one does.
 pub fn find_by_backing(file: &Path) -> Result<Option<LoopDevice>> {
     let doing = || format!("looking for the loop device of {}", file.display());

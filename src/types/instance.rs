@@ -145,6 +145,10 @@ pub enum TaskState {
     Resuming,
     /// Limits being changed.
     Resizing,
+    /// What was kept for a revert being removed.
+    ConfirmingResize,
+    /// Being made what it was before a resize.
+    RevertingResize,
     /// An interface being attached or detached.
     Networking,
     /// A user's password being set.
@@ -189,6 +193,8 @@ pub struct Instance {
     pub task_state: Option<TaskState>,
     /// Whether its disks are frozen: whoever writes to them waits, all else runs.
     pub quiesced: bool,
+    /// The resize that awaits confirm or revert, while one does.
+    pub unconfirmed_resize: Option<UnconfirmedResize>,
     /// The fault of the last failed operation; absent after a success.
     pub fault: Option<super::Problem>,
     /// Process id of its first process, as the host sees it, while it runs.
@@ -243,12 +249,30 @@ pub enum RebootType {
     Hard,
 }
 
-/// Body of the resize action: the flavor that the running instance shall have.
+/// Body of the resize action.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resize {
     /// The new flavor. Disks only grow; all else changes while it runs.
     pub flavor: Flavor,
+    /// Keep what the instance is, its flavor and a copy of its disks, until
+    /// the resize is confirmed or reverted. One that runs is stopped, and
+    /// started again if the resize fails.
+    #[serde(default)]
+    pub keep: bool,
+    /// With `keep`: seconds that the init may take before it is killed, 0 (at once) to 3,600; default 60, as Nova's `shutdown_timeout`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3600)]
+    pub timeout: Option<u32>,
+}
+
+/// A resize that awaits confirm or revert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnconfirmedResize {
+    /// The flavor that a revert brings back, with the disks as they were.
+    pub flavor: Flavor,
+    /// When the instance was resized.
+    pub since: DateTime<Utc>,
 }
 
 /// Body of the password action.

@@ -77,6 +77,18 @@ async fn an_instance_by_hand() {
     text(&service, &["resize", "web", "--memory", "128", "--vcpus", "2", spec]).await;
     let shown = text(&service, &["show", "web"]).await;
     assert!(shown.contains("128 MiB") && shown.contains("quota:cpu_shares = 512"), "{shown}");
+
+    text(&service, &["resize", "web", "--memory", "256", "--keep", "--timeout", "5"]).await;
+    let shown = text(&service, &["show", "web"]).await;
+    let awaits = shown.lines().any(|l| l.starts_with("resize") && l.contains("awaits confirm"));
+    assert!(awaits && shown.contains("256 MiB"), "{shown}");
+    text(&service, &["resize-revert", "web"]).await;
+    let shown = text(&service, &["show", "web"]).await;
+    assert!(shown.contains("128 MiB") && !shown.contains("awaits"), "{shown}");
+    text(&service, &["resize", "web", "--memory", "256", "--keep"]).await;
+    text(&service, &["resize-confirm", "web"]).await;
+    let shown = text(&service, &["show", "web"]).await;
+    assert!(shown.contains("256 MiB") && !shown.contains("awaits"), "{shown}");
     text(&service, &["delete", "web"]).await;
     assert!(complaint(&service, &["show", &id]).await.contains("none called"));
 }

@@ -68,6 +68,8 @@ fn these_operations_are_the_api() {
         "post /v1/instances/{id}/suspend suspend_instance",
         "post /v1/instances/{id}/resume resume_instance",
         "post /v1/instances/{id}/resize resize_instance",
+        "post /v1/instances/{id}/resize/confirm confirm_resize",
+        "post /v1/instances/{id}/resize/revert revert_resize",
         "post /v1/instances/{id}/password set_password",
         "post /v1/instances/{id}/quiesce quiesce_instance",
         "post /v1/instances/{id}/unquiesce unquiesce_instance",

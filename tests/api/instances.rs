@@ -19,6 +19,7 @@ async fn an_instance_lives_and_dies() {
     assert_eq!((status, &other["code"]), (409, &json!("instance-exists")));
 
     let flavor = json!({"vcpus": 2, "memory_mb": 128, "root_gb": 2});
+    let bigger = json!({"vcpus": 2, "memory_mb": 256, "root_gb": 2});
     for (action, body, state) in [
         ("start", None, "RUNNING"),
         ("pause", None, "PAUSED"),
@@ -29,6 +30,9 @@ async fn an_instance_lives_and_dies() {
         ("reboot", Some(json!({"type": "SOFT", "timeout": 5})), "RUNNING"),
         ("stop", Some(json!({"timeout": 0})), "SHUTDOWN"),
         ("stop", None, "SHUTDOWN"),
+        ("resize", Some(json!({"flavor": bigger, "keep": true, "timeout": 5})), "SHUTDOWN"),
+        ("resize/revert", None, "SHUTDOWN"),
+        ("resize/confirm", Some(json!({})), "SHUTDOWN"),
     ] {
         let (status, instance) = service.call("POST", &format!("{path}/{action}"), body).await;
         assert_eq!((status, &instance["power_state"]), (200, &json!(state)), "{action}");

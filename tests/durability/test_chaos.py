@@ -33,6 +33,13 @@ ACTIONS = [
     ("suspend", {}),
     ("resume", {}),
 ]
+BIGGER = {"vcpus": 1, "memory_mb": 80, "root_gb": 2}
+RESIZES = [
+    ("resize", {"flavor": BIGGER, "keep": True, "timeout": 1}),
+    ("resize", {"flavor": BIGGER, "keep": True, "timeout": 0}),
+    ("resize/confirm", {}),
+    ("resize/revert", {}),
+]
 
 
 class Worker(threading.Thread):
@@ -79,7 +86,7 @@ class Worker(threading.Thread):
             vif = self.known[identity]["vifs"][1]
             self.service.client.put(f"{instance.path}/interfaces/{vif['id']}", vif, timeout=60)
         else:
-            name, body = self.random.choice(ACTIONS)
+            name, body = self.random.choice(ACTIONS if chance < 0.8 else RESIZES)
             self.service.client.post(f"{instance.path}/{name}", body, timeout=60)
 
     def define(self, identity: str) -> dict:
@@ -136,6 +143,9 @@ def truthful(instance: Instance) -> str:
         return f"{shown['power_state']} with pid {shown['pid']}, but its cgroup holds {pids}"
     if not running and (shown["pid"] or pids):
         return f"{shown['power_state']} with pid {shown['pid']} and processes {pids}"
+    kept = (instance.service.state_dir / "instances" / instance.id / "root.kept").exists()
+    if kept != bool(shown["unconfirmed_resize"]):
+        return f"unconfirmed resize: {shown['unconfirmed_resize']}, a kept disk: {kept}"
     return ""
 
 

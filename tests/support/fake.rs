@@ -355,6 +355,8 @@ fn kind(action: &Action) -> &'static str {
         Action::Suspend => "instance.suspend",
         Action::Resume => "instance.resume",
         Action::Resize(_) => "instance.resize",
+        Action::ConfirmResize => "instance.resize.confirm",
+        Action::RevertResize => "instance.resize.revert",
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
         Action::SetPassword(_) => "instance.password",
@@ -381,10 +383,26 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
         Action::Unpause if now == PowerState::Paused => (running, EventKind::Resumed),
         Action::Suspend if now == running => (PowerState::Suspended, EventKind::Suspended),
         Action::Resume if now == PowerState::Suspended => (running, EventKind::Resumed),
+        Action::Resize(resize) if resize.keep => {
+            let flavor = std::mem::replace(&mut instance.definition.flavor, resize.flavor);
+            instance.unconfirmed_resize = Some(UnconfirmedResize { flavor, since: Utc::now() });
+            (PowerState::Shutdown, EventKind::Updated)
+        }
         Action::Resize(resize) => {
             instance.definition.flavor = resize.flavor;
             (now, EventKind::Updated)
         }
+        Action::ConfirmResize => {
+            instance.unconfirmed_resize = None;
+            (now, EventKind::Updated)
+        }
+        Action::RevertResize => match instance.unconfirmed_resize.take() {
+            Some(UnconfirmedResize { flavor, .. }) => {
+                instance.definition.flavor = flavor;
+                (PowerState::Shutdown, EventKind::Updated)
+            }
+            None => (now, EventKind::Updated),
+        },
         Action::AttachInterface(vif) => {
             let vifs = &mut instance.definition.vifs;
             match vifs.iter().find(|known| known.id == vif.id) {
@@ -472,6 +490,7 @@ fn instance(id: Uuid, definition: InstanceCreate) -> Instance {
         power_state_number: PowerState::Shutdown.number(),
         task_state: None,
         quiesced: false,
+        unconfirmed_resize: None,
         fault: None,
         pid: None,
         id_map_first: 1_879_048_192,

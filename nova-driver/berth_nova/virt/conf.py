@@ -37,8 +37,9 @@ OPTIONS = [
              'the time that the instance itself is given to shut down.'),
     cfg.IntOpt(
         'image_timeout', default=3600, min=1,
-        help='Seconds that an image may take from Glance to the host, or a '
-             'snapshot from the host to Glance.'),
+        help='Seconds that an image may take from Glance to the host, a '
+             'snapshot from the host to Glance, or the copy of its disks that '
+             'a resize keeps.'),
     cfg.IntOpt(
         'retry_timeout', default=30, min=0,
         help='Seconds for which a call is tried again while the service is '

@@ -14,6 +14,8 @@ from nova import conf as nova_conf
 from nova import exception
 from nova.compute import api as compute_api
 from nova.compute import power_state
+from nova.compute import task_states
+from nova.compute import vm_states
 from nova.virt import driver
 from nova.virt import hardware
 from nova.virt.berth import client as berth_client
@@ -482,15 +484,106 @@ class BerthDriver(driver.ComputeDriver):
         snapshot.snapshot(self.client, self.images.api, context, instance, image_id,
                           update_task_state, CONF.berth.image_timeout)
 
-    # Not yet: what Nova is told where the base class would say too little.
+    # Resize, on this host. The service keeps what the instance was.
 
     def migrate_disk_and_power_off(self, context, instance, dest,
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        """Nova then leaves the instance as it was."""
-        raise exception.InstanceFaultRollback(exception.ResizeError(
-            reason='berth does not resize or migrate instances yet'))
+        """GET /v1/instances/{id}; POST …/resize with `keep`. The ports stay plugged.
+
+        When it fails, the instance is put back, and Nova told that it is as it was.
+        """
+        if dest != CONF.my_ip:
+            raise _as_it_was('berth does not move instances to another host yet')
+        body = translate.resize(instance.flavor, flavor, block_device_info)
+        # Nova counts the flavor's sizes; the service would keep a larger disk.
+        if (flavor.root_gb < instance.flavor.root_gb or
+                flavor.ephemeral_gb < body['flavor']['ephemeral_gb']):
+            raise _as_it_was('a disk cannot be made smaller')
+        try:
+            self._forget_last_resize(instance)
+        except exception.HypervisorUnavailable as error:
+            raise _as_it_was(faults.detail_of(error)) from error
+        try:
+            self.client.post(_path(instance, 'resize'), {**body, 'timeout': timeout},
+                             seconds=CONF.berth.image_timeout + timeout)
+        except exception.NovaException as error:
+            self._undo_resize(instance)
+            raise _as_it_was(faults.detail_of(error)) from error
+        return ''
+
+    def _forget_last_resize(self, instance):
+        """What one that Nova gave up left; a revert of it would lose what came since."""
+        if self.client.get(_path(instance)).get('unconfirmed_resize'):
+            LOG.warning('Nova knows nothing of a resize that awaits confirmation: '
+                        'it is confirmed', instance=instance)
+            self.client.post(_path(instance, 'resize', 'confirm'))
+
+    def _undo_resize(self, instance):
+        self.client.post(_path(instance, 'resize', 'revert'))
+        if instance.vm_state != vm_states.STOPPED:
+            self.client.post(_path(instance, 'start'))
+
+    def finish_migration(self, context, migration, instance, disk_info,
+                         network_info, image_meta, resize_instance,
+                         allocations, block_device_info=None, power_on=True,
+                         share_info=None):
+        """As `power_on`, but the ports come first.
+
+        If it fails, POST …/resize/revert: Nova then takes the old flavor.
+        """
+        try:
+            self._bring_up(instance, network_info, power_on)
+        except exception.NovaException:
+            with excutils.save_and_reraise_exception():
+                try:
+                    self.client.post(_path(instance, 'resize', 'revert'))
+                except exception.NovaException:
+                    LOG.exception('The resize is not reverted', instance=instance)
+
+    def confirm_migration(self, context, migration, instance, network_info):
+        """POST /v1/instances/{id}/resize/confirm. The instance itself runs on."""
+        try:
+            self.client.post(_path(instance, 'resize', 'confirm'))
+        except exception.InstanceNotFound:
+            LOG.warning('The instance of the resize is not there', instance=instance)
+
+    def finish_revert_migration(self, context, instance, network_info,
+                                migration, block_device_info=None,
+                                power_on=True, share_info=None):
+        """POST /v1/instances/{id}/resize/revert; as `finish_migration`.
+
+        Nova asks for this too when its restart cut short a resize, however
+        far it had come.
+        """
+        self.client.post(_path(instance, 'resize', 'revert'))
+        self._bring_up(instance, network_info, power_on)
+
+    def _bring_up(self, instance, network_info, power_on):
+        """Ports, and then power."""
+        self._update_interfaces(instance, network_info)
+        # At its start Nova hears nothing of Neutron.
+        starting = instance.task_state == task_states.RESIZE_MIGRATING
+        waited = network_info if power_on and not starting else []
+        with ports.awaited(self.virtapi, instance, waited or []):
+            self._plug_all(instance, network_info)
+        if power_on:
+            self.client.post(_path(instance, 'start'))
+
+    def check_instance_shared_storage_local(self, context, instance):
+        """Whether a revert's two hosts are one, where both flavors have one instance.
+
+        Anywhere else no two hosts share an instance's disks.
+        """
+        if instance.task_state != task_states.RESIZE_REVERTING:
+            raise NotImplementedError()
+        return {'host': CONF.host}
+
+    def check_instance_shared_storage_remote(self, context, data):
+        return data['host'] == CONF.host
+
+    # Not yet: what Nova is told where the base class would say too little.
 
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
@@ -531,6 +624,11 @@ def _image_id(instance, image_meta):
 def _refuse_volumes(block_device_info):
     if driver.block_device_info_get_mapping(block_device_info):
         raise exception.InvalidInput(reason='berth does not attach volumes yet')
+
+
+def _as_it_was(reason):
+    """Nova leaves the instance in the state that it was in."""
+    return exception.InstanceFaultRollback(exception.ResizeError(reason=reason))
 
 
 def _is_static(made):

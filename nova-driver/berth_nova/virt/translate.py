@@ -103,6 +103,17 @@ def flavor(nova_flavor, block_device_info=None):
     }
 
 
+def resize(old, new, block_device_info=None):
+    """The body that gives an instance of the flavor `old` the flavor `new`, and keeps the old.
+
+    Nova then makes the user's swap the new flavor's, if it is another one.
+    """
+    body = flavor(new, block_device_info)
+    if new.swap != old.swap:
+        body['swap_mb'] = new.swap or 0
+    return {'flavor': body, 'keep': True}
+
+
 def process(instance):
     """Environment and command that the user asked for; None: the image's command."""
     told = {**_image_properties(instance), **(instance.metadata or {})}

@@ -1,6 +1,7 @@
 //! What is done on the host, one file per verb. All of it blocks; the actor
 //! calls it on blocking threads, one call at a time for an instance.
 
+pub mod cold_resize;
 pub mod create;
 pub mod destroy;
 pub mod freeze;

@@ -13,7 +13,7 @@ use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{create, destroy, quiesce, resize, start, stop};
+use super::{cold_resize, create, destroy, quiesce, resize, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -48,6 +48,7 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
     let same_boot = record.boot_id.as_deref() == Some(parts.boot_id.as_str());
     let wanted = record.desired == Desired::Running;
     let mut record = stop::power_off(parts, record)?;
+    cold_resize::settle(parts, &mut record)?;
     if let Some(exit) = ended {
         if wanted || record.exit.is_none() {
             // It ended while the service was away.
@@ -93,6 +94,9 @@ fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
 /// this changes nothing.
 fn finish_changes(parts: &Parts, record: &Record) -> Result<()> {
     quiesce::restore(parts, record)?;
+    if record.resize.is_none() {
+        cold_resize::remove_copies(parts, record)?;
+    }
     create::network(parts, record)?;
     resize::restore(parts, record, true)
 }

@@ -1,5 +1,6 @@
 //! Changing the flavor of an instance, running or not.
 
+use super::cold_resize;
 use crate::cgroup::Limits;
 use crate::fault::{Fault, Result};
 use crate::instance::parts::Parts;
@@ -9,18 +10,36 @@ use crate::monitor::Monitor;
 use crate::network::Rates;
 use crate::types::Flavor;
 
-/// Gives the instance another flavor. Disks only grow. What can be checked is
-/// checked before anything changes; a step that fails is undone, save that a
-/// grown disk stays grown.
-pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> Result<Record> {
+/// What an instance shall be, checked.
+pub struct Plan {
+    /// Its record then.
+    pub new: Record,
+    limits: Limits,
+}
+
+/// Gives the instance another flavor for good. Disks only grow.
+pub fn resize(parts: &Parts, mut record: Record, flavor: Flavor, running: bool) -> Result<Record> {
+    cold_resize::make_free(parts, &mut record)?;
+    let plan = plan(parts, &record, flavor, running)?;
+    carry_out(parts, &record, plan, running)
+}
+
+/// Checks what can be checked before anything changes.
+pub fn plan(parts: &Parts, record: &Record, flavor: Flavor, running: bool) -> Result<Plan> {
     validate::flavor("flavor", &flavor)?;
-    let mut new = Record { definition: record.definition.clone(), ..record.clone() };
+    let mut new = record.clone();
     new.definition.flavor = flavor;
     let limits = parts.limits(&new)?;
     Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
-    sizes(&record, &mut new, running)?;
-    policy(&record, &new)?;
-    grow(parts, &record, &new, running)?;
+    sizes(record, &mut new, running)?;
+    policy(record, &new)?;
+    Ok(Plan { new, limits })
+}
+
+/// Does it; a step that fails is undone, save that a grown disk stays grown.
+pub fn carry_out(parts: &Parts, record: &Record, plan: Plan, running: bool) -> Result<Record> {
+    let Plan { mut new, limits } = plan;
+    grow(parts, record, &new, running)?;
     let changed = (|| {
         if running {
             apply(parts, &new, &limits)?;
@@ -32,7 +51,7 @@ pub fn resize(parts: &Parts, record: Record, flavor: Flavor, running: bool) -> R
     })();
     match changed {
         Ok(()) => Ok(new),
-        Err(fault) => Err(match restore(parts, &record, running) {
+        Err(fault) => Err(match restore(parts, record, running) {
             Ok(()) => fault,
             Err(left) => {
                 fault.context(format_args!("(and restoring the old limits: {})", left.detail))

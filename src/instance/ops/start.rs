@@ -16,10 +16,14 @@ use crate::runtime::lxcfs;
 use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
 use crate::store::atomic;
 
-use super::{create, stop};
+use super::{cold_resize, create, stop};
 
 /// Starts a stopped instance. What it did is undone when it fails.
-pub fn start(parts: &Parts, before: Record) -> Result<(Record, Live)> {
+pub fn start(parts: &Parts, mut before: Record) -> Result<(Record, Live)> {
+    if before.resize.is_some() {
+        // It may not boot from disks that are half another flavor's.
+        cold_resize::settle(parts, &mut before)?;
+    }
     let mut record = Record {
         desired: Desired::Running,
         frozen: None,

@@ -36,10 +36,11 @@ FEATURES = {
     "change_password": True,
     "snapshot": True,
     "shelve": True,
+    # On the same host; to another it is `cold_migration`.
+    "resize": True,
     # A later issue's.
     "rescue": False,
     "stable_rescue": False,
-    "resize": False,
     "cold_migration": False,
     "live_migration": False,
     "block_migration_for_live_migration": False,

@@ -1,0 +1,105 @@
+//! Keeping disks that are files: a copy of each, at the cost of its data at most.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+
+use rustix::fs::fstatvfs;
+
+use super::disk::Kept;
+use super::loop_disk::temporary_of;
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::store::atomic::sync_parent;
+use crate::sys::fs::{copy_data, preallocate, share_extents};
+use crate::sys::loopdev::lock_detached;
+
+/// A copy at work. It gets its name once it is whole.
+struct Copy<'a> {
+    disk: &'a Kept,
+    from: File,
+    to: File,
+    // Bytes to copy; none where the extents are shared.
+    data: u64,
+}
+
+/// Makes the copies; `whole`: with space for all that may ever be written.
+/// What a failure leaves is the caller's to remove.
+pub(super) fn keep(disks: &[Kept], whole: bool, progress: &dyn Fn(u64, u64) -> bool) -> Result<()> {
+    let copies = disks.iter().map(begin).collect::<Result<Vec<_>>>()?;
+    check_room(&copies, whole)?;
+    let total = copies.iter().map(|copy| copy.data).sum();
+    let mut done = 0;
+    for copy in &copies {
+        fill(copy, whole, &mut |bytes| {
+            done += bytes;
+            progress(done, total)
+        })?;
+    }
+    copies.iter().try_for_each(finish)
+}
+
+fn begin(disk: &Kept) -> Result<Copy<'_>> {
+    let doing = || format!("keeping {}", disk.file.display());
+    let from = File::open(&disk.file).or_fault(doing())?;
+    lock_detached(&from).or_fault(doing())?;
+    let temporary = temporary_of(&disk.copy);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let to = options.open(&temporary).or_fault(doing())?;
+    let data = if share_extents(&from, &to) {
+        0
+    } else {
+        from.metadata().or_fault(doing())?.blocks() * 512
+    };
+    Ok(Copy { disk, from, to, data })
+}
+
+/// Asked before anything is copied: a full disk would hit every instance.
+fn check_room(copies: &[Copy], whole: bool) -> Result<()> {
+    let Some(first) = copies.first() else { return Ok(()) };
+    let doing = "asking for the room to keep disks";
+    let mut needed = 0;
+    for copy in copies {
+        let size = copy.from.metadata().or_fault(doing)?.len();
+        needed += if whole { size.max(copy.data) } else { copy.data };
+    }
+    let found = fstatvfs(&first.to).or_fault(doing)?;
+    let free = found.f_bavail * found.f_frsize;
+    if needed <= free {
+        return Ok(());
+    }
+    Err(Fault::new(
+        FaultKind::ResourcesExhausted,
+        format!(
+            "to keep the disks until the resize is confirmed takes {} MiB, and {} has {} MiB: \
+             make room there, or resize without keep",
+            needed.div_ceil(1 << 20),
+            first.disk.copy.parent().unwrap_or(&first.disk.copy).display(),
+            free >> 20,
+        ),
+    ))
+}
+
+fn fill(copy: &Copy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+    let doing = || format!("keeping {}", copy.disk.file.display());
+    if copy.data > 0 {
+        copy_data(&copy.from, &copy.to, progress).map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => Fault::new(
+                FaultKind::InstanceInvalidState,
+                "the resize was cut short by a more urgent operation",
+            ),
+            _ => Err::<(), _>(error).or_fault(doing()).unwrap_err(),
+        })?;
+    }
+    if whole {
+        let size = copy.from.metadata().or_fault(doing())?.len();
+        preallocate(&copy.to, size).or_fault(doing())?;
+    }
+    copy.to.sync_all().or_fault(doing())
+}
+
+fn finish(copy: &Copy) -> Result<()> {
+    let doing = || format!("keeping {}", copy.disk.file.display());
+    let kept = &copy.disk.copy;
+    fs::rename(temporary_of(kept), kept).and_then(|()| sync_parent(kept)).or_fault(doing())
+}
