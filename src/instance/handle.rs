@@ -78,6 +78,7 @@ impl View {
             power_state_number: power_state.number(),
             task_state: self.task_state,
             quiesced: record.quiesced,
+            rescue_image_id: record.rescue.as_ref().map(|rescue| rescue.image_id),
             fault: record.fault.clone(),
             pid: self.init.map(|init| init.pid),
             id_map_first: record.id_block.first,
