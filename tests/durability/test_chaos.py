@@ -32,6 +32,8 @@ ACTIONS = [
     ("unpause", {}),
     ("suspend", {}),
     ("resume", {}),
+    ("rescue", {}),
+    ("unrescue", {}),
 ]
 
 
@@ -80,6 +82,8 @@ class Worker(threading.Thread):
             self.service.client.put(f"{instance.path}/interfaces/{vif['id']}", vif, timeout=60)
         else:
             name, body = self.random.choice(ACTIONS)
+            if name == "rescue":
+                body = {"image_id": self.image}
             self.service.client.post(f"{instance.path}/{name}", body, timeout=60)
 
     def define(self, identity: str) -> dict:
