@@ -36,9 +36,11 @@ FEATURES = {
     "change_password": True,
     "snapshot": True,
     "shelve": True,
+    "rescue": True,
+    "stable_rescue": True,
+    # There is no IDE bus in a container.
+    "ide_bus": False,
     # A later issue's.
-    "rescue": False,
-    "stable_rescue": False,
     "resize": False,
     "cold_migration": False,
     "live_migration": False,
