@@ -134,7 +134,7 @@ impl Instance {
         ns::create_pinned(block, &layout.user_ns(), &layout.net_ns()).unwrap();
         fill(&layer, guest);
         mount::make_shared_mount_point(&layout.disk_mount()).unwrap();
-        let rootfs = Rootfs { layers: vec![layer], block, layout: layout.clone() };
+        let rootfs = Rootfs::new(vec![layer], block, layout.clone());
         rootfs.mount().unwrap();
         let parent = format!("berth-monitor-test-{}", std::process::id());
         let definition = serde_json::from_value(serde_json::json!({
@@ -152,6 +152,7 @@ impl Instance {
             cgroups_path: &format!("/{parent}/{id}"),
             cgroup_view: CgroupView::Unified,
             lxcfs: &guest.lxcfs,
+            rescued: false,
         })
         .unwrap();
         specification.save(layout.bundle().join("config.json")).unwrap();

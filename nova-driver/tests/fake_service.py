@@ -23,6 +23,7 @@ STATUS = {'invalid-input': 400, 'instance-not-found': 404, 'image-not-found': 40
 CREATE_FIELDS = {'name', 'hostname', 'image_id', 'flavor', 'vifs', 'dns', 'environment', 'command',
                  'files', 'metadata'}
 FLAVOR_FIELDS = {'name', 'vcpus', 'memory_mb', 'root_gb', 'ephemeral_gb', 'swap_mb', 'extra_specs'}
+RESCUE_FIELDS = {'image_id', 'environment', 'files'}
 VIF_FIELDS = {'id', 'devname', 'address', 'name', 'mtu', 'addresses', 'routes', 'bridge'}
 IMPORT_FIELDS = {'name', 'source', 'hash', 'size'}
 # verb: (states in which it does something, in which it does nothing, state after)
@@ -171,7 +172,7 @@ class FakeService:
             return self.instances[uuid]
         self.instances[uuid] = {
             **body, '_body': json.dumps(body, sort_keys=True), 'id': uuid, 'generation': 1,
-            'vifs': [whole_vif(vif) for vif in body['vifs']]}
+            'rescue_image_id': None, 'vifs': [whole_vif(vif) for vif in body['vifs']]}
         self.set_state(uuid, 'SHUTDOWN')
         return self._operation(uuid, self.instances[uuid])
 
@@ -184,6 +185,12 @@ class FakeService:
             check_fields(body, {'type', 'timeout'})
             if body['type'] == 'SOFT' and state != 'RUNNING':
                 raise Fault('instance-invalid-state')
+            return self._operation(uuid, self.set_state(uuid, 'RUNNING'))
+        if verb == 'rescue':
+            return self._rescue(uuid, body)
+        if verb == 'unrescue':
+            instance['rescue_image_id'] = None
+            self.emit('started', uuid)
             return self._operation(uuid, self.set_state(uuid, 'RUNNING'))
         if verb not in VERBS:
             raise Fault('not-found')
@@ -272,6 +279,17 @@ class FakeService:
                 self.set_state(uuid, 'SHUTDOWN')
             instance['flavor'] = body['flavor']
         return instance
+
+    def _rescue(self, uuid, body):
+        check_fields(body, RESCUE_FIELDS)
+        instance = self.instances[uuid]
+        if body['image_id'] not in self.images:
+            raise Fault('image-not-found')
+        if instance['power_state'] != 'SHUTDOWN':
+            raise Fault('instance-invalid-state')
+        instance['rescue_image_id'] = body['image_id']
+        self.emit('started', uuid)
+        return self._operation(uuid, self.set_state(uuid, 'RUNNING'))
 
     def _put_interface(self, uuid, port, body):
         check_fields(body, VIF_FIELDS)

@@ -686,6 +686,118 @@ def test_a_service_token_goes_with_the_users(driver, context, service, monkeypat
     assert (source['token'], source['service_token']) == ('a-token', 'of-nova')
 
 
+# Rescue.
+
+RESCUE_IMAGE = '55555555-5555-4555-8555-555555555555'
+
+
+@pytest.fixture
+def rescue(spawn, driver, context, service):
+    """Does what Nova's manager does, which powers off first."""
+    def rescue(instance=None, network_info=None, **properties):
+        instance = instance or make_instance(task_state='rescuing')
+        driver.power_off(instance, 60, 10)
+        image_meta = objects.ImageMeta.from_dict(
+            {'id': RESCUE_IMAGE, 'properties': properties})
+        driver.rescue(context, instance, network_info or [], image_meta, 'secret',
+                      {'block_device_mapping': []}, None)
+    service.extra[('POST', '.*/password')] = None
+    return rescue
+
+
+def test_rescue(spawn, rescue, driver, service, os_vif_calls):
+    spawn(network_info=[make_vif()])
+    del service.requests[:], os_vif_calls[:]
+    rescue(network_info=[make_vif()], hw_rescue_device='disk', hw_rescue_bus='virtio',
+           os_admin_user='admin')
+    assert service.changes() == [
+        'POST %s/stop' % PATH, 'PUT /v1/images/' + RESCUE_IMAGE, 'POST %s/rescue' % PATH,
+        'POST %s/password' % PATH]
+    assert service.body('POST', PATH + '/rescue') == {
+        'image_id': RESCUE_IMAGE, 'files': [],
+        'environment': {'product_name': 'OpenStack Nova'}}
+    # The user of the image that runs.
+    assert service.body('POST', PATH + '/password') == {'user': 'admin', 'password': 'secret'}
+    assert [what for what, _ in os_vif_calls] == ['plug']
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+
+
+def test_rescue_by_an_application(spawn, rescue, service):
+    spawn(make_instance(metadata={'berth:command': 'own', 'berth:env:A': 'own'}))
+    service.image_config = {'entrypoint': ['/repair'], 'cmd': [], 'init': None}
+    rescue(make_instance(metadata={'berth:command': 'init'}))
+    assert service.body('POST', PATH + '/rescue')['environment'] == {}
+    assert not [call for call in service.calls() if call.endswith('/password')]
+
+
+def test_the_config_drive_of_a_rescue_has_its_password(spawn, rescue, service, monkeypatch):
+    from nova.virt.berth import configdrive
+    spawn()
+    seen = mock.Mock()
+    seen.return_value.metadata_for_config_drive.return_value = [('openstack/latest/x', b'{}')]
+    monkeypatch.setattr(configdrive.base, 'InstanceMetadata', seen)
+    rescue(make_instance(config_drive='True'))
+    assert seen.call_args.kwargs['extra_md'] == {'admin_pass': 'secret'}
+    [file] = service.body('POST', PATH + '/rescue')['files']
+    assert file['path'] == '/config-drive/openstack/latest/x'
+
+
+def test_a_password_that_a_rescue_image_cannot_take_is_no_failure(
+        spawn, rescue, driver, service):
+    spawn()
+    service.faults[('POST', '.*/password')] = Fault('instance-unsupported', status=422)
+    rescue()
+    assert service.instances[UUID]['rescue_image_id'] == RESCUE_IMAGE
+
+
+@pytest.mark.parametrize('method,path,code,raised', [
+    ('PUT', '/v1/images/.*', 'image-unacceptable', exception.ImageUnacceptable),
+    ('POST', '.*/rescue', 'flavor-disk-too-small', exception.FlavorDiskTooSmall),
+    ('POST', '.*/rescue', 'runtime-failed', exception.InternalError),
+])
+def test_a_failed_rescue(spawn, rescue, driver, service, method, path, code, raised):
+    spawn()
+    service.faults[(method, path)] = Fault(code)
+    with pytest.raises(raised):
+        rescue()
+    assert driver.get_info(make_instance()).state == power_state.SHUTDOWN
+
+
+def test_unrescue(spawn, rescue, driver, context, service):
+    spawn()
+    rescue()
+    driver.unrescue(context, make_instance(vm_state='rescued', task_state='unrescuing'))
+    assert service.instances[UUID]['rescue_image_id'] is None
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+    service.faults[('POST', '.*/unrescue')] = Fault('runtime-failed', 'no init')
+    with pytest.raises(exception.InternalError, match='no init'):
+        driver.unrescue(context, make_instance(vm_state='rescued'))
+
+
+@pytest.mark.parametrize('vm_state,image', [('rescued', RESCUE_IMAGE), ('error', None)])
+@pytest.mark.parametrize('act', [
+    lambda driver, *a: driver.power_on(*a),
+    lambda driver, *a: driver.reboot(*a, 'HARD'),
+    lambda driver, context, instance, network_info: driver.resume_state_on_host_boot(
+        context, instance, network_info, None),
+])
+def test_nova_knows_whether_it_is_rescued(
+        spawn, rescue, driver, context, service, vm_state, image, act):
+    spawn()
+    rescue()
+    driver.power_off(make_instance())
+    act(driver, context, make_instance(vm_state=vm_state), [])
+    assert service.instances[UUID]['rescue_image_id'] == image
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+
+
+def test_a_rescued_server_is_destroyed(spawn, rescue, driver, context, service):
+    spawn()
+    rescue()
+    driver.destroy(context, make_instance(vm_state='rescued'), [])
+    assert service.instances == {}
+
+
 # Not yet.
 
 def test_what_is_not_offered_yet(driver, context, meta):
@@ -695,8 +807,6 @@ def test_what_is_not_offered_yet(driver, context, meta):
     with pytest.raises(exception.MigrationPreCheckError):
         driver.check_can_live_migrate_source(context, instance, {})
     driver.cleanup_live_migration_destination_check(context, {})
-    with pytest.raises(exception.InstanceNotRescuable):
-        driver.rescue(context, instance, [], meta, 'secret', {}, None)
     with pytest.raises(NotImplementedError):
         driver.attach_volume(context, {}, instance, '/dev/vdb')
 
@@ -705,7 +815,7 @@ def test_what_is_not_offered_yet(driver, context, meta):
 
 MUST = '''init_host get_info list_instances list_instance_uuids get_available_nodes
     get_host_ip_addr spawn destroy cleanup reboot power_off power_on pause unpause suspend resume
-    rescue delete_instance_files instance_on_disk get_console_output get_host_uptime plug_vifs
+    rescue unrescue delete_instance_files instance_on_disk get_console_output get_host_uptime plug_vifs
     unplug_vifs attach_interface detach_interface snapshot get_available_resource
     update_provider_tree migrate_disk_and_power_off'''.split()
 

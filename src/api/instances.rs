@@ -13,8 +13,8 @@ use super::backend::{Action, Backend, RequestContext};
 use super::extract::{Body, CREATE_LIMIT, Id, Nothing, OptionalBody, Prefer, Query};
 use crate::fault::{Fault, Result};
 use crate::types::{
-    Instance, InstanceCreate, InstanceStats, Operation, PowerState, Reboot, Resize, SetPassword,
-    Snapshot, Stop,
+    Instance, InstanceCreate, InstanceStats, Operation, PowerState, Reboot, Rescue, Resize,
+    SetPassword, Snapshot, Stop,
 };
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
@@ -37,6 +37,8 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .service(quiesce_instance)
         .service(snapshot_instance)
         .service(unquiesce_instance)
+        .service(rescue_instance)
+        .service(unrescue_instance)
         .service(get_stats)
         .service(list_stats);
 }
@@ -472,6 +474,54 @@ async fn snapshot_instance(
     let operation = blocking(&api, move |backend| backend.action(context, id, action)).await?;
     let answer = settle(&operation, prefer).await?;
     Ok(answer.unwrap_or_else(|| HttpResponse::NoContent().finish()))
+}
+
+/// Boots a stopped instance from another image, for repair. The image gets a
+/// disk of its own, the flavor's `root_gb` large, and all else that the
+/// instance has. The instance's own root file system is at `/mnt/instance`
+/// inside, writable, the ephemeral disk at `/mnt/ephemeral`. It stays rescued,
+/// whatever is rebooted or stopped and started, until it is unrescued.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    request_body = Rescue,
+    responses(
+        (status = 200, description = "The rescue image runs", body = Instance),
+        (status = 202, description = "It is being rescued", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/rescue")]
+async fn rescue_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    Body(wanted): Body<Rescue, CREATE_LIMIT>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::Rescue(wanted), prefer).await
+}
+
+/// Ends a rescue at once, removes its disk, and boots the instance from its
+/// own root file system. One that is not rescued is started.
+#[utoipa::path(
+    tag = "instances",
+    params(("id" = Uuid, Path, description = "Nova's id of the instance")),
+    responses(
+        (status = 200, description = "It runs", body = Instance),
+        (status = 202, description = "It is being unrescued", body = Operation,
+            headers(("Location" = String, description = "Where the operation is"))),
+    )
+)]
+#[post("/v1/instances/{id}/unrescue")]
+async fn unrescue_instance(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Id(id): Id,
+    prefer: Prefer,
+    _: OptionalBody<Nothing>,
+) -> Result<HttpResponse> {
+    act(&api, context, id, Action::Unrescue, prefer).await
 }
 
 async fn act(

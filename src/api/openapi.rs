@@ -269,7 +269,22 @@ fn faults(operation_id: &str) -> &'static [FaultKind] {
         }
         "start_instance" | "stop_instance" | "reboot_instance" | "pause_instance"
         | "unpause_instance" | "suspend_instance" | "resume_instance" | "quiesce_instance"
-        | "unquiesce_instance" | "confirm_resize" | "revert_resize" => CHANGE,
+        | "unquiesce_instance" | "unrescue_instance" | "confirm_resize" | "revert_resize" => CHANGE,
+        "rescue_instance" => &[
+            InstanceNotFound,
+            ImageNotFound,
+            InstanceInvalidState,
+            PayloadTooLarge,
+            UnsupportedMediaType,
+            ImageUnacceptable,
+            FlavorDiskTooSmall,
+            RuntimeFailed,
+            NetworkFailed,
+            HostUnsupported,
+            ServiceUnavailable,
+            Timeout,
+            ResourcesExhausted,
+        ],
         "import_image" => &[
             ImageNotFound,
             ImageExists,

@@ -16,7 +16,8 @@ use super::terminal;
 use crate::api::InstanceList;
 use crate::fault::{Fault, OrFault, Result};
 use crate::types::{
-    Flavor, Instance, InstanceCreate, Reboot, RebootType, Resize, Stop, UnconfirmedResize, Vif,
+    Flavor, Instance, InstanceCreate, Reboot, RebootType, Rescue, Resize, Stop, UnconfirmedResize,
+    Vif,
 };
 
 /// Exit code when a command could not be run at all, as `env` and others have it.
@@ -92,6 +93,18 @@ pub(super) enum Command {
     },
     /// Make an instance what it was before a resize with --keep; what was written since is lost
     ResizeRevert {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+    },
+    /// Boot a stopped instance from another image, its own root file system at /mnt/instance
+    Rescue {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+        /// Id of the image.
+        image: Uuid,
+    },
+    /// Boot a rescued instance from its own root file system again
+    Unrescue {
         /// Its id, a unique beginning of it, or its name.
         instance: String,
     },
@@ -202,6 +215,13 @@ pub(super) async fn run(client: &Client, output: Output, command: Command) -> Re
         Command::ResizeRevert { instance } => {
             act(client, output, &instance, "resize/revert", &json!({})).await?;
         }
+        Command::Rescue { instance, image } => {
+            let wanted = Rescue { image_id: image, environment: None, files: None };
+            act(client, output, &instance, "rescue", &wanted).await?;
+        }
+        Command::Unrescue { instance } => {
+            act(client, output, &instance, "unrescue", &json!({})).await?;
+        }
         Command::Delete { instances } => {
             for instance in instances {
                 client.delete(&path(client, &instance, "").await?).await?;
@@ -265,6 +285,9 @@ fn show(output: Output, instance: &Instance) -> Result<()> {
         row("power state", instance.power_state.to_string());
         row("task", task(instance));
         row("image", instance.definition.image_id.to_string());
+        if let Some(image) = instance.rescue_image_id {
+            row("rescued with", format!("image {image}"));
+        }
         row("flavor", name.clone());
         row("vcpus", vcpus.to_string());
         if let Some(cpus) = &instance.pinned_cpus {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::state::Verb;
-use crate::types::{Reboot, RebootType, Resize, SetPassword, Snapshot, Stop, Vif};
+use crate::types::{Reboot, RebootType, Rescue, Resize, SetPassword, Snapshot, Stop, Vif};
 
 /// Who asks: what logs and events say about the cause.
 #[derive(Clone, Debug)]
@@ -47,6 +47,10 @@ pub enum Action {
     Unquiesce,
     /// Make an image of its root file system.
     Snapshot(Snapshot),
+    /// Boot it from a rescue image.
+    Rescue(Rescue),
+    /// Boot it from its own root file system again.
+    Unrescue,
     /// Destroy it.
     Delete,
 }
@@ -71,6 +75,8 @@ impl Action {
             Action::Quiesce => Verb::Quiesce,
             Action::Unquiesce => Verb::Unquiesce,
             Action::Snapshot(_) => Verb::Snapshot,
+            Action::Rescue(_) => Verb::Rescue,
+            Action::Unrescue => Verb::Unrescue,
             Action::Delete => Verb::Delete,
         }
     }

@@ -29,11 +29,13 @@ use super::operation::OperationWriter;
 use super::ops;
 use super::parts::Parts;
 use super::record::{Desired, Frozen, Record};
-use super::state::{Admission, Verb, admit};
+use super::state::{Admission, Verb, admit, admit_rescued};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
 use crate::store::atomic;
-use crate::types::{EventKind, ExitStatus, InstanceCreate, Problem, Resize, Stop, TaskState, Vif};
+use crate::types::{
+    EventKind, ExitStatus, InstanceCreate, Problem, Rescue, Resize, Stop, TaskState, Vif,
+};
 
 /// Nova's `shutdown_timeout`.
 const SHUTDOWN_TIMEOUT: u32 = 60;
@@ -126,16 +128,7 @@ impl Actor {
         if verb.is_urgent() {
             self.handle.urgent_taken();
         }
-        let admitted = admit(verb, self.view().power_state()).and_then(|admission| {
-            if self.record.quiesced && verb.is_held_by_quiesce() && admission == Admission::Do {
-                return Err(Fault::new(
-                    FaultKind::InstanceInvalidState,
-                    format!("{} is not possible while the instance is quiesced", verb.name()),
-                ));
-            }
-            Ok(admission)
-        });
-        let admission = match admitted {
+        let admission = match self.admit(&job.action) {
             Ok(admission) => admission,
             Err(fault) => {
                 job.operation.finish(Err(fault));
@@ -175,6 +168,26 @@ impl Actor {
         if gone { Next::Gone } else { Next::Continue }
     }
 
+    /// Whether it is possible now, also as far as quiesce and rescue go.
+    fn admit(&self, action: &Action) -> Result<Admission> {
+        let (verb, state) = (action.verb(), self.view().power_state());
+        let admission = match &self.record.rescue {
+            None => admit(verb, state)?,
+            Some(rescue) => {
+                let again =
+                    matches!(action, Action::Rescue(wanted) if wanted.image_id == rescue.image_id);
+                admit_rescued(verb, state, again)?
+            }
+        };
+        if self.record.quiesced && verb.is_held_by_quiesce() && admission == Admission::Do {
+            return Err(Fault::new(
+                FaultKind::InstanceInvalidState,
+                format!("{} is not possible while the instance is quiesced", verb.name()),
+            ));
+        }
+        Ok(admission)
+    }
+
     async fn act(&mut self, action: Action, operation: &Arc<OperationWriter>) -> Result<()> {
         match action {
             Action::Start => self.start().await,
@@ -211,6 +224,8 @@ impl Actor {
             }
             Action::Quiesce => self.change(EventKind::Updated, ops::quiesce::quiesce).await,
             Action::Unquiesce => self.change(EventKind::Updated, ops::quiesce::unquiesce).await,
+            Action::Rescue(wanted) => self.rescue(wanted).await,
+            Action::Unrescue => self.unrescue().await,
             // Served before.
             Action::Snapshot(_) => Ok(()),
             Action::Delete => self.delete().await,
@@ -229,11 +244,33 @@ impl Actor {
 
     async fn start(&mut self) -> Result<()> {
         let record = self.record.clone();
-        let (record, live) = self.inner.host(move |parts| ops::start::start(parts, record)).await?;
+        let started = self.inner.host(move |parts| ops::start::start(parts, record)).await?;
+        self.started(started);
+        Ok(())
+    }
+
+    fn started(&mut self, (record, live): (Record, Live)) {
         self.record = record;
         self.live = Some(live);
         self.inner.emit(EventKind::Started, &self.view(), self.request_id.clone());
+    }
+
+    async fn rescue(&mut self, wanted: Rescue) -> Result<()> {
+        // Of an earlier one, stopped since, nothing is left.
+        let record = self.record.clone();
+        self.record = self.inner.host(move |parts| ops::rescue::forget(parts, record)).await?;
+        let record = self.record.clone();
+        let rescue = move |parts: &Parts| ops::rescue::rescue(parts, record, wanted);
+        let started = self.inner.host(rescue).await?;
+        self.started(started);
         Ok(())
+    }
+
+    async fn unrescue(&mut self) -> Result<()> {
+        self.power_off_hard().await?;
+        let record = self.record.clone();
+        self.record = self.inner.host(move |parts| ops::rescue::unrescue(parts, record)).await?;
+        self.start().await
     }
 
     async fn stop(&mut self, stop: &Stop) -> Result<()> {

@@ -21,7 +21,7 @@ pub fn resolve(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<
         return Err(Fault::invalid("command", "must name a program"));
     }
     let layers: Vec<_> =
-        record.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
+        record.boot().layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, request.user.as_deref().unwrap_or("0"))?;
     Ok(Exec {
         command: request.command.clone(),

@@ -79,6 +79,7 @@ impl View {
             task_state: self.task_state,
             quiesced: record.quiesced,
             unconfirmed_resize: unconfirmed(record),
+            rescue_image_id: record.rescue.as_ref().map(|rescue| rescue.image_id),
             fault: record.fault.clone(),
             pid: self.init.map(|init| init.pid),
             id_map_first: record.id_block.first,

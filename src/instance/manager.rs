@@ -268,6 +268,7 @@ impl Manager {
             image_config: Default::default(),
             root_bytes: 0,
             ephemeral_bytes: 0,
+            rescue: None,
             desired: Desired::Stopped,
             frozen: None,
             quiesced: false,
@@ -295,6 +296,13 @@ impl Manager {
             Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
             Action::Resize(resize) => validate::resize(resize)?,
             Action::SetPassword(wanted) => validate::password(wanted)?,
+            Action::Rescue(wanted) => {
+                validate::rescue(wanted)?;
+                self.inner.parts.images.get(wanted.image_id)?;
+                let root_gb = handle.with_view(|view| view.record.definition.flavor.root_gb);
+                let files = wanted.files.as_deref().unwrap_or_default();
+                crate::rootfs::seed::check_files(files, root_gb.max(1) << 30)?;
+            }
             Action::Snapshot(wanted) => {
                 ops::snapshot::check(&self.inner.parts, &wanted.destination)?;
             }

@@ -125,31 +125,48 @@ impl Parts {
         self.network.apply_rates(vif, &rates)
     }
 
-    /// Its root file system.
+    /// The root file system that it boots: its own, or the rescue image's.
     pub fn rootfs(&self, record: &Record) -> Rootfs {
-        Rootfs {
-            layers: record.layers.iter().map(|digest| self.images.layer_dir(digest)).collect(),
-            block: record.id_block,
-            layout: self.paths(record),
-        }
+        let paths = self.paths(record);
+        let target = paths.rootfs();
+        let rescue_mount = paths.rescue_mount();
+        let rootfs = Rootfs::new(self.layer_dirs(record.boot().layers), record.id_block, paths);
+        if record.rescue.is_some() { rootfs.at(rescue_mount, target) } else { rootfs }
     }
 
-    /// Attaches its disks and mounts its root; repeats do nothing.
+    /// A rescued instance's own root file system, beside the one that it boots.
+    fn own_rootfs(&self, record: &Record) -> Rootfs {
+        let paths = self.paths(record);
+        let (disk, target) = (paths.disk_mount(), paths.own_rootfs());
+        Rootfs::new(self.layer_dirs(&record.layers), record.id_block, paths).at(disk, target)
+    }
+
+    fn layer_dirs(&self, digests: &[String]) -> Vec<PathBuf> {
+        digests.iter().map(|digest| self.images.layer_dir(digest)).collect()
+    }
+
+    /// Attaches its disks and mounts its root; repeats do nothing. Gives the
+    /// devices in the order of [`Parts::devices`].
     pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
         let paths = self.paths(record);
+        let mut devices = Vec::new();
         let root = self.disks.attach(&paths.root_disk(), &paths.disk_mount())?;
+        if record.rescue.is_some() {
+            let disk = self.disks.attach(&paths.rescue_disk(), &paths.rescue_mount())?;
+            devices.push(number(&disk));
+            self.own_rootfs(record).mount()?;
+        }
         self.rootfs(record).mount()?;
-        let mut devices = vec![number(&root)];
+        devices.push(number(&root));
         if record.ephemeral_bytes > 0 {
             devices.push(number(&self.disks.attach_ephemeral(&paths)?));
         }
         Ok(devices)
     }
 
-    /// The devices of its disks, as far as they are mounted: root, ephemeral.
+    /// The devices of its disks, as far as they are mounted: rescue, root, ephemeral.
     pub fn devices(&self, layout: &InstanceLayout) -> Vec<DeviceNumber> {
-        let mounts = [layout.disk_mount(), layout.ephemeral_mount()];
-        mounts
+        disk_mounts(layout)
             .iter()
             .filter(|path| mount::is_mount_point(path).unwrap_or(false))
             .filter_map(|path| Some(fs::metadata(path).ok()?.dev()))
@@ -187,12 +204,10 @@ impl Parts {
     /// Undoes [`Parts::mount`]; absence is success.
     pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
-        let rootfs = Rootfs {
-            layers: Vec::new(),
-            block: IdBlock { first: 0, size: 0 },
-            layout: layout.clone(),
-        };
+        let rootfs = Rootfs::new(Vec::new(), IdBlock { first: 0, size: 0 }, layout.clone());
         teardown.step("unmounting the root file system", rootfs.unmount());
+        let own = rootfs.at(layout.disk_mount(), layout.own_rootfs());
+        teardown.step("unmounting the rescued root file system", own.unmount());
         teardown.step(
             "unmounting the ephemeral disk",
             self.disks.detach(&layout.ephemeral_disk(), &layout.ephemeral_mount()),
@@ -200,6 +215,10 @@ impl Parts {
         teardown.step(
             "unmounting the root disk",
             self.disks.detach(&layout.root_disk(), &layout.disk_mount()),
+        );
+        teardown.step(
+            "unmounting the rescue disk",
+            self.disks.detach(&layout.rescue_disk(), &layout.rescue_mount()),
         );
         teardown.finish()
     }
@@ -211,10 +230,15 @@ impl std::fmt::Debug for Parts {
     }
 }
 
+/// Where an instance's disks are mounted when they are.
+fn disk_mounts(layout: &InstanceLayout) -> [PathBuf; 3] {
+    [layout.rescue_mount(), layout.disk_mount(), layout.ephemeral_mount()]
+}
+
 /// The roots of an instance's disks, as far as they are mounted.
 fn mounted_disks(layout: &InstanceLayout) -> Result<Vec<File>> {
     let mut disks = Vec::new();
-    for path in [layout.disk_mount(), layout.ephemeral_mount()] {
+    for path in disk_mounts(layout) {
         if mount::is_mount_point(&path)? {
             disks.push(File::open(&path).or_fault(format_args!("opening {}", path.display()))?);
         }

@@ -4,6 +4,9 @@
 //! The record's existence is the instance's existence. What no record owns is
 //! rubbish and is removed at the next start of the service.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -60,6 +63,32 @@ pub enum KeptResize {
     },
 }
 
+/// That an instance is rescued: what it boots instead of its own root file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// The rescue image.
+    pub image_id: Uuid,
+    /// Digests of its layers, lowest first.
+    pub layers: Vec<String>,
+    /// How it starts.
+    pub image_config: ImageConfig,
+    /// Bytes of the disk that takes its changes.
+    pub disk_bytes: u64,
+    /// Environment of its first process, over the image's.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What an instance boots.
+#[derive(Clone, Debug)]
+pub struct Boot<'a> {
+    /// Digests of the layers of its root file system, lowest first.
+    pub layers: &'a [String],
+    /// How the image starts.
+    pub config: &'a ImageConfig,
+    /// The definition, as far as it concerns this root file system.
+    pub definition: Cow<'a, InstanceCreate>,
+}
+
 /// The record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -86,6 +115,9 @@ pub struct Record {
     pub root_bytes: u64,
     /// Bytes of the ephemeral disk, 0 for none.
     pub ephemeral_bytes: u64,
+    /// What it boots instead, while it is rescued.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue: Option<Rescue>,
     /// What Nova last asked.
     pub desired: Desired,
     /// How it is frozen, while it is.
@@ -130,6 +162,26 @@ impl Record {
             ));
         }
         Ok(Some(record))
+    }
+
+    /// What it boots: its own, or the rescue image with the image's own command.
+    pub fn boot(&self) -> Boot<'_> {
+        match &self.rescue {
+            None => Boot {
+                layers: &self.layers,
+                config: &self.image_config,
+                definition: Cow::Borrowed(&self.definition),
+            },
+            Some(rescue) => Boot {
+                layers: &rescue.layers,
+                config: &rescue.image_config,
+                definition: Cow::Owned(InstanceCreate {
+                    command: None,
+                    environment: rescue.environment.clone(),
+                    ..self.definition.clone()
+                }),
+            },
+        }
     }
 
     /// Writes it, with the next generation.
@@ -186,6 +238,7 @@ pub(crate) mod tests {
             image_config: ImageConfig::default(),
             root_bytes: 1 << 30,
             ephemeral_bytes: 0,
+            rescue: None,
             desired: Desired::Stopped,
             frozen: None,
             quiesced: false,
@@ -222,5 +275,34 @@ pub(crate) mod tests {
         written.schema = 99;
         written.save(&layout).unwrap();
         assert!(Record::load(&layout).unwrap_err().detail.contains("99"));
+    }
+
+    #[test]
+    fn a_rescued_instance_boots_the_rescue_image_and_forgets_nothing_of_its_own() {
+        let mut record = record();
+        record.layers = vec!["sha256:own".into()];
+        record.definition.command = Some(vec!["own".into()]);
+        record.definition.environment.insert("A".into(), "own".into());
+        let own = record.boot();
+        assert_eq!(own.layers, record.layers);
+        assert_eq!(*own.definition, record.definition);
+        record.rescue = Some(Rescue {
+            image_id: Uuid::from_u128(8),
+            layers: vec!["sha256:rescue".into()],
+            image_config: ImageConfig { cmd: vec!["rescue".into()], ..Default::default() },
+            disk_bytes: 1 << 30,
+            environment: BTreeMap::from([("B".into(), "rescue".into())]),
+        });
+        let boot = record.boot();
+        assert_eq!(boot.layers, ["sha256:rescue"]);
+        assert_eq!(boot.config.cmd, ["rescue"]);
+        assert_eq!(boot.definition.command, None);
+        assert_eq!(boot.definition.environment.len(), 1);
+        assert_eq!(boot.definition.flavor, record.definition.flavor);
+        // As records of before have it.
+        let mut text = serde_json::to_value(&record).unwrap();
+        text.as_object_mut().unwrap().remove("rescue");
+        let old: Record = serde_json::from_value(text).unwrap();
+        assert_eq!(old.rescue, None);
     }
 }

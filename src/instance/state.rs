@@ -42,6 +42,10 @@ pub enum Verb {
     Quiesce,
     /// Thaw its disks.
     Unquiesce,
+    /// Boot it from a rescue image.
+    Rescue,
+    /// Boot it from its own root file system again.
+    Unrescue,
     /// Destroy it.
     Delete,
 }
@@ -74,6 +78,8 @@ impl Verb {
             Verb::Snapshot => TaskState::Snapshotting,
             Verb::Quiesce => TaskState::Quiescing,
             Verb::Unquiesce => TaskState::Unquiescing,
+            Verb::Rescue => TaskState::Rescuing,
+            Verb::Unrescue => TaskState::Unrescuing,
             Verb::Delete => TaskState::Deleting,
         }
     }
@@ -96,6 +102,8 @@ impl Verb {
             Verb::Snapshot => "instance.snapshot",
             Verb::Quiesce => "instance.quiesce",
             Verb::Unquiesce => "instance.unquiesce",
+            Verb::Rescue => "instance.rescue",
+            Verb::Unrescue => "instance.unrescue",
             Verb::Delete => "instance.delete",
         }
     }
@@ -122,8 +130,10 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::ConfirmResize | Verb::RevertResize, _) => Do,
         // Nova's hard reboot is the cure for every state.
         (Verb::HardReboot, _) => Do,
-        (Verb::Start, Shutdown | Crashed | NoState) => Do,
-        (Verb::Start, Running) => Nothing,
+        // An unrescue of what is not rescued: one that is repeated.
+        (Verb::Start | Verb::Unrescue, Shutdown | Crashed | NoState) => Do,
+        (Verb::Start | Verb::Unrescue, Running) => Nothing,
+        (Verb::Rescue, Shutdown | Crashed | NoState) => Do,
         (Verb::Stop, Running | Paused | Suspended) => Do,
         (Verb::Stop, Shutdown | Crashed | NoState) => Nothing,
         (Verb::SoftReboot | Verb::SetPassword, Running) => Do,
@@ -139,18 +149,62 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::Resume, Suspended) => Do,
         (Verb::Resume, Running) => Nothing,
         _ => {
+            let remedy = if verb == Verb::Rescue { "; stop it first" } else { "" };
             return Err(Fault::new(
                 FaultKind::InstanceInvalidState,
-                format!("{} is not possible while the instance is {state}", verb.name()),
+                format!("{} is not possible while the instance is {state}{remedy}", verb.name()),
             ));
         }
     };
     Ok(admission)
 }
 
+/// Whether `verb` is possible in `state` of a rescued instance. What means its
+/// own root file system as the one that runs is not. `again`: a rescue from
+/// the image that it is rescued with.
+pub fn admit_rescued(verb: Verb, state: PowerState, again: bool) -> Result<Admission> {
+    match verb {
+        Verb::Unrescue => Ok(Admission::Do),
+        Verb::Rescue if again && state == PowerState::Running => Ok(Admission::Nothing),
+        Verb::Resize
+        | Verb::ConfirmResize
+        | Verb::RevertResize
+        | Verb::Snapshot
+        | Verb::Quiesce => Err(Fault::new(
+            FaultKind::InstanceInvalidState,
+            format!(
+                "{} is not possible while the instance is rescued; unrescue it first",
+                verb.name()
+            ),
+        )),
+        _ => admit(verb, state),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_rescued_instance_does() {
+        use PowerState::*;
+        for state in [NoState, Running, Paused, Shutdown, Crashed, Suspended] {
+            assert_eq!(admit_rescued(Verb::Unrescue, state, false).unwrap(), Admission::Do);
+            for verb in [Verb::Resize, Verb::RevertResize, Verb::Snapshot, Verb::Quiesce] {
+                let fault = admit_rescued(verb, state, false).unwrap_err();
+                assert!(fault.detail.contains("unrescue it first"), "{fault}");
+            }
+            for verb in [Verb::Start, Verb::Stop, Verb::HardReboot, Verb::Pause, Verb::Delete] {
+                let rescued = admit_rescued(verb, state, false).ok();
+                assert_eq!(rescued, admit(verb, state).ok(), "{verb:?} while {state}");
+            }
+        }
+        let again = |state, again| admit_rescued(Verb::Rescue, state, again).ok();
+        assert_eq!(again(Running, true), Some(Admission::Nothing));
+        assert_eq!(again(Running, false), None);
+        assert_eq!(again(Paused, true), None);
+        assert_eq!(again(Shutdown, true), Some(Admission::Do));
+    }
 
     #[test]
     fn the_table() {
@@ -174,6 +228,8 @@ mod tests {
             (Verb::Snapshot, "DDDDDD"),
             (Verb::Quiesce, "-DDNND"),
             (Verb::Unquiesce, "-DDNND"),
+            (Verb::Rescue, "D--DD-"),
+            (Verb::Unrescue, "DN-DD-"),
             (Verb::Delete, "DDDDDD"),
         ] {
             for (state, expected) in states.into_iter().zip(row.chars()) {

@@ -40,7 +40,9 @@ fn block(parts: &Parts, view: &View) -> Vec<BlockStats> {
     let paths = parts.paths(record);
     let devices = parts.devices(&paths);
     let baseline = baseline(&paths.block_baseline());
+    let rescue = record.rescue.as_ref().map_or(0, |rescue| rescue.disk_bytes);
     let disks = [
+        ("rescue", paths.rescue_mount(), rescue),
         ("root", paths.disk_mount(), record.root_bytes),
         ("ephemeral", paths.ephemeral_mount(), record.ephemeral_bytes),
     ];

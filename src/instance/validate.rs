@@ -2,7 +2,7 @@
 //! its field and the remedy.
 
 use crate::fault::{Fault, Result};
-use crate::types::{Flavor, InstanceCreate, Resize, SetPassword};
+use crate::types::{Flavor, InstanceCreate, Rescue, Resize, SetPassword};
 
 /// Largest size of a disk in GiB: a file system's own limit is far above, an
 /// operator's typing error is not.
@@ -19,9 +19,7 @@ pub fn create(request: &InstanceCreate) -> Result<()> {
         self::hostname(hostname)?;
     }
     flavor("flavor", &request.flavor)?;
-    for (name, value) in &request.environment {
-        environment(name, value)?;
-    }
+    request.environment.iter().try_for_each(environment)?;
     if let Some(command) = &request.command {
         if command.is_empty() {
             return Err(Fault::invalid(
@@ -37,6 +35,11 @@ pub fn create(request: &InstanceCreate) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks what a rescue image is to be given.
+pub fn rescue(wanted: &Rescue) -> Result<()> {
+    wanted.environment.iter().flatten().try_for_each(environment)
 }
 
 /// Checks a user's new password: both are written to a line that the programs
@@ -114,7 +117,7 @@ fn text(field: &str, value: &str, most: usize) -> Result<()> {
     Ok(())
 }
 
-fn environment(name: &str, value: &str) -> Result<()> {
+fn environment((name, value): (&String, &String)) -> Result<()> {
     let field = || format!("environment.{}", name.escape_debug());
     if name.is_empty() || name.contains(['=', '\0']) {
         return Err(Fault::invalid(field(), "a name must not be empty and not contain '=' or NUL"));
@@ -195,6 +198,19 @@ mod tests {
         for bad in [resize(false, Some(0)), resize(true, Some(3601))] {
             assert_eq!(super::resize(&bad).unwrap_err().field.as_deref(), Some("timeout"));
         }
+    }
+
+    #[test]
+    fn a_rescue_images_environment_is_checked_and_what_it_is_given_is_not_shown() {
+        let mut wanted: Rescue = serde_json::from_value(serde_json::json!({
+            "image_id": uuid::Uuid::nil(), "environment": {"A": "b"},
+            "files": [{"path": "/secret", "content": "c2VjcmV0"}],
+        }))
+        .unwrap();
+        rescue(&wanted).unwrap();
+        assert!(!format!("{wanted:?}").contains("c2VjcmV0"));
+        wanted.environment = Some([("A=B".to_owned(), String::new())].into());
+        assert_eq!(rescue(&wanted).unwrap_err().field.as_deref(), Some("environment.A=B"));
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub struct Rootfs {
     pub block: IdBlock,
     /// Its paths.
     pub layout: InstanceLayout,
+    /// Where the disk that takes its changes is mounted.
+    disk: PathBuf,
+    /// Where the merged tree goes.
+    target: PathBuf,
 }
 
 /// A way to make the overlay of its parts.
@@ -53,7 +57,19 @@ struct Parts {
 }
 
 impl Rootfs {
-    /// Mounts the merged tree at `layout.rootfs()`. The user namespace must be
+    /// What the instance boots: on its root disk, at `layout.rootfs()`.
+    pub fn new(layers: Vec<PathBuf>, block: IdBlock, layout: InstanceLayout) -> Rootfs {
+        let (disk, target) = (layout.disk_mount(), layout.rootfs());
+        Rootfs { layers, block, layout, disk, target }
+    }
+
+    /// The same of another disk (its mount point), at another place.
+    #[must_use]
+    pub fn at(self, disk: PathBuf, target: PathBuf) -> Rootfs {
+        Rootfs { disk, target, ..self }
+    }
+
+    /// Mounts the merged tree at its place. The user namespace must be
     /// pinned and the disk mounted. A tree that is mounted already stays.
     pub fn mount(&self) -> Result<()> {
         self.mount_with(&[Self::mount_detached, Self::mount_attached])
@@ -61,7 +77,7 @@ impl Rootfs {
 
     /// Unmounts it; not mounted is success.
     pub fn unmount(&self) -> Result<()> {
-        let merged = mount::unmount(&self.layout.rootfs());
+        let merged = mount::unmount(&self.target);
         // Left only by a crash in the middle of `mount_attached`.
         let parts = self.clear_attached();
         merged.and(parts)
@@ -69,15 +85,15 @@ impl Rootfs {
 
     /// Writes what makes this instance itself into its mounted tree.
     pub fn seed(&self, seed: &Seed) -> Result<()> {
-        if !mount::is_mount_point(&self.layout.rootfs())? {
+        if !mount::is_mount_point(&self.target)? {
             return Err(Fault::internal("seeding the root file system", "it is not mounted"));
         }
-        seed::write(seed, &self.layout.rootfs(), self.block)
+        seed::write(seed, &self.target, self.block)
     }
 
     fn mount_with(&self, ways: &[Way]) -> Result<()> {
         self.check()?;
-        if mount::is_mount_point(&self.layout.rootfs())? {
+        if mount::is_mount_point(&self.target)? {
             return Ok(());
         }
         self.make_directories()?;
@@ -102,8 +118,8 @@ impl Rootfs {
             let detail = format!("the image has {count} layers; 1 to {MOST_LAYERS} can be mounted");
             return Err(Fault::new(FaultKind::ImageUnacceptable, detail));
         }
-        let disk = self.layout.disk_mount();
-        if !mount::is_mount_point(&disk)? {
+        let disk = &self.disk;
+        if !mount::is_mount_point(disk)? {
             // Writes would go to the host's own disk, without a limit.
             let detail = format!("{} is not mounted", disk.display());
             return Err(Fault::internal("mounting the root file system", detail));
@@ -120,9 +136,9 @@ impl Rootfs {
         fs::create_dir_all(run).or_fault(doing())?;
         chown(run, Some(0), Some(self.block.first)).or_fault(doing())?;
         fs::set_permissions(run, Permissions::from_mode(0o710)).or_fault(doing())?;
-        fs::create_dir_all(self.layout.rootfs()).or_fault(doing())?;
+        fs::create_dir_all(&self.target).or_fault(doing())?;
         for name in [UPPER, WORK] {
-            let path = self.layout.disk_mount().join(name);
+            let path = self.disk.join(name);
             // The mode of the upper directory is that of / inside.
             match DirBuilder::new().mode(0o755).create(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -148,7 +164,7 @@ impl Rootfs {
         let layers = self.layers.iter().map(|layer| mapped(layer, Attributes::MOUNT_ATTR_RDONLY));
         Ok(Parts {
             layers: layers.collect::<Result<_>>()?,
-            disk: mapped(&self.layout.disk_mount(), Attributes::empty())?,
+            disk: mapped(&self.disk, Attributes::empty())?,
         })
     }
 
@@ -172,30 +188,24 @@ impl Rootfs {
                 .map_err(|e| Refusal::new(e.errno, &e))
         })?;
         check_writable(merged.as_fd())?;
-        Ok(mount::attach(merged.as_fd(), &self.layout.rootfs())?)
+        Ok(mount::attach(merged.as_fd(), &self.target)?)
     }
 
     /// Earlier kernels: the parts have a place for as long as the overlay is being made.
     fn mount_attached(&self, parts: &Parts) -> Result<(), Refusal> {
         self.clear_attached()?;
         let mounted = self.attach_parts(parts).and_then(|data| {
-            let target = self.layout.rootfs();
+            let target = &self.target;
             self.as_instance_root(|| {
-                rustix::mount::mount(
-                    "berth",
-                    &target,
-                    "overlay",
-                    MountFlags::NODEV,
-                    data.as_c_str(),
-                )
-                .map_err(|errno| Refusal::new(errno, &errno))
+                rustix::mount::mount("berth", target, "overlay", MountFlags::NODEV, data.as_c_str())
+                    .map_err(|errno| Refusal::new(errno, &errno))
             })?;
-            let writable = statvfs(&target)
+            let writable = statvfs(target)
                 .or_fault("checking the overlay")
                 .and_then(|found| refuse_read_only(found.f_flag));
             writable.map_err(|fault| {
                 // The fault says more than a failed unmount could.
-                let _ = mount::unmount(&target);
+                let _ = mount::unmount(target);
                 Refusal::from(fault)
             })
         });

@@ -52,7 +52,7 @@ impl Host {
         self.disks.create(&file, size).unwrap();
         ns::create_pinned(BLOCK, &layout.user_ns(), &layout.net_ns()).unwrap();
         self.disks.attach(&file, &layout.disk_mount()).unwrap();
-        Rootfs { layers, block: BLOCK, layout }
+        Rootfs::new(layers, BLOCK, layout)
     }
 
     fn instance(&self) -> InstanceLayout {
@@ -168,7 +168,7 @@ fn root_a_tree_without_its_disk_is_refused() {
     let rootfs = host.rootfs(vec![host.layer("l")], 64 * MIB);
     host.disks.detach(&rootfs.layout.root_disk(), &rootfs.layout.disk_mount()).unwrap();
     assert!(rootfs.mount().unwrap_err().detail.contains("not mounted"));
-    let none = Rootfs { layers: vec![], ..rootfs };
+    let none = Rootfs::new(vec![], BLOCK, rootfs.layout);
     assert_eq!(none.mount().unwrap_err().kind, FaultKind::ImageUnacceptable);
 }
 
@@ -696,7 +696,7 @@ fn victim() {
         disks.create(&instance.root_disk(), 64 * MIB).unwrap();
         ns::create_pinned(BLOCK, &instance.user_ns(), &instance.net_ns()).unwrap();
         disks.attach(&instance.root_disk(), &instance.disk_mount()).unwrap();
-        let rootfs = Rootfs { layers: vec![dir.join("l")], block: BLOCK, layout: instance.clone() };
+        let rootfs = Rootfs::new(vec![dir.join("l")], BLOCK, instance.clone());
         rootfs.mount_attached_only().unwrap();
         rootfs.unmount().unwrap();
         rootfs.mount().unwrap();
@@ -735,7 +735,7 @@ fn root_a_kill_at_any_moment_leaves_nothing() {
         // What the service does at its next start.
         let file = layout.root_disk();
         let again = disks(&host.layout, "ext4");
-        let rootfs = Rootfs { layers: vec![], block: BLOCK, layout };
+        let rootfs = Rootfs::new(vec![], BLOCK, layout);
         take_down(&host, &rootfs);
         wait_until_free(&file);
         again.remove(&file).unwrap();

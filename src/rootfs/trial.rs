@@ -39,7 +39,7 @@ fn in_directory(base: &Path, storage: &Storage, first_id: u32) -> Result<()> {
     }
     let disks = Disks::new(&layout, storage)?;
     let block = IdBlock { first: first_id, size: 65_536 };
-    let rootfs = Rootfs { layers: vec![layer], block, layout: paths.clone() };
+    let rootfs = Rootfs::new(vec![layer], block, paths.clone());
     let tried = (|| {
         disks.create(&paths.root_disk(), SIZE)?;
         ns::create_pinned(block, &paths.user_ns(), &paths.net_ns())?;

@@ -25,6 +25,9 @@ use crate::types::{ImageConfig, InitKind, InstanceCreate};
 /// Search path of a process whose image gives none.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where a rescued instance finds its own root file system.
+pub const OWN_ROOT: &str = "/mnt/instance";
+
 /// Programs that, as the first word of a command, are an init.
 const INITS: [&str; 2] = ["init", "systemd"];
 
@@ -110,6 +113,8 @@ pub struct SpecInput<'a> {
     pub cgroup_view: CgroupView,
     /// What lxcfs offers ([`super::lxcfs::files`]).
     pub lxcfs: &'a [(PathBuf, PathBuf)],
+    /// Whether it boots a rescue image, and has its own root file system beside.
+    pub rescued: bool,
 }
 
 /// The specification.
@@ -235,9 +240,16 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
     for (source, destination) in input.lxcfs {
         mounts.push(bind(source, destination, &["bind", "nosuid", "noexec", "nodev", "ro"])?);
     }
+    if input.rescued {
+        // As when it boots from it: a program run there by chroot(1) is no less than it was.
+        let source = input.layout.own_rootfs();
+        mounts.push(bind(&source, Path::new(OWN_ROOT), &["bind", "nodev", "rw"])?);
+    }
     if input.definition.flavor.ephemeral_gb > 0 {
         let source = input.layout.ephemeral_mount();
-        mounts.push(bind(&source, Path::new("/mnt"), &["bind", "nosuid", "nodev", "rw"])?);
+        // At its usual place it would be in the way of the root file system.
+        let place = if input.rescued { "/mnt/ephemeral" } else { "/mnt" };
+        mounts.push(bind(&source, Path::new(place), &["bind", "nosuid", "nodev", "rw"])?);
     }
     Ok(mounts)
 }
@@ -409,6 +421,7 @@ mod tests {
             cgroups_path: "/berth/x",
             cgroup_view: view,
             lxcfs,
+            rescued: false,
         })
     }
 
@@ -548,6 +561,43 @@ mod tests {
         assert!(shm.options().as_ref().unwrap().contains(&"size=128m".to_string()));
         let ephemeral = &spec.mounts().as_ref().unwrap()[place("/mnt")];
         assert!(ephemeral.source().as_ref().unwrap().ends_with("ephemeral"));
+    }
+
+    #[test]
+    fn a_rescued_instance_has_its_own_root_and_ephemeral_disk_beside() {
+        let flavor = json!({"flavor": {"vcpus":1,"memory_mb":256,"root_gb":1,"ephemeral_gb":2}});
+        let definition = definition(flavor);
+        let image = ImageConfig { cmd: texts(&["x"]), ..Default::default() };
+        let layout = Layout::new("/var/lib/berth", "/run/berth").instance(uuid::Uuid::nil());
+        let input = SpecInput {
+            definition: &definition,
+            image: &image,
+            user: &ProcessUser::default(),
+            layout: &layout,
+            block: IdBlock { first: 655_360, size: 65_536 },
+            hostname: "host",
+            cgroups_path: "/berth/x",
+            cgroup_view: CgroupView::Unified,
+            lxcfs: &[],
+            rescued: true,
+        };
+        let rescued = build(&input).unwrap();
+        let ordinary = build(&SpecInput { rescued: false, ..input }).unwrap();
+        let mounts = |spec: &Spec| -> Vec<(PathBuf, PathBuf)> {
+            let mounts = spec.mounts().as_ref().unwrap().iter();
+            let bound = mounts.filter(|m| m.typ().as_deref() == Some("bind"));
+            bound.map(|m| (m.source().clone().unwrap(), m.destination().clone())).collect()
+        };
+        let ephemeral = layout.ephemeral_mount();
+        assert_eq!(mounts(&ordinary), [(ephemeral.clone(), "/mnt".into())]);
+        assert_eq!(
+            mounts(&rescued),
+            [(layout.own_rootfs(), OWN_ROOT.into()), (ephemeral, "/mnt/ephemeral".into())]
+        );
+        // Nothing else is different: the walls are those of every instance.
+        assert_eq!(rescued.linux(), ordinary.linux());
+        assert_eq!(rescued.process(), ordinary.process());
+        assert_eq!(rescued.root(), ordinary.root());
     }
 
     #[test]

@@ -119,6 +119,10 @@ impl InstanceLayout {
     pub fn root_disk_copy(&self) -> PathBuf {
         self.state.join("root.copy")
     }
+    /// The disk of the rescue image's root file system (loop back end), while rescued.
+    pub fn rescue_disk(&self) -> PathBuf {
+        self.state.join("rescue.disk")
+    }
     /// The ephemeral disk's file (loop back end).
     pub fn ephemeral_disk(&self) -> PathBuf {
         self.state.join("ephemeral.disk")
@@ -147,6 +151,10 @@ impl InstanceLayout {
     pub fn disk_mount(&self) -> PathBuf {
         self.run.join("disk")
     }
+    /// Where the rescue disk's file system is mounted.
+    pub fn rescue_mount(&self) -> PathBuf {
+        self.run.join("rescue")
+    }
     /// What the disks' devices had counted when the instance was started.
     pub fn block_baseline(&self) -> PathBuf {
         self.run.join("block.json")
@@ -155,7 +163,12 @@ impl InstanceLayout {
     pub fn ephemeral_mount(&self) -> PathBuf {
         self.run.join("ephemeral")
     }
-    /// The merged root file system; also the OCI bundle's `root.path`.
+    /// The instance's own merged root file system while it is rescued, and
+    /// [`rootfs`](Self::rootfs) is the rescue image's.
+    pub fn own_rootfs(&self) -> PathBuf {
+        self.run.join("own")
+    }
+    /// The merged root file system that boots; also the OCI bundle's `root.path`.
     pub fn rootfs(&self) -> PathBuf {
         self.run.join("rootfs")
     }

@@ -159,6 +159,10 @@ pub enum TaskState {
     Quiescing,
     /// Disks being thawed.
     Unquiescing,
+    /// Being booted from a rescue image.
+    Rescuing,
+    /// Being booted from its own root file system again.
+    Unrescuing,
     /// Being destroyed.
     Deleting,
 }
@@ -195,6 +199,9 @@ pub struct Instance {
     pub quiesced: bool,
     /// The resize that awaits confirm or revert, while one does.
     pub unconfirmed_resize: Option<UnconfirmedResize>,
+    /// The image that it boots instead of its own root file system, while it
+    /// is rescued: RUNNING is then that image, running.
+    pub rescue_image_id: Option<Uuid>,
     /// The fault of the last failed operation; absent after a success.
     pub fault: Option<super::Problem>,
     /// Process id of its first process, as the host sees it, while it runs.
@@ -273,6 +280,30 @@ pub struct UnconfirmedResize {
     pub flavor: Flavor,
     /// When the instance was resized.
     pub since: DateTime<Utc>,
+}
+
+/// Body of the rescue action.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rescue {
+    /// Id of an image that this host's store has. It boots as itself: not with
+    /// the instance's command.
+    pub image_id: Uuid,
+    /// Environment of its first process, over the image's; when absent, the instance's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<BTreeMap<String, String>>,
+    /// Files written into its root file system; when absent, the instance's.
+    /// Never kept, never logged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_items = 256)]
+    pub files: Option<Vec<InjectedFile>>,
+}
+
+impl std::fmt::Debug for Rescue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The files may hold a password.
+        f.debug_struct("Rescue").field("image_id", &self.image_id).finish_non_exhaustive()
+    }
 }
 
 /// Body of the password action.

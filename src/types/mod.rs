@@ -23,7 +23,7 @@ pub use image::{
 };
 pub use instance::{
     Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot, RebootType,
-    Resize, SetPassword, Stop, TaskState, UnconfirmedResize,
+    Rescue, Resize, SetPassword, Stop, TaskState, UnconfirmedResize,
 };
 pub use operation::{Operation, OperationStatus};
 pub use problem::Problem;

@@ -20,7 +20,7 @@ pub struct InstanceStats {
     pub memory: MemoryStats,
     /// Processes and threads.
     pub pids: PidsStats,
-    /// Block devices: the root file system's, then the ephemeral one's.
+    /// Block devices: the rescue image's while rescued, the root file system's, the ephemeral one's.
     pub block: Vec<BlockStats>,
     /// Interfaces, in the order of the definition.
     pub interfaces: Vec<InterfaceStats>,
@@ -74,7 +74,7 @@ pub struct PidsStats {
 /// One block device of an instance.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct BlockStats {
-    /// `root` or `ephemeral`.
+    /// `rescue`, `root` or `ephemeral`.
     pub name: String,
     /// Bytes read.
     pub read_bytes: u64,

@@ -73,6 +73,12 @@ async fn an_instance_by_hand() {
     }
     let refused = complaint(&service, &["pause", "web"]).await;
     assert!(refused.contains("not while it is SHUTDOWN"), "{refused}");
+    text(&service, &["rescue", "web", &IMAGE.to_string()]).await;
+    let shown = text(&service, &["show", "web"]).await;
+    assert!(shown.lines().any(|l| l == format!("rescued with   image {IMAGE}")), "{shown}");
+    text(&service, &["unrescue", "web"]).await;
+    assert!(!text(&service, &["show", "web"]).await.contains("rescued"));
+    text(&service, &["stop", "web"]).await;
     let spec = "--extra-spec=quota:cpu_shares=512";
     text(&service, &["resize", "web", "--memory", "128", "--vcpus", "2", spec]).await;
     let shown = text(&service, &["show", "web"]).await;

@@ -74,6 +74,8 @@ fn these_operations_are_the_api() {
         "post /v1/instances/{id}/quiesce quiesce_instance",
         "post /v1/instances/{id}/unquiesce unquiesce_instance",
         "post /v1/instances/{id}/snapshot snapshot_instance",
+        "post /v1/instances/{id}/rescue rescue_instance",
+        "post /v1/instances/{id}/unrescue unrescue_instance",
         "get /v1/instances/{id}/interfaces list_interfaces",
         "put /v1/instances/{id}/interfaces/{port_id} attach_interface",
         "delete /v1/instances/{id}/interfaces/{port_id} detach_interface",

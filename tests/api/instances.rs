@@ -37,6 +37,17 @@ async fn an_instance_lives_and_dies() {
         let (status, instance) = service.call("POST", &format!("{path}/{action}"), body).await;
         assert_eq!((status, &instance["power_state"]), (200, &json!(state)), "{action}");
     }
+    let wanted = json!({"image_id": IMAGE, "environment": {"A": "b"}});
+    let (status, rescued) = service.call("POST", &format!("{path}/rescue"), Some(wanted)).await;
+    assert_eq!((status, &rescued["power_state"]), (200, &json!("RUNNING")));
+    assert_eq!(rescued["rescue_image_id"], json!(IMAGE));
+    let (status, unrescued) = service.call("POST", &format!("{path}/unrescue"), None).await;
+    assert_eq!((status, &unrescued["rescue_image_id"]), (200, &Value::Null));
+    let bad = json!({"image_id": IMAGE, "password": "in no log"});
+    let (status, refused) = service.call("POST", &format!("{path}/rescue"), Some(bad)).await;
+    assert_eq!((status, &refused["code"]), (400, &json!("invalid-input")));
+    service.call("POST", &format!("{path}/stop"), None).await;
+
     let (_, instance) = service.call("GET", &path, None).await;
     assert_eq!(instance["flavor"]["vcpus"], 2);
     assert_eq!(instance["power_state_number"], 4);

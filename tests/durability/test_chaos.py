@@ -32,6 +32,8 @@ ACTIONS = [
     ("unpause", {}),
     ("suspend", {}),
     ("resume", {}),
+    ("rescue", {}),
+    ("unrescue", {}),
 ]
 BIGGER = {"vcpus": 1, "memory_mb": 80, "root_gb": 2}
 RESIZES = [
@@ -87,6 +89,8 @@ class Worker(threading.Thread):
             self.service.client.put(f"{instance.path}/interfaces/{vif['id']}", vif, timeout=60)
         else:
             name, body = self.random.choice(ACTIONS if chance < 0.8 else RESIZES)
+            if name == "rescue":
+                body = {"image_id": self.image}
             self.service.client.post(f"{instance.path}/{name}", body, timeout=60)
 
     def define(self, identity: str) -> dict:

@@ -363,6 +363,8 @@ fn kind(action: &Action) -> &'static str {
         Action::Quiesce => "instance.quiesce",
         Action::Unquiesce => "instance.unquiesce",
         Action::Snapshot(_) => "instance.snapshot",
+        Action::Rescue(_) => "instance.rescue",
+        Action::Unrescue => "instance.unrescue",
         Action::Delete => "instance.delete",
     }
 }
@@ -430,6 +432,14 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             instance.quiesced = false;
             (now, EventKind::Updated)
         }
+        Action::Rescue(wanted) if now == PowerState::Shutdown => {
+            instance.rescue_image_id = Some(wanted.image_id);
+            (running, EventKind::Started)
+        }
+        Action::Unrescue => {
+            instance.rescue_image_id = None;
+            (running, EventKind::Started)
+        }
         Action::Delete => {
             state.instances.remove(&id);
             state.requests.remove(&id);
@@ -491,6 +501,7 @@ fn instance(id: Uuid, definition: InstanceCreate) -> Instance {
         task_state: None,
         quiesced: false,
         unconfirmed_resize: None,
+        rescue_image_id: None,
         fault: None,
         pid: None,
         id_map_first: 1_879_048_192,

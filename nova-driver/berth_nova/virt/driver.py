@@ -202,7 +202,7 @@ class BerthDriver(driver.ComputeDriver):
             if power_on:
                 self.client.post(_path(instance, 'start'))
             if admin_password and power_on and translate.boots_init(instance, image):
-                self._set_first_password(instance, admin_password)
+                self._set_first_password(instance, instance.image_meta, admin_password)
         except BaseException as error:
             with excutils.save_and_reraise_exception():
                 # Not what another request made under this id.
@@ -217,10 +217,10 @@ class BerthDriver(driver.ComputeDriver):
                           instance=instance)
         ports.unplug_all(instance, network_info)
 
-    def _set_first_password(self, instance, password):
+    def _set_first_password(self, instance, image_meta, password):
         """Every server has a password; an image that cannot take it is no failure."""
         try:
-            self.set_admin_password(instance, password)
+            self._set_password(instance, image_meta, password)
         except exception.NovaException as error:
             LOG.info('The admin password is not set: %s', error, instance=instance)
 
@@ -272,10 +272,13 @@ class BerthDriver(driver.ComputeDriver):
     def power_on(self, context, instance, network_info,
                  block_device_info=None, accel_info=None, share_info=None):
         """GET /v1/instances/{id}; …/interfaces/{port} where Neutron's
-        changed; POST …/start; os-vif."""
+        changed; POST …/start (…/unrescue of what Nova does not call rescued); os-vif."""
         _refuse_volumes(block_device_info)
-        self._update_interfaces(instance, network_info)
-        self.client.post(_path(instance, 'start'))
+        made = self._update_interfaces(instance, network_info)
+        if _is_left_rescued(instance, made):
+            self.unrescue(context, instance)
+        else:
+            self.client.post(_path(instance, 'start'))
         self._plug_all(instance, network_info)
 
     def power_off(self, instance, timeout=0, retry_interval=0):
@@ -286,7 +289,8 @@ class BerthDriver(driver.ComputeDriver):
     def reboot(self, context, instance, network_info, reboot_type,
                block_device_info=None, bad_volumes_callback=None,
                accel_info=None, share_info=None):
-        """POST /v1/instances/{id}/reboot; a hard one renews the interfaces."""
+        """POST /v1/instances/{id}/reboot; a hard one renews the interfaces, and
+        ends by POST …/unrescue a rescue that failed for Nova."""
         _refuse_volumes(block_device_info)
         if reboot_type == 'SOFT':
             try:
@@ -294,8 +298,11 @@ class BerthDriver(driver.ComputeDriver):
                 return
             except exception.InstanceInvalidState as error:
                 LOG.info('A hard reboot instead: %s', error, instance=instance)
-        self._update_interfaces(instance, network_info)
-        self._reboot(instance, 'HARD', 0)
+        made = self._update_interfaces(instance, network_info)
+        if _is_left_rescued(instance, made):
+            self.unrescue(context, instance)
+        else:
+            self._reboot(instance, 'HARD', 0)
         self._plug_all(instance, network_info)
 
     def _reboot(self, instance, reboot_type, timeout):
@@ -341,6 +348,30 @@ class BerthDriver(driver.ComputeDriver):
         """GET /v1/instances/{id}, and as `power_on` if it is shut down."""
         if self.get_info(instance).state == power_state.SHUTDOWN:
             self.power_on(context, instance, network_info, block_device_info)
+
+    # Rescue.
+
+    def rescue(self, context, instance, network_info, image_meta,
+               rescue_password, block_device_info, share_info):
+        """GET, and if absent PUT /v1/images/{id}; …/interfaces/{port} where Neutron's
+        changed; POST …/rescue; os-vif. The password: POST …/password.
+
+        Every rescue is a stable one, the instance's disks all there, so that
+        there is no choice for the image's hw_rescue_device and hw_rescue_bus.
+        """
+        _refuse_volumes(block_device_info)
+        image_id = _image_id(instance, image_meta)
+        image, _ = self.images.ensure(context, image_id, instance.trusted_certs)
+        self._update_interfaces(instance, network_info)
+        files = configdrive.files(instance, network_info, [], rescue_password)
+        self.client.post(_path(instance, 'rescue'), translate.rescue(image, files))
+        self._plug_all(instance, network_info)
+        if rescue_password and translate.image_boots_init(image):
+            self._set_first_password(instance, image_meta, rescue_password)
+
+    def unrescue(self, context, instance):
+        """POST /v1/instances/{id}/unrescue"""
+        self.client.post(_path(instance, 'unrescue'))
 
     # Network.
 
@@ -410,7 +441,10 @@ class BerthDriver(driver.ComputeDriver):
             LOG.info('Port %s is detached already', port_id, instance=instance)
 
     def _update_interfaces(self, instance, network_info):
-        """Makes a stopped instance's interfaces those that Neutron has now."""
+        """Makes a stopped instance's interfaces those that Neutron has now.
+
+        Gives the instance as it was made.
+        """
         made = self.client.get(_path(instance))
         known = {v['id']: v for v in made['vifs']}
         wanted = {v['id']: v for v in translate.vifs(
@@ -422,6 +456,7 @@ class BerthDriver(driver.ComputeDriver):
             now = {**known.get(port_id, {}), **body}
             if now != known.get(port_id):
                 self.client.put(_path(instance, 'interfaces', port_id), now)
+        return made
 
     # Looking in.
 
@@ -443,7 +478,11 @@ class BerthDriver(driver.ComputeDriver):
 
     def set_admin_password(self, instance, new_pass):
         """POST /v1/instances/{id}/password"""
-        user = instance.image_meta.properties.get('os_admin_user') or 'root'
+        self._set_password(instance, instance.image_meta, new_pass)
+
+    def _set_password(self, instance, image_meta, new_pass):
+        """Of the user whom the image that runs is administered by."""
+        user = image_meta.properties.get('os_admin_user') or 'root'
         try:
             self.client.post(_path(instance, 'password'),
                              {'user': user, 'password': new_pass})
@@ -602,11 +641,6 @@ class BerthDriver(driver.ComputeDriver):
                                                  dest_check_data):
         """Nothing was made."""
 
-    def rescue(self, context, instance, network_info, image_meta,
-               rescue_password, block_device_info, share_info):
-        raise exception.InstanceNotRescuable(
-            instance_id=instance.uuid, reason='berth does not rescue instances yet')
-
 
 def _path(instance, *parts):
     return '/'.join(('/v1/instances', instance.uuid) + parts)
@@ -629,6 +663,11 @@ def _refuse_volumes(block_device_info):
 def _as_it_was(reason):
     """Nova leaves the instance in the state that it was in."""
     return exception.InstanceFaultRollback(exception.ResizeError(reason=reason))
+
+
+def _is_left_rescued(instance, made):
+    """Whether it boots a rescue image that Nova gave up, or knows nothing of."""
+    return bool(made.get('rescue_image_id')) and instance.vm_state != vm_states.RESCUED
 
 
 def _is_static(made):

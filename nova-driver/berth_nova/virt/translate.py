@@ -64,14 +64,26 @@ def instance_create(instance, image, network_info, files=(), block_device_info=N
     return body
 
 
+def rescue(image, files):
+    """The body that boots an instance from a rescue image, as itself: with
+    nothing that was said for the instance's own."""
+    environment = PRODUCT if image_boots_init(image) else {}
+    return {'image_id': image['id'], 'environment': dict(environment), 'files': list(files)}
+
+
 def boots_init(instance, image):
     """Whether an instance of the image boots an init, as a machine does.
 
     If not, nothing inside it asks a DHCP server. The service decides the same
     way (`Role::of` in its src/runtime/spec.rs).
     """
+    return image_boots_init(image, process(instance)[1])
+
+
+def image_boots_init(image, command=None):
+    """The same of the image with another command, or with its own."""
     config = image['config']
-    command = process(instance)[1] or config.get('cmd') or []
+    command = command or config.get('cmd') or []
     words = list(config.get('entrypoint') or []) + list(command)
     if not words:
         return bool(config.get('init'))

@@ -12,7 +12,7 @@ use crate::instance::record::Record;
 use crate::instance::validate::hostname_from;
 use crate::rootfs::Seed;
 use crate::sys::{mount, ns};
-use crate::types::InstanceCreate;
+use crate::types::{Flavor, InstanceCreate};
 
 use super::destroy;
 
@@ -23,7 +23,9 @@ pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Res
         let image = parts.images.hold(record.definition.image_id, record.id)?;
         record.layers.clone_from(&image.layers);
         record.image_config = image.config;
-        sizes(parts, &mut record, image.unpacked_size)?;
+        let flavor = &record.definition.flavor;
+        record.root_bytes = root_bytes(parts, flavor, image.unpacked_size)?;
+        record.ephemeral_bytes = flavor.ephemeral_gb << 30;
         // A limit that the host cannot give is found before anything is made.
         parts.limits(&record)?;
         host_side(parts, &mut record)?;
@@ -44,17 +46,16 @@ pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Res
     }
 }
 
-fn sizes(parts: &Parts, record: &mut Record, unpacked: u64) -> Result<()> {
-    let flavor = &record.definition.flavor;
-    record.root_bytes = if flavor.root_gb == 0 {
+/// Size of the disk that an image's root file system gets.
+pub fn root_bytes(parts: &Parts, flavor: &Flavor, unpacked: u64) -> Result<u64> {
+    let bytes = if flavor.root_gb == 0 {
         (unpacked >> 30 << 30) + ((parts.config.storage.slack_gb) << 30)
     } else {
         flavor.root_gb << 30
     };
-    record.ephemeral_bytes = flavor.ephemeral_gb << 30;
     // Layers are shared and lie outside the instance's disk; a flavor smaller
     // than the image is refused all the same, as Nova does for every driver.
-    if unpacked > record.root_bytes {
+    if unpacked > bytes {
         return Err(Fault {
             field: Some("flavor.root_gb".into()),
             ..Fault::new(
@@ -67,7 +68,7 @@ fn sizes(parts: &Parts, record: &mut Record, unpacked: u64) -> Result<()> {
             )
         });
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn host_side(parts: &Parts, record: &mut Record) -> Result<()> {

@@ -26,6 +26,9 @@ pub fn destroy(parts: &Parts, record: &Record) -> Result<()> {
     }
     purge_host_side(parts, record.id, &mut teardown);
     parts.images.release(record.definition.image_id, record.id);
+    if let Some(rescue) = &record.rescue {
+        parts.images.release(rescue.image_id, record.id);
+    }
     teardown.step("removing image layers that nothing needs", parts.images.collect());
     teardown.finish()
 }

@@ -9,6 +9,7 @@ pub mod interface;
 pub mod password;
 pub mod quiesce;
 pub mod recover;
+pub mod rescue;
 pub mod resize;
 pub mod snapshot;
 pub mod start;

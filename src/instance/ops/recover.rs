@@ -13,7 +13,7 @@ use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{cold_resize, create, destroy, quiesce, resize, start, stop};
+use super::{cold_resize, create, destroy, quiesce, rescue, resize, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -35,6 +35,7 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
     }
     parts.images.hold(record.definition.image_id, record.id)?;
     atomic::remove_file(&parts.paths(&record).root_disk_copy())?;
+    rescue::recover(parts, &record)?;
     if let Some(live) = adopt(parts, &mut record)? {
         if let Err(fault) = finish_changes(parts, &record) {
             tracing::warn!(instance = %record.id, %fault, "bringing it to what its record says");

@@ -24,6 +24,12 @@ pub fn start(parts: &Parts, mut before: Record) -> Result<(Record, Live)> {
         // It may not boot from disks that are half another flavor's.
         cold_resize::settle(parts, &mut before)?;
     }
+    start_as(parts, before.clone(), before)
+}
+
+/// Starts a stopped instance changed into `changed`; when it fails, it is as
+/// it was `before`.
+pub fn start_as(parts: &Parts, before: Record, changed: Record) -> Result<(Record, Live)> {
     let mut record = Record {
         desired: Desired::Running,
         frozen: None,
@@ -32,7 +38,7 @@ pub fn start(parts: &Parts, mut before: Record) -> Result<(Record, Live)> {
         guest_reboots: 0,
         boot_id: Some(parts.boot_id.clone()),
         started_at: Some(Utc::now()),
-        ..before.clone()
+        ..changed
     };
     // The last end is not to be taken for the end of this run.
     atomic::remove_file(&parts.paths(&record).exit())?;
@@ -94,17 +100,17 @@ fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Res
 
 fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
-    let layers: Vec<_> =
-        record.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
-    let user = crate::image::resolve_user(&layers, &record.image_config.user)?;
+    let boot = record.boot();
+    let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
+    let user = crate::image::resolve_user(&layers, &boot.config.user)?;
     let lxcfs = parts.lxcfs().map(|path| lxcfs::files(&path)).unwrap_or_default();
     let cgroup_view = match parts.hierarchy.layout() {
         Layout::V1 => CgroupView::V1,
         Layout::Hybrid | Layout::V2 => CgroupView::Unified,
     };
     let spec = spec::build(&SpecInput {
-        definition: &record.definition,
-        image: &record.image_config,
+        definition: &boot.definition,
+        image: boot.config,
         user: &ProcessUser {
             uid: user.uid,
             gid: user.gid,
@@ -117,6 +123,7 @@ fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
         cgroups_path: &parts.group(record).oci_path(),
         cgroup_view,
         lxcfs: &lxcfs,
+        rescued: record.rescue.is_some(),
     })?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;
     let file = paths.bundle().join("config.json");

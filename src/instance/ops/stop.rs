@@ -23,8 +23,9 @@ pub enum Ask {
 /// Asks the init with the signal that it takes for this. One that knows no
 /// reboot is asked to stop, and the monitor starts it again.
 pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
-    let role = Role::of(&record.image_config, record.definition.command.as_deref());
-    let signals = soft_signals(role, &record.image_config)?;
+    let boot = record.boot();
+    let role = Role::of(boot.config, boot.definition.command.as_deref());
+    let signals = soft_signals(role, boot.config)?;
     let (action, signal) = match ask {
         Ask::PowerOff => (ExitAction::End, signals.stop),
         Ask::Reboot => (ExitAction::Restart, signals.reboot.unwrap_or(signals.stop)),

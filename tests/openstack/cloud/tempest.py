@@ -38,9 +38,11 @@ FEATURES = {
     "shelve": True,
     # On the same host; to another it is `cold_migration`.
     "resize": True,
+    "rescue": True,
+    "stable_rescue": True,
+    # There is no IDE bus in a container.
+    "ide_bus": False,
     # A later issue's.
-    "rescue": False,
-    "stable_rescue": False,
     "cold_migration": False,
     "live_migration": False,
     "block_migration_for_live_migration": False,
