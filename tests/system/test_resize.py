@@ -45,7 +45,9 @@ def record(instance):
 @pytest.fixture
 def old(spawn, service):
     """A running instance with data on both disks, and what it is."""
-    instance = spawn(flavor={"ephemeral_gb": 1}, vifs=[service.vif()])
+    vif = service.vif()
+    instance = spawn(flavor={"ephemeral_gb": 1}, vifs=[vif])
+    instance.vif = vif
     instance.sh("dd if=/dev/urandom of=/root/old bs=1M count=20 2>/dev/null; echo old > /mnt/old; sync")
     instance.was = instance.get()
     instance.disks = disk(instance), disk(instance, "/mnt")
@@ -137,6 +139,15 @@ def test_how_far_it_is(old, service):
 
 
 class TestRevert:
+    def test_of_an_instance_whose_ports_are_unplugged(self, old, service):
+        """As Nova does it, whose plugs end and begin with a revert."""
+        keep(old)
+        subprocess.run(["ip", "link", "delete", old.vif["devname"]], check=True)
+        old.action("resize/revert")
+        service.client.put(f"{old.path}/interfaces/{old.vif['id']}", old.vif)
+        check_old(old)
+        assert old.vif["address"] in old.sh("ip link show eth0")
+
     @pytest.mark.parametrize("started", [False, True])
     def test_it_is_what_it_was(self, old, service, started):
         keep(old)

@@ -44,9 +44,7 @@ pub fn carry_out(parts: &Parts, record: &Record, plan: Plan, running: bool) -> R
         if running {
             apply(parts, &new, &limits)?;
         }
-        for vif in &new.definition.vifs {
-            parts.traffic(&new, vif)?;
-        }
+        traffic(parts, &new, running)?;
         new.save(&parts.paths(&new))
     })();
     match changed {
@@ -140,8 +138,17 @@ pub fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
     if running {
         apply(parts, old, &parts.limits(old)?)?;
     }
-    for vif in &old.definition.vifs {
-        parts.traffic(old, vif)?;
+    traffic(parts, old, running)
+}
+
+/// Puts the flavor's rates in force. An interface of a stopped instance may have
+/// no host end: Nova unplugs its ports for a revert, and a boot of the host takes
+/// them all. Whoever plugs it again gives it its rates.
+fn traffic(parts: &Parts, record: &Record, running: bool) -> Result<()> {
+    for vif in &record.definition.vifs {
+        if running || parts.network.host_ends_present(std::slice::from_ref(vif))? {
+            parts.traffic(record, vif)?;
+        }
     }
     Ok(())
 }

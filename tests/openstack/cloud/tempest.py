@@ -18,6 +18,8 @@ HERE = ROOT / "tests/openstack"
 WORKSPACE = STATE / "tempest"
 CONFIGURATION = WORKSPACE / "etc/tempest.conf"
 EXCLUDED = HERE / "tempest-excluded.txt"
+# Tempest keeps a register of workspaces there: in the user's, it would outlive the cloud.
+HOME = {"HOME": str(STATE)}
 # All that `make tempest` runs, and the part that `make test` does.
 WHOLE = r"^tempest\.(api\.compute|scenario)\."
 PART = HERE / "tempest-part.txt"
@@ -141,12 +143,12 @@ def execute(patterns: list[str]) -> None:
     """Runs the tests that any of the patterns finds, and prints the figures of each group."""
     if not (WORKSPACE / ".stestr.conf").exists():
         WORKSPACE.mkdir(exist_ok=True)
-        run(VENV / "bin/tempest", "init", WORKSPACE)
+        run(VENV / "bin/tempest", "init", WORKSPACE, **HOME)
     configure()
     (WORKSPACE / "include").write_text("\n".join(patterns) + "\n")
     command = [VENV / "bin/tempest", "run", "--config-file", CONFIGURATION, "--concurrency", "2"]
     command += ["--include-list", WORKSPACE / "include", "--exclude-list", EXCLUDED]
-    done = subprocess.run(command, cwd=WORKSPACE, env=environment(), check=False)
+    done = subprocess.run(command, cwd=WORKSPACE, env=environment(**HOME), check=False)
     sys.stdout.flush()
     failed = report()
     if failed or done.returncode:
