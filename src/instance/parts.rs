@@ -116,11 +116,8 @@ impl Parts {
         Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
     }
 
-    /// Lets through a VIF what the flavor allows, and nothing while it is frozen.
+    /// Lets through a VIF what the flavor allows.
     pub fn traffic(&self, record: &Record, vif: &Vif) -> Result<()> {
-        if record.frozen.is_some() {
-            return self.network.silence(vif);
-        }
         let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
         self.network.apply_rates(vif, &rates)
     }
