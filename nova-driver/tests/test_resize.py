@@ -103,7 +103,10 @@ def test_a_confirmed_resize(nova, driver, service, instance, os_vif_calls, power
 def test_a_reverted_resize(nova, driver, service, instance, os_vif_calls, power_on):
     nova.resize(instance)
     service.instances[UUID]['disk'] = 'new data'
+    before = len(service.calls('PUT'))
     nova.revert(instance, power_on)
+    # os-vif removed the host's end with the plug.
+    assert any('/interfaces/' in call for call in service.calls('PUT')[before:])
     # Nova takes the instance off "the destination" first, and that is the same one.
     assert not service.calls('DELETE')
     made = service.instances[UUID]

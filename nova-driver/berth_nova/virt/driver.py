@@ -440,10 +440,11 @@ class BerthDriver(driver.ComputeDriver):
         except exception.PortNotFound:
             LOG.info('Port %s is detached already', port_id, instance=instance)
 
-    def _update_interfaces(self, instance, network_info):
+    def _update_interfaces(self, instance, network_info, unplugged=False):
         """Makes a stopped instance's interfaces those that Neutron has now.
 
-        Gives the instance as it was made.
+        Where they are unplugged, the service makes the host's ends anew, which
+        os-vif removed. Gives the instance as it was made.
         """
         made = self.client.get(_path(instance))
         known = {v['id']: v for v in made['vifs']}
@@ -454,7 +455,7 @@ class BerthDriver(driver.ComputeDriver):
                 self._delete_interface(instance, port_id)
         for port_id, body in wanted.items():
             now = {**known.get(port_id, {}), **body}
-            if now != known.get(port_id):
+            if unplugged or now != known.get(port_id):
                 self.client.put(_path(instance, 'interfaces', port_id), now)
         return made
 
@@ -597,11 +598,11 @@ class BerthDriver(driver.ComputeDriver):
         far it had come.
         """
         self.client.post(_path(instance, 'resize', 'revert'))
-        self._bring_up(instance, network_info, power_on)
+        self._bring_up(instance, network_info, power_on, unplugged=True)
 
-    def _bring_up(self, instance, network_info, power_on):
+    def _bring_up(self, instance, network_info, power_on, unplugged=False):
         """Ports, and then power."""
-        self._update_interfaces(instance, network_info)
+        self._update_interfaces(instance, network_info, unplugged)
         # At its start Nova hears nothing of Neutron.
         starting = instance.task_state == task_states.RESIZE_MIGRATING
         waited = network_info if power_on and not starting else []
