@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 60
 help: ## this list
 	@echo 'berth: containers as OpenStack Nova instances'
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20 | sed 's/^/  make /'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20 | sed 's/^/  make /'
 
 .PHONY: demo
 demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root; installs what it needs)
@@ -57,6 +57,11 @@ test-security: build ## of these, the attempts to get out of an instance
 test-durability: build ## of these, kill -9 at random moments and a full disk
 	@scripts/deps run images test
 	$(PYTEST) tests/durability
+
+.PHONY: test-v2
+test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machine (root; an hour)
+	@scripts/deps images vm
+	@tests/vm/run
 
 .PHONY: test-driver
 test-driver: ## the Nova driver's tests, against the real nova package
