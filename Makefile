@@ -20,7 +20,7 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## all tests that end within 40 minutes on 2 cores: lint, unit, fuzz, system, security, API, durability
+test: ## lint, unit, fuzz, driver, system, security, API and durability tests: under an hour on 2 cores (root)
 	@scripts/deps build run images test lint fuzz
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-unit
