@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     if let Some(code) = jail::main(std::env::args_os().skip(1)) {
         return code;
     }
+    berth::sys::process::share_heaps();
     cli::main(Parts { open, probe })
 }
 

@@ -12,6 +12,17 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::{Deserialize, Serialize};
 
+/// Lets threads share two heaps of glibc, which otherwise makes eight for each CPU,
+/// all of which keep what they once held: a fifth of a service's memory with 500
+/// instances. To be called before threads start.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number in the allocator; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// A process, told from a later one with the same number by its start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
