@@ -380,6 +380,12 @@ class Instance:
             raise AssertionError(f"inside: {script}: {result.returncode}\n{result.stdout}{result.stderr}")
         return result.stdout.strip()
 
+    def go_down(self, command: str) -> None:
+        """Asks its init to go down. That may end our session inside before the command has answered."""
+        result = self.run(command)
+        if result.returncode not in (0, 128 + signal.SIGTERM, 128 + signal.SIGKILL):
+            raise AssertionError(f"inside: {command}: {result.returncode}\n{result.stdout}{result.stderr}")
+
     def cgroup(self, controller: str) -> Path:
         """Its cgroup in the controller's hierarchy."""
         return cgroup_dir(controller) / self.service.cgroup / self.id

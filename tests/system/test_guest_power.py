@@ -4,7 +4,7 @@ from harness import wait_for
 
 
 def test_poweroff_inside_is_a_shutdown(instance):
-    instance.sh("poweroff")
+    instance.go_down("poweroff")
     instance.wait_state("SHUTDOWN")
     assert instance.pids() == []
     assert "goes down" in instance.console()
@@ -14,7 +14,8 @@ def test_poweroff_inside_is_a_shutdown(instance):
 
 def test_reboot_inside_is_a_reboot(instance):
     before = instance.get()
-    instance.sh("echo kept > /root/kept; reboot")
+    instance.sh("echo kept > /root/kept")
+    instance.go_down("reboot")
     wait_for("the reboot to be counted", lambda: instance.get()["guest_reboots"] == 1)
     after = instance.get()
     assert after["power_state"] == "RUNNING"
@@ -26,7 +27,7 @@ def test_reboot_inside_is_a_reboot(instance):
 
 def test_limits_hold_after_a_reboot_inside(instance):
     limits = {name: (instance.cgroup(name) / file).read_text() for name, file in files(instance)}
-    instance.sh("reboot")
+    instance.go_down("reboot")
     wait_for("the reboot to be counted", lambda: instance.get()["guest_reboots"] == 1)
     for name, file in files(instance):
         assert (instance.cgroup(name) / file).read_text() == limits[name], name
@@ -44,7 +45,7 @@ def files(instance):
 
 def test_reboots_inside_again_and_again(instance):
     def again(count):
-        instance.sh("reboot")
+        instance.go_down("reboot")
         wait_for(f"reboot {count}", lambda: instance.get()["guest_reboots"] == count)
         wait_for("the boot", lambda: instance.console().count("is up") >= count + 1)
 
@@ -55,7 +56,7 @@ def test_reboots_inside_again_and_again(instance):
 
 def test_no_stopped_event_during_a_reboot_inside(instance):
     with instance.service.client.events() as events:
-        instance.sh("reboot")
+        instance.go_down("reboot")
         kinds = []
         for event in events:
             if event["instance_id"] == instance.id:

@@ -20,7 +20,7 @@ CONFIGURATION = WORKSPACE / "etc/tempest.conf"
 EXCLUDED = HERE / "tempest-excluded.txt"
 # Tempest keeps a register of workspaces there: in the user's, it would outlive the cloud.
 HOME = {"HOME": str(STATE)}
-# All that `make tempest` runs, and the part that `make test` does.
+# All that `make tempest` runs, and the part that `make test-openstack` does.
 WHOLE = r"^tempest\.(api\.compute|scenario)\."
 PART = HERE / "tempest-part.txt"
 
