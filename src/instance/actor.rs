@@ -202,8 +202,6 @@ impl Actor {
             Action::Suspend => self.freeze(Frozen::Suspended).await,
             Action::Unpause | Action::Resume => self.thaw().await,
             Action::Resize(wanted) if wanted.keep => self.resize_and_keep(wanted, operation).await,
-            Action::ConfirmResize => self.change_in_place(ops::cold_resize::confirm).await,
-            Action::RevertResize => self.revert_resize().await,
             Action::Resize(Resize { flavor, .. }) => {
                 let running = self.live.is_some();
                 self.change(EventKind::Updated, move |parts, record| {
@@ -222,6 +220,8 @@ impl Actor {
                 let record = self.record.clone();
                 self.inner.host(move |parts| ops::password::set(parts, &record, &wanted)).await
             }
+            Action::ConfirmResize => self.change_in_place(ops::cold_resize::confirm).await,
+            Action::RevertResize => self.revert_resize().await,
             Action::Quiesce => self.change(EventKind::Updated, ops::quiesce::quiesce).await,
             Action::Unquiesce => self.change(EventKind::Updated, ops::quiesce::unquiesce).await,
             Action::Rescue(wanted) => self.rescue(wanted).await,
@@ -404,10 +404,7 @@ impl Actor {
             // What it would write on its way down is discarded anyway.
             self.stop(&Stop { timeout: Some(0) }).await?;
         }
-        self.change_in_place(|parts, record| {
-            if record.resize.is_some() { ops::cold_resize::revert(parts, record) } else { Ok(()) }
-        })
-        .await
+        self.change_in_place(ops::cold_resize::revert).await
     }
 
     async fn delete(&mut self) -> Result<()> {

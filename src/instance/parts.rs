@@ -16,8 +16,7 @@ use crate::runtime::{cli::CliRuntime, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
-use crate::types::RuntimeInfo;
-use crate::types::Vif;
+use crate::types::{RuntimeInfo, Vif};
 
 use super::record::Record;
 use super::teardown::Teardown;

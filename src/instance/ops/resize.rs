@@ -30,6 +30,7 @@ pub fn plan(parts: &Parts, record: &Record, flavor: Flavor, running: bool) -> Re
     let mut new = record.clone();
     new.definition.flavor = flavor;
     let limits = parts.limits(&new)?;
+    // Rates that cannot be had are found now.
     Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
     sizes(record, &mut new, running)?;
     policy(record, &new)?;
