@@ -82,9 +82,14 @@ tempest: openstack ## all of Tempest's tests of compute, and its scenarios (an h
 	@$(OPENSTACK) tempest
 
 .PHONY: test-openstack
-test-openstack: build ## the cloud up, Heat, a part of Tempest, a hundred servers, the cloud down
+test-openstack: build ## the cloud up, Heat, a part of Tempest, the cloud down (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) test
+
+.PHONY: test-scale
+test-scale: build ## the cloud up, a hundred servers while what carries them is killed, the cloud down (root)
+	@scripts/deps run images openstack
+	@$(OPENSTACK) test-scale
 
 .PHONY: test-fuzz
 test-fuzz: ## the fuzzers, a short run
