@@ -115,8 +115,11 @@ impl Parts {
         Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
     }
 
-    /// Lets through a VIF what the flavor allows.
+    /// Lets through a VIF what the flavor allows, and nothing while it is frozen.
     pub fn traffic(&self, record: &Record, vif: &Vif) -> Result<()> {
+        if record.frozen.is_some() {
+            return self.network.silence(vif);
+        }
         let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;
         self.network.apply_rates(vif, &rates)
     }

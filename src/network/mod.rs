@@ -129,6 +129,17 @@ impl Network {
         qos::apply(&mut netlink, &host, rates)
     }
 
+    /// Lets no packet reach the instance through a VIF until [`Network::apply_rates`]:
+    /// the kernel answers pings for a frozen instance, which a paused machine does
+    /// not. A VIF without its host end is silent already.
+    pub fn silence(&self, vif: &Vif) -> Result<()> {
+        let mut netlink = veth::open()?;
+        match find(&mut netlink, vif)? {
+            Some(host) => qos::silence(&mut netlink, &host),
+            None => Ok(()),
+        }
+    }
+
     /// Counters of a VIF as the instance sees them.
     pub fn stats(&self, vif: &Vif) -> Result<InterfaceStats> {
         let host = find(&mut veth::open()?, vif)?.ok_or_else(|| missing(vif))?.counters;

@@ -35,6 +35,12 @@ pub fn apply(netlink: &mut Netlink, host: &Link, rates: &Rates) -> Result<()> {
     }
 }
 
+/// Lets nothing through to the instance until [`apply`]. What it sends needs
+/// no care: a frozen process sends nothing, and the kernel only answers.
+pub fn silence(netlink: &mut Netlink, host: &Link) -> Result<()> {
+    tc::mute(netlink, host.index).or_network(format!("silencing {}", host.name))
+}
+
 /// Removes what [`apply`] made beside a host end that may be gone already.
 pub fn clear(netlink: &mut Netlink, devname: &str) -> Result<()> {
     free_outbound(netlink, None, devname)
@@ -55,10 +61,12 @@ pub fn sweep(netlink: &mut Netlink) -> Result<usize> {
 }
 
 fn unshape(netlink: &mut Netlink, host: &Link) -> Result<()> {
-    tc::unshape(netlink, host.index)
-        .unless(&NOT_THERE)
-        .or_network(format!("freeing {} of its rate", host.name))
-        .map(drop)
+    for undo in [tc::unshape, tc::unmute] {
+        undo(netlink, host.index)
+            .unless(&NOT_THERE)
+            .or_network(format!("freeing {} of its rate", host.name))?;
+    }
+    Ok(())
 }
 
 fn limit_outbound(netlink: &mut Netlink, host: &Link, rate: &Rate) -> Result<()> {

@@ -29,6 +29,8 @@ const TC_H_INGRESS: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_0000;
 /// Handle of our own at the root: by it we know it again and spare anyone else's.
 const OURS: u32 = 0xbe00_0000;
+/// Handle of what drops everything.
+const MUTE: u32 = 0xbe01_0000;
 /// The only entry of the filter's only hash table: giving it makes a second request replace it.
 const FILTER: u32 = 0x8000_0800;
 /// Packets of every protocol, and the filter's priority, 1, in the upper half.
@@ -57,6 +59,17 @@ pub fn shape(netlink: &mut Netlink, link: u32, rate: &Rate) -> Result<()> {
 /// Undoes [`shape`]; refused with `ENOENT` or `EINVAL` where there is nothing of ours.
 pub fn unshape(netlink: &mut Netlink, link: u32) -> Result<()> {
     netlink.request(RTM_DELQDISC, 0, &Body::new(link, OURS, TC_H_ROOT, 0).bytes)
+}
+
+/// Lets a link send nothing, instead of what [`shape`] allowed; [`shape`] ends it, too.
+pub fn mute(netlink: &mut Netlink, link: u32) -> Result<()> {
+    let body = Body::new(link, MUTE, TC_H_ROOT, 0).text(TCA_KIND, "blackhole").bytes;
+    netlink.request(RTM_NEWQDISC, REPLACE, &body)
+}
+
+/// Undoes [`mute`]; refused as [`unshape`] is.
+pub fn unmute(netlink: &mut Netlink, link: u32) -> Result<()> {
+    netlink.request(RTM_DELQDISC, 0, &Body::new(link, MUTE, TC_H_ROOT, 0).bytes)
 }
 
 /// Makes the place where packets arriving at a link are filtered.

@@ -467,6 +467,22 @@ fn root_rates_are_set_changed_and_removed() {
 }
 
 #[test]
+fn root_a_silenced_instance_hears_nothing_until_rates_are_applied() {
+    let (host, inside, vif) = pair();
+    let limited = Rates { inbound: Some(rate(1_000_000)), outbound: None };
+    for rates in [Rates::default(), limited] {
+        host.run(|| {
+            network().apply_rates(&vif, &rates).unwrap();
+            network().silence(&vif).unwrap();
+            network().silence(&vif).unwrap();
+        });
+        reach(&inside, &host, "10.7.0.254").unwrap_err();
+        host.run(|| network().apply_rates(&vif, &rates).unwrap());
+        reach(&inside, &host, "10.7.0.254").unwrap();
+    }
+}
+
+#[test]
 fn root_rates_of_others_stay_and_ours_leave_nothing() {
     let (host, inside, vif) = pair();
     let limits = Rates { inbound: Some(rate(1_000_000)), outbound: Some(rate(1_000_000)) };

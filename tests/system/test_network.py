@@ -66,6 +66,27 @@ def test_interfaces_are_there_between_create_and_start(service, busybox):
     assert not end.exists()
 
 
+@pytest.mark.parametrize("state, back", [("pause", "unpause"), ("suspend", "resume")])
+def test_a_frozen_instance_is_silent(spawn, service, state, back):
+    """The kernel would answer pings for it; a paused machine does not."""
+    flavor = {"extra_specs": {"quota:vif_inbound_average": "1000"}}
+    frozen, other = spawn(vifs=[service.vif()], flavor=flavor), spawn(vifs=[service.vif()])
+    address = frozen.get()["vifs"][0]["addresses"][0].split("/")[0]
+    ping = f"ping -c 1 -w 2 {address} || true"
+    assert " 0% packet loss" in other.sh(ping)
+    frozen.action(state)
+    assert " 100% packet loss" in other.sh(ping)
+    service.kill()
+    service.start()
+    assert " 100% packet loss" in other.sh(ping)
+    frozen.action(back)
+    assert " 0% packet loss" in other.sh(ping)
+    frozen.action(state)
+    frozen.action("stop")
+    frozen.action("start")
+    assert " 0% packet loss" in other.sh(ping)
+
+
 def test_instances_reach_each_other_and_the_host(spawn, service):
     one, two = spawn(vifs=[service.vif()]), spawn(vifs=[service.vif()])
     address = two.get()["vifs"][0]["addresses"][0].split("/")[0]

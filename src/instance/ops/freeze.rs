@@ -4,11 +4,13 @@ use crate::fault::Result;
 use crate::instance::parts::Parts;
 use crate::instance::record::{Frozen, Record};
 
-/// Freezes the instance; a suspend also gives its memory back as far as the
-/// host can (to swap, and what is only cache).
-pub fn freeze(parts: &Parts, mut record: Record, how: Frozen) -> Result<Record> {
-    let group = parts.group(&record);
-    let was_frozen = record.frozen.is_some();
+use super::stop::hear;
+
+/// Freezes the instance and silences its interfaces; a suspend also gives its
+/// memory back as far as the host can (to swap, and what is only cache).
+pub fn freeze(parts: &Parts, before: Record, how: Frozen) -> Result<Record> {
+    let group = parts.group(&before);
+    let mut record = Record { frozen: Some(how), ..before.clone() };
     group.freeze()?;
     if how == Frozen::Suspended
         && let Err(fault) = group.reclaim()
@@ -16,20 +18,27 @@ pub fn freeze(parts: &Parts, mut record: Record, how: Frozen) -> Result<Record> 
         // Suspended all the same: how much comes back is the host's affair.
         tracing::debug!(instance = %record.id, %fault, "taking memory back");
     }
-    record.frozen = Some(how);
-    record.save(&parts.paths(&record)).inspect_err(|_| {
-        if !was_frozen && let Err(fault) = group.thaw() {
-            tracing::error!(instance = %record.id, %fault, "thawing after a failed pause");
+    let silenced = record.definition.vifs.iter().try_for_each(|vif| parts.traffic(&record, vif));
+    match silenced.and_then(|()| record.save(&parts.paths(&record))) {
+        Ok(()) => Ok(record),
+        Err(fault) => {
+            if before.frozen.is_none() {
+                hear(parts, &before);
+                if let Err(fault) = group.thaw() {
+                    tracing::error!(instance = %before.id, %fault, "thawing after a failed pause");
+                }
+            }
+            Err(fault)
         }
-    })?;
-    Ok(record)
+    }
 }
 
-/// Thaws the instance.
-pub fn thaw(parts: &Parts, mut record: Record) -> Result<Record> {
-    let group = parts.group(&record);
+/// Thaws the instance; its interfaces hear again.
+pub fn thaw(parts: &Parts, before: Record) -> Result<Record> {
+    let group = parts.group(&before);
+    let mut record = Record { frozen: None, ..before };
+    hear(parts, &record);
     group.thaw()?;
-    record.frozen = None;
     record.save(&parts.paths(&record)).inspect_err(|_| {
         if let Err(fault) = group.freeze() {
             tracing::error!(instance = %record.id, %fault, "freezing again after a failed resume");

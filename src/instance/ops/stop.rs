@@ -46,9 +46,21 @@ pub fn power_off(parts: &Parts, mut record: Record) -> Result<Record> {
     teardown.step("ending its processes", destroy::end_processes(parts, record.id));
     teardown.step("taking its file systems down", parts.unmount(&parts.paths(&record)));
     teardown.finish()?;
-    record.frozen = None;
+    if record.frozen.take().is_some() {
+        hear(parts, &record);
+    }
     record.quiesced = false;
     Ok(record)
+}
+
+/// Ends the silence of a frozen instance's interfaces. One that is gone must
+/// not keep the instance from what was asked for.
+pub fn hear(parts: &Parts, record: &Record) {
+    for vif in &record.definition.vifs {
+        if let Err(fault) = parts.traffic(record, vif) {
+            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "ending its silence");
+        }
+    }
 }
 
 /// After its first process ended by itself: what is left is taken down and the
