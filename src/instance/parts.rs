@@ -18,7 +18,7 @@ use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
 use crate::types::{RuntimeInfo, Vif};
 
-use super::record::Record;
+use super::record::{Desired, Record};
 use super::teardown::Teardown;
 
 /// The parts.
@@ -115,9 +115,10 @@ impl Parts {
         Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
     }
 
-    /// Lets through a VIF what the flavor allows, and nothing while it is frozen.
+    /// Lets through a VIF what the flavor allows, and nothing while the instance is
+    /// frozen or off.
     pub fn traffic(&self, record: &Record, vif: &Vif) -> Result<()> {
-        if record.frozen.is_some() {
+        if record.frozen.is_some() || record.desired != Desired::Running {
             return self.network.silence(vif);
         }
         let rates = Rates::from_extra_specs(&record.definition.flavor.extra_specs)?;

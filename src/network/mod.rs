@@ -130,8 +130,8 @@ impl Network {
     }
 
     /// Lets no packet reach the instance through a VIF until [`Network::apply_rates`]:
-    /// the kernel answers pings for a frozen instance, which a paused machine does
-    /// not. A VIF without its host end is silent already.
+    /// the kernel answers pings for an instance that is frozen or off, which a machine
+    /// does not. A VIF without its host end is silent already.
     pub fn silence(&self, vif: &Vif) -> Result<()> {
         let mut netlink = veth::open()?;
         match find(&mut netlink, vif)? {

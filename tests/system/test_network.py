@@ -66,25 +66,40 @@ def test_interfaces_are_there_between_create_and_start(service, busybox):
     assert not end.exists()
 
 
-@pytest.mark.parametrize("state, back", [("pause", "unpause"), ("suspend", "resume")])
-def test_a_frozen_instance_is_silent(spawn, service, state, back):
-    """The kernel would answer pings for it; a paused machine does not."""
+@pytest.mark.parametrize("off, on", [("pause", "unpause"), ("suspend", "resume"), ("stop", "start")])
+def test_an_instance_that_is_frozen_or_off_is_silent(spawn, service, off, on):
+    """The kernel would answer pings for it; a machine does not."""
     flavor = {"extra_specs": {"quota:vif_inbound_average": "1000"}}
-    frozen, other = spawn(vifs=[service.vif()], flavor=flavor), spawn(vifs=[service.vif()])
-    address = frozen.get()["vifs"][0]["addresses"][0].split("/")[0]
-    ping = f"ping -c 1 -w 2 {address} || true"
-    assert " 0% packet loss" in other.sh(ping)
-    frozen.action(state)
-    assert " 100% packet loss" in other.sh(ping)
+    silent, other = spawn(vifs=[service.vif()], flavor=flavor), spawn(vifs=[service.vif()])
+
+    def answers(instance):
+        address = instance.get()["vifs"][0]["addresses"][0].split("/")[0]
+        return " 0% packet loss" in other.sh(f"ping -c 1 -W 1 {address} || true")
+
+    assert answers(silent)
+    silent.action(off)
+    assert not answers(silent)
     service.kill()
     service.start()
-    assert " 100% packet loss" in other.sh(ping)
-    frozen.action(back)
-    assert " 0% packet loss" in other.sh(ping)
-    frozen.action(state)
-    frozen.action("stop")
-    frozen.action("start")
-    assert " 0% packet loss" in other.sh(ping)
+    assert not answers(silent)
+    silent.action(on)
+    assert answers(silent)
+    silent.action(off)
+    silent.action("reboot", type="HARD")
+    assert answers(silent)
+
+
+def test_before_its_first_start_and_after_its_own_power_off_it_is_silent(instance, service, busybox):
+    created = service.define(busybox, vifs=[service.vif()])
+    address = created.get()["vifs"][0]["addresses"][0].split("/")[0]
+    ping = f"ping -c 1 -W 1 {address} || true"
+    assert " 100% packet loss" in instance.sh(ping)
+    created.action("start")
+    assert " 0% packet loss" in instance.sh(ping)
+    created.go_down("poweroff")
+    created.wait_state("SHUTDOWN")
+    assert " 100% packet loss" in instance.sh(ping)
+    created.discard()
 
 
 def test_instances_reach_each_other_and_the_host(spawn, service):

@@ -4,8 +4,6 @@ use crate::fault::Result;
 use crate::instance::parts::Parts;
 use crate::instance::record::{Frozen, Record};
 
-use super::stop::hear;
-
 /// Freezes the instance and silences its interfaces; a suspend also gives its
 /// memory back as far as the host can (to swap, and what is only cache).
 pub fn freeze(parts: &Parts, before: Record, how: Frozen) -> Result<Record> {
@@ -45,4 +43,14 @@ pub fn thaw(parts: &Parts, before: Record) -> Result<Record> {
         }
     })?;
     Ok(record)
+}
+
+/// Ends the silence of a frozen instance's interfaces. One that is gone must
+/// not keep the instance from what was asked for.
+fn hear(parts: &Parts, record: &Record) {
+    for vif in &record.definition.vifs {
+        if let Err(fault) = parts.traffic(record, vif) {
+            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "ending its silence");
+        }
+    }
 }

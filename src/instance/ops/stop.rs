@@ -46,19 +46,18 @@ pub fn power_off(parts: &Parts, mut record: Record) -> Result<Record> {
     teardown.step("ending its processes", destroy::end_processes(parts, record.id));
     teardown.step("taking its file systems down", parts.unmount(&parts.paths(&record)));
     teardown.finish()?;
-    if record.frozen.take().is_some() {
-        hear(parts, &record);
-    }
+    silence(parts, &record);
+    record.frozen = None;
     record.quiesced = false;
     Ok(record)
 }
 
-/// Ends the silence of a frozen instance's interfaces. One that is gone must
-/// not keep the instance from what was asked for.
-pub fn hear(parts: &Parts, record: &Record) {
+/// A machine that is off answers nobody, but its addresses live on in its network
+/// namespace, where the kernel would. A start ends this.
+fn silence(parts: &Parts, record: &Record) {
     for vif in &record.definition.vifs {
-        if let Err(fault) = parts.traffic(record, vif) {
-            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "ending its silence");
+        if let Err(fault) = parts.network.silence(vif) {
+            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "silencing it");
         }
     }
 }
