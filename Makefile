@@ -20,13 +20,14 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## lint, unit, fuzz, driver, system, security, API and durability tests: under an hour on 2 cores (root)
-	@scripts/deps build run images test lint fuzz
+test: ## lint, unit, fuzz, driver, system, security, API, durability and OpenStack tests (root)
+	@scripts/deps build run images test lint fuzz driver openstack
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-fuzz
 	@$(MAKE) --no-print-directory test-driver
 	@$(MAKE) --no-print-directory test-root
+	@$(MAKE) --no-print-directory test-openstack
 
 .PHONY: build
 build: ## the release programs, target/release/berth and berth-monitor
@@ -87,7 +88,7 @@ test-openstack: build ## the cloud up, Heat, a part of Tempest, the cloud down (
 	@$(OPENSTACK) test
 
 .PHONY: test-scale
-test-scale: build ## the cloud up, a hundred servers while what carries them is killed, the cloud down (root)
+test-scale: build ## the cloud up, a hundred servers while what carries them is killed, down (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) test-scale
 
@@ -106,6 +107,11 @@ bench: ## figures, each against its peers in the same run (root; installs LXC, l
 	@scripts/deps build run images bench
 	@$(MAKE) --no-print-directory build
 	@bench/run
+
+.PHONY: bench-openstack
+bench-openstack: openstack ## a server's way to ACTIVE, beside Nova's fake driver and libvirt-lxc (root)
+	@scripts/deps bench
+	@bench/openstack
 
 .PHONY: style
 style: ## formatting and compiler lints
