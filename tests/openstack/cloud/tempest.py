@@ -21,7 +21,7 @@ CONFIGURATION = WORKSPACE / "etc/tempest.conf"
 EXCLUDED = HERE / "tempest-excluded.txt"
 # Tempest keeps a register of workspaces there: in the user's, it would outlive the cloud.
 HOME = {"HOME": str(STATE)}
-# All that `make tempest` runs, and the part that `make test` does.
+# All that `make tempest` runs, and the part that `make test-openstack` does.
 WHOLE = r"^tempest\.(api\.compute|scenario)\."
 PART = HERE / "tempest-part.txt"
 # It gives its class's floating IP to a server of its own, and deletes that: whatever its class tries
@@ -139,7 +139,7 @@ def _image_file() -> Path:
 
 
 def part() -> list[str]:
-    """Patterns of the part that `make test` runs."""
+    """Patterns of the part that `make test-openstack` runs."""
     return lines(PART)
 
 
