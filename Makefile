@@ -59,7 +59,7 @@ test-durability: build ## of these, kill -9 at random moments and a full disk
 	$(PYTEST) tests/durability
 
 .PHONY: test-v2
-test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machine (root; an hour)
+test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machine (root; slow)
 	@scripts/deps images vm
 	@tests/vm/run
 
