@@ -20,9 +20,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runtimes", default="crun,runc", help="OCI runtime programs to test with, comma-separated"
     )
-    parser.addoption(
-        "--each", action="store_true", help="each test with each runtime, also where it has no part"
-    )
     parser.addoption("--kills", type=int, default=60, help="kills in the durability test, with each runtime")
 
 
@@ -36,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "runtime" in metafunc.fixturenames:
         names = metafunc.config.getoption("--runtimes").split(",")
-        if metafunc.definition.get_closest_marker("one_runtime") and not metafunc.config.getoption("--each"):
+        if metafunc.definition.get_closest_marker("one_runtime"):
             names = names[:1]
         metafunc.parametrize("runtime", names, scope="module")
 

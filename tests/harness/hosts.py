@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -79,6 +80,27 @@ class Lxcfs:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def return_hugetlb(point: Path) -> None:
+    """Unmounts a v1 hugetlb hierarchy and sees the controller back on the unified one.
+
+    The kernel takes a moment for that. A hierarchy whose last group was removed an instant
+    before even stays alive without a mount, and only its next unmount ends it: until then
+    crun seems to work, and then does not.
+    """
+    unified = unified_dir()
+    for attempt in range(10):
+        if attempt:
+            subprocess.run(["mount", "-t", "cgroup", "-o", "hugetlb", "hugetlb", point], check=True)
+        subprocess.run(["umount", point], check=True)
+        for _ in range(30):
+            if cgroup_dir("hugetlb") != unified:
+                return  # somebody else has it mounted, too
+            if "hugetlb" in (unified / "cgroup.controllers").read_text().split():
+                return
+            time.sleep(0.1)
+    print(f"hugetlb stays away from {unified}: is it mounted in another mount namespace?", file=sys.stderr)
+
+
 class Hugetlb:
     """A v1 hugetlb hierarchy, where the unified one of a hybrid host still holds that controller.
 
@@ -113,7 +135,7 @@ class Hugetlb:
             for path, _, _ in os.walk(self.directory, topdown=False):
                 if path != str(self.directory) and Path(path).name.startswith("berth"):
                     Path(path).rmdir()
-            subprocess.run(["umount", self.directory], check=True)
+            return_hugetlb(self.directory)
             self._remove()
 
     def _remove(self) -> None:

@@ -7,8 +7,6 @@ import hoststate
 import pytest
 from harness import Fault, Service
 
-pytestmark = pytest.mark.one_runtime
-
 UNKNOWN = str(uuid.UUID(int=7))
 
 

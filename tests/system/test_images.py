@@ -17,8 +17,6 @@ import imagelib
 import pytest
 from harness import Fault, wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 SHELL = {"Cmd": ["/bin/sh", "-c", "echo started; exec sleep 1000"]}
 
 
@@ -405,6 +403,7 @@ def test_sparse_files_stay_sparse(service, tmp_path):
     service.client.delete(f"/v1/images/{image}")
 
 
+@pytest.mark.one_runtime
 def test_a_small_disk_for_a_large_image_is_refused(service, tmp_path):
     tree = imagelib.busybox_tree()
     tree.symlink("sbin/init", "/bin/busybox")

@@ -91,15 +91,17 @@ def test_an_instance_that_is_frozen_or_off_is_silent(spawn, service, off, on):
 
 def test_before_its_first_start_and_after_its_own_power_off_it_is_silent(instance, service, busybox):
     created = service.define(busybox, vifs=[service.vif()])
-    address = created.get()["vifs"][0]["addresses"][0].split("/")[0]
-    ping = f"ping -c 1 -W 1 {address} || true"
-    assert " 100% packet loss" in instance.sh(ping)
-    created.action("start")
-    assert " 0% packet loss" in instance.sh(ping)
-    created.go_down("poweroff")
-    created.wait_state("SHUTDOWN")
-    assert " 100% packet loss" in instance.sh(ping)
-    created.discard()
+    try:
+        address = created.get()["vifs"][0]["addresses"][0].split("/")[0]
+        ping = f"ping -c 1 -W 1 {address} || true"
+        assert " 100% packet loss" in instance.sh(ping)
+        created.action("start")
+        assert " 0% packet loss" in instance.sh(ping)
+        created.go_down("poweroff")
+        created.wait_state("SHUTDOWN")
+        assert " 100% packet loss" in instance.sh(ping)
+    finally:
+        created.discard()
 
 
 def test_instances_reach_each_other_and_the_host(spawn, service):

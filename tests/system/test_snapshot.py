@@ -16,8 +16,6 @@ from pathlib import Path
 import pytest
 from harness import Fault, Service, wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 TOKEN = "gAAAA-a-token-of-nobody"
 
 
@@ -332,6 +330,7 @@ def frozen(service) -> list[float]:
     return [int(us) / 1000 for us in re.findall(r"frozen_us=(\d+)", service.log.read_text())]
 
 
+@pytest.mark.one_runtime
 def test_where_the_host_shares_extents_the_copy_takes_no_time(runtime, lxcfs, busybox_file, glance, tmp_path):
     """1 GB in the instance, on xfs: the disk is held for the flush of the journal only."""
     disk, point = Path(f"/var/tmp/berth-xfs-{os.getpid()}"), Path(f"/var/tmp/berth-xfs-{os.getpid()}.d")

@@ -35,13 +35,13 @@ pub fn freeze(parts: &Parts, before: Record, how: Frozen) -> Result<Record> {
 pub fn thaw(parts: &Parts, before: Record) -> Result<Record> {
     let group = parts.group(&before);
     let mut record = Record { frozen: None, ..before };
-    hear(parts, &record);
     group.thaw()?;
     record.save(&parts.paths(&record)).inspect_err(|_| {
         if let Err(fault) = group.freeze() {
             tracing::error!(instance = %record.id, %fault, "freezing again after a failed resume");
         }
     })?;
+    hear(parts, &record);
     Ok(record)
 }
 

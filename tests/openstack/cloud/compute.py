@@ -13,7 +13,7 @@ from .place import BERTH_SOCKET, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
 from .processes import Failure, Program, run, step, wait_until
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
-from harness.hosts import unified_dir, unmount  # noqa: E402
+from harness.hosts import return_hugetlb, unified_dir, unmount  # noqa: E402
 from hoststate import cgroup_hierarchies, mount_points  # noqa: E402
 
 BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
@@ -98,10 +98,16 @@ def stop() -> None:
     SERVICE.stop(20)
     LXCFS_PROGRAM.stop(5)
     _remove_cgroups()
-    # lxcfs, hugetlb, and the place that the service keeps for mounts.
+    # lxcfs, and the place that the service keeps for mounts.
     for point, _, _ in reversed(list(mount_points())):
-        if point.is_relative_to(STATE) or point.is_relative_to(RUN):
+        if point != HUGETLB and (point.is_relative_to(STATE) or point.is_relative_to(RUN)):
             unmount(point)
+
+
+def unmount_hugetlb() -> None:
+    """Last: Neutron's proxies have it in mount namespaces of their own."""
+    if HUGETLB.is_mount():
+        return_hugetlb(HUGETLB)
 
 
 def _remove_cgroups() -> None:
