@@ -13,10 +13,13 @@
 //! [`ImageStore`] is the door; everything behind it is synchronous.
 
 pub mod digest;
+#[cfg(feature = "service")]
 mod flight;
 #[cfg(test)]
 mod fuzz_seeds;
+#[cfg(feature = "service")]
 pub mod helper;
+#[cfg(feature = "service")]
 mod import;
 pub mod init;
 pub mod jail;
@@ -24,16 +27,22 @@ pub mod layer;
 pub mod manifest;
 pub mod merged;
 pub mod recognise;
+#[cfg(feature = "service")]
 mod source;
 pub mod stage;
+#[cfg(feature = "service")]
 mod store;
 pub mod tar_reader;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(feature = "service")]
 mod user;
 pub mod whiteout;
 pub mod xattr;
 
+#[cfg(feature = "service")]
 pub use flight::Progress;
+#[cfg(feature = "service")]
 pub use store::ImageStore;
+#[cfg(feature = "service")]
 pub use user::{ProcessUser, resolve_user};
