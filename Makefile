@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
 OPENSTACK := target/venv-openstack/bin/python tests/openstack/run
+ROOT_TESTS := tests/system tests/security tests/api tests/durability
 FUZZ_SECONDS ?= 60
 
 .PHONY: help
@@ -20,13 +21,14 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## lint, unit, fuzz, driver, system, security, API and durability tests: an hour on 2 cores (root)
-	@scripts/deps build run images test lint fuzz
+test: ## lint, unit, fuzz, driver, system, security, API, durability, OpenStack: over an hour on 2 cores (root)
+	@scripts/deps build run images test lint fuzz driver openstack
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-fuzz
 	@$(MAKE) --no-print-directory test-driver
 	@$(MAKE) --no-print-directory test-root
+	@$(MAKE) --no-print-directory test-openstack
 
 .PHONY: build
 build: ## the release programs, target/release/berth and berth-monitor
@@ -41,7 +43,8 @@ test-unit: ## Rust's unit tests, some of which make mounts and namespaces (root)
 .PHONY: test-root
 test-root: build ## the tests against a running service: system, security, durability, API (root)
 	@scripts/deps run images test
-	$(PYTEST) tests/system tests/security tests/api tests/durability
+	$(PYTEST) $(ROOT_TESTS) --numprocesses 2 --dist loadfile -m "not alone"
+	$(PYTEST) $(ROOT_TESTS) -m alone
 
 .PHONY: test-system
 test-system: build ## of these, the system tests only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -56,12 +57,19 @@ def program() -> Path:
     return BERTH
 
 
-@pytest.fixture(scope="session", autouse=True)
-def hugetlb() -> Iterator[Hugetlb]:
-    """Lets crun run on a hybrid host."""
-    hierarchy = Hugetlb()
-    yield hierarchy
-    hierarchy.close()
+HUGETLB = pytest.StashKey[Hugetlb]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Lets crun run on a hybrid host. Of several workers none does this: it is the host's."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[HUGETLB] = Hugetlb()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if HUGETLB in config.stash:
+        config.stash[HUGETLB].close()
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +81,11 @@ def lxcfs() -> Iterator[Lxcfs]:
 
 
 def _make_image(script: str) -> Path:
-    made = subprocess.run([ROOT / "scripts" / script], stdout=subprocess.PIPE, text=True)
+    directory = ROOT / "target/images"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may want it, too
+        made = subprocess.run([ROOT / "scripts" / script], stdout=subprocess.PIPE, text=True)
     assert made.returncode == 0, f"scripts/{script} failed"
     return Path(made.stdout.splitlines()[-1])
 

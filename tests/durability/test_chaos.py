@@ -21,6 +21,8 @@ import hoststate
 import pytest
 from harness import Fault, Instance, Service, wait_for
 
+pytestmark = pytest.mark.alone
+
 WORKERS = 4
 ACTIONS = [
     ("start", {}),

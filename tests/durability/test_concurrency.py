@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from harness import Fault, Instance, Service, wait_for
 
+pytestmark = pytest.mark.alone
+
 SMALL = {"vcpus": 1, "memory_mb": 64, "root_gb": 1}
 
 

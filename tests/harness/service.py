@@ -23,6 +23,9 @@ from .hosts import cgroup_dir, unmount
 ROOT = Path(__file__).resolve().parent.parent.parent
 BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
 ID_BLOCK = 65_536
+# Tests of other workers run on the same host.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 T = TypeVar("T")
 
 FLAVOR = {"name": "small", "vcpus": 1, "memory_mb": 64, "root_gb": 1}
@@ -59,7 +62,7 @@ class Service:
         base: Path | None = None,
         settings: dict[str, dict[str, Any]] | None = None,
     ):
-        token = secrets.randbelow(0xFFFF)
+        token = secrets.randbelow(0xFFFF // WORKERS) * WORKERS + WORKER
         self.token = f"b{token:04x}"
         self.base = base or Path(tempfile.mkdtemp(prefix=f"{self.token}-", dir="/var/tmp"))
         self.base.mkdir(exist_ok=True)

@@ -1,10 +1,13 @@
-"""Servers in ways that Tempest does not try: cloud-init, config drive, static addresses, two stacks."""
+"""Servers in ways that Tempest does not try: cloud-init, static addresses, two stacks, restarts, caching."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from cloud import compute
+from cloud.place import BERTH_SOCKET, HOST
+from cloud.processes import run
 from helpers import eventually, network, server, ssh
 
 USER_DATA = """#!/bin/sh
@@ -60,3 +63,30 @@ def test_metadata_tells_the_server_who_it_is(demo: Any) -> None:
         assert ssh("root", made.access_ipv4, "hostname").strip() == "who"
         assert ssh("root", made.access_ipv4, "grep -c ^processor /proc/cpuinfo").strip() == "1"
         assert int(ssh("root", made.access_ipv4, "awk '/MemTotal/ {print $2}' /proc/meminfo")) == 64 * 1024
+
+
+def test_nova_compute_restarts_beside_a_server(demo: Any) -> None:
+    private = demo.network.find_network("private")
+    with server(demo, "stays", private, image="tempest", flavor="nano") as made:
+        started = ssh("root", made.access_ipv4, "stat -c %Y /proc/1")
+        compute.NOVA_COMPUTE.stop()
+        compute.start_nova_compute()
+        assert ssh("root", made.access_ipv4, "stat -c %Y /proc/1") == started
+        assert demo.compute.get_server(made).status == "ACTIVE"
+
+
+def test_an_image_is_fetched_beforehand(admin: Any) -> None:
+    content = admin.image.download_image(admin.image.find_image("tempest")).content
+    image = admin.image.create_image(
+        name="beforehand", disk_format="raw", container_format="bare", data=content
+    )
+    aggregate = admin.compute.create_aggregate(name="beforehand")
+    try:
+        admin.compute.add_host_to_aggregate(aggregate, HOST)
+        admin.compute.aggregate_precache_images(aggregate, [image.id])
+        listing = (compute.BERTH, "--socket", BERTH_SOCKET, "--json", "image", "list")
+        eventually("the image on the host", lambda: image.id in run(*listing))
+    finally:
+        admin.compute.remove_host_from_aggregate(aggregate, HOST)
+        admin.compute.delete_aggregate(aggregate)
+        admin.image.delete_image(image)

@@ -10,6 +10,8 @@ from typing import ClassVar
 import pytest
 from harness import Fault, Service, wait_for
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 HOG = "(while :; do :; done) >/dev/null 2>&1 &"
 
