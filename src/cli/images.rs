@@ -76,6 +76,8 @@ fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::DockerArchive => "docker-archive",
         ImageFormat::OciArchive => "oci-archive",
         ImageFormat::RootfsTar => "rootfs-tar",
+        ImageFormat::Qcow2 => "qcow2",
+        ImageFormat::Raw => "raw",
     }
 }
 

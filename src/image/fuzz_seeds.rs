@@ -4,10 +4,12 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use super::layer::{extract, mark_opaque};
+use super::tar_reader::TarReader;
 use super::testing::LIMITS;
-use super::{manifest, recognise, stage};
+use super::{disk, manifest, recognise, stage};
 use crate::fault::{Fault, FaultKind};
 
 fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
@@ -67,4 +69,52 @@ fn recognise_seeds_are_told() {
             staged.members.keys().for_each(|name| drop(staged.find(name)));
         }
     }
+}
+
+#[test]
+fn qcow2_seeds_are_disks_or_faults() {
+    for (path, bytes) in seeds("qcow2") {
+        let Ok(image) = disk::qcow2::Qcow2::open(Rc::new(bytes)) else { continue };
+        let mut all = vec![0; 65_536];
+        let read = disk::Blocks::read_at(&image, 0, &mut all);
+        assert!(read.is_err() || all[1080..1082] == [0x53, 0xef], "{}", path.display());
+    }
+}
+
+#[test]
+fn partitions_seeds_lie_beside_each_other_or_are_faults() {
+    let read = |name: &str| {
+        let (_, bytes) = seeds("partitions").into_iter().find(|(p, _)| p.ends_with(name)).unwrap();
+        disk::partitions::read(&bytes).map(|found| found.unwrap_or_default())
+    };
+    let places = |name: &str| -> Vec<_> {
+        let sectors = |p: &disk::partitions::Partition| (p.number, p.start / 512, p.size / 512);
+        read(name).unwrap().iter().map(sectors).collect()
+    };
+    assert_eq!(places("gpt"), [(1, 4, 2), (2, 6, 2)]);
+    assert_eq!(places("mbr"), [(1, 1, 1), (5, 3, 1), (6, 5, 1)]);
+    assert!(read("across").unwrap_err().detail.contains("lies across another"));
+    assert!(read("circle").unwrap_err().detail.contains("in a circle"));
+    for (_, bytes) in seeds("partitions") {
+        drop(disk::partitions::read(&bytes));
+    }
+}
+
+#[test]
+fn ext4_seeds_are_archives_or_faults() {
+    let mut archives = 0;
+    for (path, bytes) in seeds("ext4") {
+        let mut archive = Vec::new();
+        if disk::write_tar_of(Rc::new(bytes), &mut archive, LIMITS).is_err() {
+            continue;
+        }
+        let mut reader = TarReader::new(&archive[..]);
+        let mut names = Vec::new();
+        while let Some(member) = reader.next().unwrap() {
+            names.push(member.path);
+        }
+        assert_eq!(names[0], b"./", "{}", path.display());
+        archives += 1;
+    }
+    assert!(archives >= 2, "the good seeds are no longer read");
 }

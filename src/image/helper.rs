@@ -229,6 +229,7 @@ fn wait_for(fd: impl AsFd, flags: PollFlags) -> Result<()> {
 fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWriter) {
     std::thread::spawn(move || {
         let (Task::Decompress { directory, .. }
+        | Task::Disk { directory, .. }
         | Task::Stage { directory, .. }
         | Task::Layer { directory, .. }) = &task;
         let root = OwnedFd::from(File::open(directory).unwrap());

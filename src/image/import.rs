@@ -13,11 +13,12 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::digest::{Algorithm, Digest, Hasher};
+use super::disk;
 use super::flight::Progress;
 use super::helper::{Input, Running};
 use super::init;
 use super::jail::{Outcome, Task};
-use super::layer::{Limits, Report, mark_opaque};
+use super::layer::{Limits, Report, mark_opaque, write_sparsely};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
 use super::source::Source;
@@ -131,10 +132,14 @@ impl Import<'_> {
         let source = Source::open(&request.source, id, &self.store.config)?;
         let content = self.fetch(source, request)?;
         let staged = self.stage(&content.path)?;
-        if staged.content != Content::Tar {
-            return Err(recognise::refusal(staged.content));
-        }
         let (format, mut config) = match staged.archive {
+            _ if disk::reads(staged.content) => {
+                self.disk(&content)?;
+                (disk::format(staged.content), ImageConfig::default())
+            }
+            _ if staged.content != Content::Tar => {
+                return Err(recognise::refusal(staged.content));
+            }
             Archive::Rootfs => (ImageFormat::RootfsTar, self.rootfs(&content)?),
             archive @ (Archive::Docker | Archive::Oci) => {
                 // The members are staged; the archive itself only takes space.
@@ -227,6 +232,48 @@ impl Import<'_> {
         Ok(ImageConfig::default())
     }
 
+    /// Makes the root file system of a disk image a layer.
+    fn disk(&mut self, content: &Fetched) -> Result<()> {
+        let path = self.seekable(content)?;
+        let plain = Plain::of_disk(self, &path, Meter::new(self.report, "unpacking"))?;
+        let (digest, record) = self.unpack(plain, None)?;
+        self.put_on_top(digest, &record);
+        Ok(())
+    }
+
+    /// The content where it can be read at any place: decompressed, if it was not.
+    fn seekable(&self, content: &Fetched) -> Result<PathBuf> {
+        let mut plain = Plain::open(self, &content.path, Meter::new(self.report, "decompressing"))?;
+        if plain.jail.is_none() {
+            return Ok(content.path.clone());
+        }
+        let path = self.workspace.path("disk");
+        let file = create_file(&path)?;
+        let most = self.store.config.max_bytes;
+        let mut buffer = vec![0; PIECE];
+        let mut size = 0;
+        loop {
+            let n = plain.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            if size + n as u64 > most {
+                return Err(Fault::new(
+                    FaultKind::ImageUnacceptable,
+                    format!(
+                        "the disk image has more than {most} bytes, the value of \
+                         images.max_bytes, when decompressed"
+                    ),
+                ));
+            }
+            write_sparsely(&file, size, &buffer[..n]).or_fault("keeping the disk image")?;
+            size += n as u64;
+        }
+        file.set_len(size).or_fault("keeping the disk image")?;
+        remove_tree(&content.path)?;
+        Ok(path)
+    }
+
     fn archive(&mut self, archive: Archive, staged: &Staged) -> Result<(ImageFormat, ImageConfig)> {
         let file = |name: &str| {
             let (number, size) = staged.find(name)?;
@@ -278,6 +325,11 @@ impl Import<'_> {
             None => self.unpack(plain, expected)?,
         };
         check_digest(&digest, expected)?;
+        self.put_on_top(digest, &record);
+        Ok(())
+    }
+
+    fn put_on_top(&mut self, digest: Digest, record: &LayerRecord) {
         self.left.entries = self.left.entries.saturating_sub(record.entries);
         self.left.bytes = self.left.bytes.saturating_sub(record.bytes);
         self.unpacked += record.stored;
@@ -289,7 +341,6 @@ impl Import<'_> {
             self.layers.clear();
         }
         self.layers.push(digest);
-        Ok(())
     }
 
     /// Unpacks a layer aside, and puts it in place when it is what it should be.
@@ -352,6 +403,8 @@ struct Plain<'a> {
     /// Shares its position with the decompressing child.
     file: File,
     jail: Option<Running>,
+    /// Bytes that were given, where the position says nothing.
+    given: Option<u64>,
     meter: Meter<'a>,
 }
 
@@ -367,7 +420,16 @@ impl<'a> Plain<'a> {
                 Some(import.store.helper.start(&task, Input::File(input))?)
             }
         };
-        Ok(Plain { file, jail, meter })
+        Ok(Plain { file, jail, given: None, meter })
+    }
+
+    /// The archive of a disk image's root file system.
+    fn of_disk(import: &Import<'_>, path: &Path, meter: Meter<'a>) -> Result<Plain<'a>> {
+        let file = File::open(path).or_fault("opening the disk image")?;
+        let input = file.try_clone().or_fault("opening the disk image")?;
+        let task = Task::Disk { directory: import.workspace.path("empty"), limits: import.left };
+        let jail = Some(import.store.helper.start(&task, Input::File(input))?);
+        Ok(Plain { file, jail, given: Some(0), meter })
     }
 
     /// Takes bytes; 0 at the end, after which all of it was good.
@@ -381,7 +443,10 @@ impl<'a> Plain<'a> {
         {
             jail.finish()?;
         }
-        if let Ok(position) = self.file.stream_position() {
+        if let Some(given) = &mut self.given {
+            *given += n as u64;
+            self.meter.at(*given, None);
+        } else if let Ok(position) = self.file.stream_position() {
             self.meter.at(position, None);
         }
         Ok(n)

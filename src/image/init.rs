@@ -8,7 +8,7 @@ use crate::types::InitKind;
 
 /// Where an init may be: the kernel's first choice, then systemd where its
 /// link was not installed, then the initial ramdisk's convention.
-const CANDIDATES: &[&str] =
+pub const CANDIDATES: &[&str] =
     &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/init"];
 /// How much of a program is searched for the words that give it away.
 const SEARCHED: u64 = 4 << 20;

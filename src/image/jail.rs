@@ -10,6 +10,7 @@
 //!
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
+//! * reading of a disk image ([`super::disk`]): none, in the same;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -38,6 +39,7 @@ use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
+use super::disk;
 use super::layer::{self, Limits, Report};
 use super::recognise::{Compression, Content, refusal};
 use super::stage::{self, Staged};
@@ -67,6 +69,14 @@ pub enum Task {
         /// Any directory, to mount an empty file system on, in private.
         directory: PathBuf,
     },
+    /// The disk image that standard input is to standard output, as the tar
+    /// archive of its root file system.
+    Disk {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+        /// Most that may be in it.
+        limits: Limits,
+    },
     /// Recognise plain standard input and take an image archive apart.
     Stage {
         /// An empty directory.
@@ -88,6 +98,8 @@ pub enum Task {
 pub enum Outcome {
     /// All was decompressed.
     Decompressed,
+    /// All of the root file system was written.
+    Disk,
     /// All was staged.
     Staged(Staged),
     /// All was unpacked.
@@ -158,15 +170,13 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
 }
 
 /// Does a task in the directory `root`, with no jail around it.
-pub(super) fn run(
-    task: &Task,
-    root: OwnedFd,
-    input: impl Read + Send,
-    output: impl Write,
-) -> Result<Outcome> {
+pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -> Result<Outcome> {
     match task {
         Task::Decompress { compression, .. } => {
             decompress(*compression, input, output).map(|()| Outcome::Decompressed)
+        }
+        Task::Disk { limits, .. } => {
+            disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
         Task::Stage { limits, .. } => stage::stage(&root, input, *limits).map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
@@ -216,7 +226,7 @@ fn confine(task: &Task) -> Result<()> {
     )
     .or_fault("taking namespaces for the jail")?;
     let (keep, bytes) = match task {
-        Task::Decompress { directory, .. } => {
+        Task::Decompress { directory, .. } | Task::Disk { directory, .. } => {
             change_root(directory, true)?;
             (CapabilitySet::empty(), 0)
         }

@@ -658,7 +658,7 @@ fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
 }
 
 /// Writes the blocks that are not all zeros; returns how many bytes those were.
-fn write_sparsely(file: &OwnedFd, offset: u64, data: &[u8]) -> rustix::io::Result<u64> {
+pub(super) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rustix::io::Result<u64> {
     let mut written = 0;
     let (mut start, mut at) = (None, 0);
     while at < data.len() {
@@ -669,7 +669,7 @@ fn write_sparsely(file: &OwnedFd, offset: u64, data: &[u8]) -> rustix::io::Resul
         match (hole, start) {
             (false, None) => start = Some(at),
             (true, Some(from)) => {
-                write_all(file, offset + from as u64, &data[from..at])?;
+                write_all(&file, offset + from as u64, &data[from..at])?;
                 written += (at - from) as u64;
                 start = None;
             }
@@ -678,15 +678,15 @@ fn write_sparsely(file: &OwnedFd, offset: u64, data: &[u8]) -> rustix::io::Resul
         at = end;
     }
     if let Some(from) = start {
-        write_all(file, offset + from as u64, &data[from..])?;
+        write_all(&file, offset + from as u64, &data[from..])?;
         written += (data.len() - from) as u64;
     }
     Ok(written)
 }
 
-fn write_all(file: &OwnedFd, mut offset: u64, mut data: &[u8]) -> rustix::io::Result<()> {
+fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> rustix::io::Result<()> {
     while !data.is_empty() {
-        match rustix::io::pwrite(file, data, offset) {
+        match rustix::io::pwrite(&file, data, offset) {
             Ok(n) => (data, offset) = (&data[n..], offset + n as u64),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),

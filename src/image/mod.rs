@@ -4,6 +4,7 @@
 //! source ─ bytes, hashed ─► tmp ─► recognise ─► jail: take the archive apart
 //!                                                  │ manifest (pure)
 //!                                                  ▼
+//!              a disk: jail: read it as an archive ([`disk`])
 //!            each layer: jail: decompress ─► hash ─► jail: unpack ─► layers/sha256/HEX
 //! ```
 //!
@@ -13,6 +14,7 @@
 //! [`ImageStore`] is the door; everything behind it is synchronous.
 
 pub mod digest;
+pub mod disk;
 #[cfg(feature = "service")]
 mod flight;
 #[cfg(test)]

@@ -306,15 +306,27 @@ pub fn plain(mut path: &[u8]) -> &[u8] {
 /// The fault for content that berth does not boot.
 pub fn refusal(content: Content) -> Fault {
     let remedy = match content {
-        Content::Disk(_) | Content::FileSystem(_) => {
-            "disk images cannot be booted as containers yet; give a docker-archive, an OCI layout \
-             or a root file system, as a tar archive"
+        Content::Disk(Disk::VmdkDescriptor) => {
+            "it has no content of its own, and the files that it names are the host's; convert the \
+             disk with `qemu-img convert -O qcow2`"
+        }
+        Content::Disk(Disk::Luks) => "give it decrypted",
+        Content::Disk(_) => "convert it with `qemu-img convert -O qcow2`",
+        Content::FileSystem(FileSystem::Iso9660) => {
+            "it is for installing from; give an image of what it installs"
+        }
+        Content::FileSystem(_) => {
+            "of file systems, only ext2, ext3 and ext4 are read; convert it to one, or give the \
+             files as a tar archive"
         }
         Content::Compressed(Compression::Bzip2 | Compression::Lz4 | Compression::Lzip) => {
             "compress it with gzip, xz or zstd"
         }
         Content::Compressed(_) => "it is compressed more than once; compress the archive once",
-        _ => "give a docker-archive, an OCI layout or a root file system, as a tar archive",
+        _ => {
+            "give a disk image (qcow2 or raw, with ext2, ext3 or ext4), or a docker-archive, an \
+             OCI layout or a root file system as a tar archive"
+        }
     };
     Fault::new(FaultKind::ImageUnacceptable, format!("the content is {content}: {remedy}"))
 }

@@ -456,6 +456,8 @@ impl Manager {
                     ImageFormat::DockerArchive,
                     ImageFormat::OciArchive,
                     ImageFormat::RootfsTar,
+                    ImageFormat::Qcow2,
+                    ImageFormat::Raw,
                 ],
                 lxcfs: parts.lxcfs().is_some(),
                 swap_limit: parts.hierarchy.limits_swap(),

@@ -1,4 +1,4 @@
-//! What init programs want to be told, and by which signal.
+//! What init programs want to be told, when they start and by which signal.
 
 use crate::fault::{Fault, FaultKind, Result};
 use crate::types::{ImageConfig, InitKind};
@@ -9,6 +9,63 @@ use super::spec::Role;
 /// for themselves; both number `SIGRTMIN` 34 or 35, and systemd is built with glibc).
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
+
+/// Units of systemd images that only a machine can satisfy: its boot loader and
+/// kernel, its disk and its partitions, sensors and firmware. Most images for
+/// clouds have some of them, and each would wait, fail or change nothing.
+const OF_MACHINES: &[&str] = &[
+    // Boot loaders and kernels.
+    "grub-common.service",
+    "grub-initrd-fallback.service",
+    "grub2-systemd-integration.service",
+    "systemd-bless-boot.service",
+    "systemd-boot-random-seed.service",
+    "systemd-boot-update.service",
+    "systemd-boot-system-token.service",
+    "systemd-pcrphase.service",
+    "systemd-pcrphase-initrd.service",
+    "systemd-pcrphase-sysinit.service",
+    "systemd-pcrmachine.service",
+    "kdump.service",
+    "kdump-tools.service",
+    "kexec.service",
+    "kexec-load.service",
+    "secureboot-db.service",
+    "fwupd.service",
+    "fwupd-refresh.timer",
+    // Disks and partitions: the root's size and options are the flavor's.
+    "systemd-repart.service",
+    "systemd-growfs-root.service",
+    "systemd-fsck-root.service",
+    "systemd-remount-fs.service",
+    "systemd-quotacheck.service",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "lvm2-monitor.service",
+    "lvm2-lvmpolld.socket",
+    "multipathd.service",
+    "multipathd.socket",
+    "mdmonitor.service",
+    "smartmontools.service",
+    // Hardware.
+    "irqbalance.service",
+    "hv-kvp-daemon.service",
+    "open-vm-tools.service",
+];
+
+/// What the init gets as arguments besides those of the image: systemd takes
+/// in a container what it takes from the kernel's command line on a machine,
+/// so units are masked for as long as it runs and nothing in the image changes.
+/// Swap and devices in the fstab it leaves out by itself.
+pub fn arguments(kind: InitKind) -> Vec<String> {
+    match kind {
+        InitKind::Systemd => {
+            OF_MACHINES.iter().map(|unit| format!("systemd.mask={unit}")).collect()
+        }
+        _ => Vec::new(),
+    }
+}
 
 /// The signals that stop and restart an instance softly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -169,17 +169,25 @@ fn user(input: &SpecInput<'_>, role: Role) -> Result<User, OciSpecError> {
 /// Entrypoint and command; an image without either boots its init.
 fn arguments(input: &SpecInput<'_>, role: Role) -> Result<Vec<String>> {
     let command = input.definition.command.as_ref().unwrap_or(&input.image.cmd);
-    let arguments: Vec<String> = input.image.entrypoint.iter().chain(command).cloned().collect();
-    match (arguments.is_empty(), role) {
-        (false, _) => Ok(arguments),
-        (true, Role::System(_)) => Ok(vec!["/sbin/init".into()]),
-        (true, Role::Application) => Err(Fault {
-            kind: FaultKind::ImageUnacceptable,
-            detail: "the image names no command and has no /sbin/init; give the instance a command"
-                .into(),
-            field: Some("command".into()),
-        }),
+    let mut arguments: Vec<String> =
+        input.image.entrypoint.iter().chain(command).cloned().collect();
+    if arguments.is_empty() && role.is_system() {
+        arguments.push("/sbin/init".into());
     }
+    match role {
+        Role::System(kind) => arguments.extend(super::init::arguments(kind)),
+        Role::Application if !arguments.is_empty() => {}
+        Role::Application => {
+            return Err(Fault {
+                kind: FaultKind::ImageUnacceptable,
+                detail:
+                    "the image names no command and has no /sbin/init; give the instance a command"
+                        .into(),
+                field: Some("command".into()),
+            });
+        }
+    }
+    Ok(arguments)
 }
 
 /// Later ones win: defaults, the image's, the request's.
@@ -522,7 +530,9 @@ mod tests {
         let spec = build_with(&definition, &image, &user, CgroupView::Unified, &[]).unwrap();
         let process = spec.process().as_ref().unwrap();
         assert_eq!((process.user().uid(), process.cwd().as_path()), (0, Path::new("/")));
-        assert_eq!(process.args().as_ref().unwrap(), &["/sbin/init"]);
+        let (first, masks) = process.args().as_ref().unwrap().split_first().unwrap();
+        assert_eq!(first, "/sbin/init");
+        assert!(masks.contains(&"systemd.mask=grub-common.service".to_owned()));
         assert!(process.env().as_ref().unwrap().contains(&"HOME=/root".to_string()));
     }
 

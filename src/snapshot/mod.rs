@@ -11,7 +11,7 @@
 
 mod archive;
 mod layer;
-mod tar_writer;
+pub(crate) mod tar_writer;
 mod tree;
 
 pub use archive::{Contents, write};

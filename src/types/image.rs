@@ -117,6 +117,10 @@ pub enum ImageFormat {
     OciArchive,
     /// A root file system in a tar archive.
     RootfsTar,
+    /// A disk in QEMU's format.
+    Qcow2,
+    /// A disk byte by byte, or a file system without partitions.
+    Raw,
 }
 
 /// An image in this host's store.

@@ -48,6 +48,9 @@ class BerthDriver(driver.ComputeDriver):
         'has_imagecache': True,
         'supports_attach_interface': True,
         'supports_evacuate': True,
+        # A file system without partitions; its kernel and ramdisk are ignored.
+        'supports_image_type_ami': True,
+        'supports_image_type_qcow2': True,
         'supports_image_type_raw': True,
         'supports_pcpus': True,
         'supports_trusted_certs': True,

@@ -1,0 +1,176 @@
+//! Disk images: the root file system in them, as the tar archive of a layer.
+//!
+//! ```text
+//! content ─► qcow2 | raw ─► partitions ─► the root one ─► ext2/3/4 ─► tar
+//! ```
+//!
+//! All of it is read in user space, inside the jail, and the kernel never
+//! mounts any of it. What comes out goes through [`super::layer`] like every
+//! other archive, so that owners, names and limits are checked in one place.
+//!
+//! Libraries that were weighed: `imago` reads no zstd clusters, `gpt` panics
+//! on the sizes that a header may name, `mbrman` follows a chain of extended
+//! partitions without end, and `ext4-view` knows neither extended attributes
+//! nor which names are one file.
+
+pub mod ext;
+mod pack;
+pub mod partitions;
+pub mod qcow2;
+mod root;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
+
+use super::layer::Limits;
+use super::recognise::{self, Content, Disk, FileSystem};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::types::ImageFormat;
+
+/// Bytes that can be read at any place. Nothing about them is trusted.
+pub trait Blocks {
+    /// How many there are.
+    fn size(&self) -> u64;
+
+    /// Fills the buffer from `offset`; a fault when the bytes end before that.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+}
+
+/// A file's bytes.
+struct Raw {
+    file: File,
+    size: u64,
+}
+
+impl Blocks for Raw {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        check_range(self, offset, buffer.len())?;
+        self.file.read_exact_at(buffer, offset).or_fault("reading the disk image")
+    }
+}
+
+impl Blocks for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        check_range(self, offset, buffer.len())?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        buffer.copy_from_slice(&self[start..start + buffer.len()]);
+        Ok(())
+    }
+}
+
+/// A part of other bytes.
+pub struct Part {
+    disk: Rc<dyn Blocks>,
+    start: u64,
+    size: u64,
+}
+
+impl Part {
+    /// The `size` bytes from `start`, which must be there.
+    pub fn new(disk: Rc<dyn Blocks>, start: u64, size: u64) -> Result<Part> {
+        match start.checked_add(size) {
+            Some(end) if end <= disk.size() => Ok(Part { disk, start, size }),
+            _ => Err(beyond()),
+        }
+    }
+}
+
+impl Blocks for Part {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        check_range(self, offset, buffer.len())?;
+        self.disk.read_at(self.start + offset, buffer)
+    }
+}
+
+fn check_range(blocks: &impl Blocks, offset: u64, length: usize) -> Result<()> {
+    match offset.checked_add(length as u64) {
+        Some(end) if end <= blocks.size() => Ok(()),
+        _ => Err(beyond()),
+    }
+}
+
+fn beyond() -> Fault {
+    unacceptable("the disk image names bytes beyond its end; it is cut off or corrupt")
+}
+
+/// Whether content of this kind is read here.
+pub fn reads(content: Content) -> bool {
+    matches!(
+        content,
+        Content::Disk(Disk::Qcow2 | Disk::RawGpt | Disk::RawMbr)
+            | Content::FileSystem(FileSystem::Ext)
+    )
+}
+
+/// What an image of content that is read here is called.
+pub fn format(content: Content) -> ImageFormat {
+    match content {
+        Content::Disk(Disk::Qcow2) => ImageFormat::Qcow2,
+        _ => ImageFormat::Raw,
+    }
+}
+
+/// Writes the root file system in a disk image as a tar archive.
+pub fn write_tar(file: File, sink: impl Write, limits: Limits) -> Result<()> {
+    let size = file.metadata().or_fault("looking at the disk image")?.len();
+    write_tar_of(Rc::new(Raw { file, size }), sink, limits)
+}
+
+/// [`write_tar`] of an image wherever its bytes are.
+pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: Limits) -> Result<()> {
+    let disk = open(image)?;
+    let root = root::find(&disk)?;
+    match root.file_system {
+        FileSystem::Ext => pack::write(&ext::Ext::open(root.blocks)?, sink, limits),
+        other => Err(recognise::refusal(Content::FileSystem(other))),
+    }
+}
+
+/// The bytes of the disk that an image's bytes describe.
+pub fn open(image: Rc<dyn Blocks>) -> Result<Rc<dyn Blocks>> {
+    match content(&*image)? {
+        Content::Disk(Disk::Qcow2) => Ok(Rc::new(qcow2::Qcow2::open(image)?)),
+        _ => Ok(image),
+    }
+}
+
+/// What the first bytes say.
+fn content(blocks: &dyn Blocks) -> Result<Content> {
+    let mut head =
+        vec![0; recognise::HEAD.min(usize::try_from(blocks.size()).unwrap_or(usize::MAX))];
+    blocks.read_at(0, &mut head)?;
+    Ok(recognise::content(&head))
+}
+
+/// A little-endian number; zero where the bytes end before it.
+fn le16(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
+}
+
+/// A little-endian number; zero where the bytes end before it.
+fn le32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+/// A little-endian number; zero where the bytes end before it.
+fn le64(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+fn unacceptable(why: impl Into<String>) -> Fault {
+    Fault::new(FaultKind::ImageUnacceptable, why)
+}

@@ -1,0 +1,203 @@
+//! Finds the root file system on a disk.
+//!
+//! In this order: the partition that the table says is this architecture's
+//! root, the one whose label says so, the one that an fstab mounts on `/`, the
+//! one with an init, and the only one with a file system at all. Each step
+//! decides only when it leaves one.
+
+use std::rc::Rc;
+
+use uuid::{Uuid, uuid};
+
+use super::ext::{Ext, Kind as FileKind};
+use super::partitions::{self, Kind, Partition};
+use super::{Blocks, Part, content, unacceptable};
+use crate::fault::{Fault, Result};
+use crate::image::init::CANDIDATES;
+use crate::image::recognise::{self, Content, FileSystem};
+
+/// Labels that say root, in lower case.
+const LABELS: [&str; 5] = ["cloudimg-rootfs", "cirros-rootfs", "rootfs", "root", "/"];
+/// Most bytes of an fstab.
+const MAX_FSTAB: u64 = 1 << 20;
+
+/// A root file system's place on its disk.
+pub struct Root {
+    /// What it is.
+    pub file_system: FileSystem,
+    /// Its bytes.
+    pub blocks: Rc<dyn Blocks>,
+}
+
+/// A partition and what is on it.
+struct Volume {
+    partition: Partition,
+    content: Content,
+    blocks: Rc<dyn Blocks>,
+    /// Only of ext2/3/4.
+    ext: Option<Result<Ext>>,
+}
+
+impl Volume {
+    fn open(disk: &Rc<dyn Blocks>, partition: Partition) -> Result<Volume> {
+        let part = Part::new(Rc::clone(disk), partition.start, partition.size)?;
+        let blocks: Rc<dyn Blocks> = Rc::new(part);
+        let content = content(&*blocks)?;
+        let ext = (content == Content::FileSystem(FileSystem::Ext))
+            .then(|| Ext::open(Rc::clone(&blocks)));
+        Ok(Volume { partition, content, blocks, ext })
+    }
+
+    fn ext(&self) -> Option<&Ext> {
+        self.ext.as_ref().and_then(|ext| ext.as_ref().ok())
+    }
+
+    fn label(&self) -> &str {
+        self.ext().map_or("", |ext| ext.label.as_str())
+    }
+
+    fn is_root_type(&self) -> bool {
+        root_type().is_some_and(|guid| self.partition.kind == Kind::Guid(guid))
+    }
+
+    fn is_labelled_root(&self) -> bool {
+        let names = [self.label(), &self.partition.name];
+        names.iter().any(|name| LABELS.contains(&name.to_lowercase().as_str()))
+    }
+
+    fn has_init(&self) -> bool {
+        let is_program = |ext: &Ext, path: &str| {
+            let found = ext.find(path).ok().flatten();
+            found.is_some_and(|inode| inode.kind == FileKind::Regular && inode.mode & 0o111 != 0)
+        };
+        self.ext().is_some_and(|ext| CANDIDATES.iter().any(|path| is_program(ext, path)))
+    }
+
+    /// Whether this is what an fstab's first field means.
+    fn is(&self, specification: &str) -> bool {
+        let Some((key, value)) = specification.split_once('=') else {
+            let digits = specification.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+            return specification.starts_with("/dev/")
+                && specification[digits..].parse() == Ok(self.partition.number);
+        };
+        let value = value.trim_matches('"');
+        match key {
+            "LABEL" => !value.is_empty() && self.label() == value,
+            "UUID" => self.ext().is_some_and(|ext| ext.uuid.eq_ignore_ascii_case(value)),
+            "PARTUUID" => self.partition.uuid.eq_ignore_ascii_case(value),
+            "PARTLABEL" => !value.is_empty() && self.partition.name == value,
+            _ => false,
+        }
+    }
+
+    /// What this partition's fstab mounts on `/`.
+    fn fstab_root(&self) -> Option<String> {
+        let ext = self.ext()?;
+        let inode = ext.find("/etc/fstab").ok()??;
+        let text = ext.read(&inode, MAX_FSTAB).ok()?;
+        fstab_root(&String::from_utf8_lossy(&text))
+    }
+}
+
+/// The first field of the line that mounts `/`.
+fn fstab_root(text: &str) -> Option<String> {
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let mut fields = lines.map(|line| {
+        let mut fields = line.split_whitespace();
+        (fields.next(), fields.next())
+    });
+    fields.find(|(_, place)| *place == Some("/")).and_then(|(what, _)| what.map(str::to_owned))
+}
+
+/// Finds it.
+pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
+    let whole = content(&**disk)?;
+    if let Content::FileSystem(file_system) = whole {
+        return Ok(Root { file_system, blocks: Rc::clone(disk) });
+    }
+    let Some(partitions) = partitions::read(&**disk)? else {
+        return Err(match whole {
+            Content::Disk(recognise::Disk::RawMbr) | Content::Empty | Content::Unknown => {
+                unacceptable("the disk has neither a partition table nor a file system")
+            }
+            _ => recognise::refusal(whole),
+        });
+    };
+    let volumes: Vec<_> =
+        partitions.into_iter().map(|part| Volume::open(disk, part)).collect::<Result<_>>()?;
+    let volume = choose(&volumes)?;
+    match volume.content {
+        Content::FileSystem(file_system) => {
+            Ok(Root { file_system, blocks: Rc::clone(&volume.blocks) })
+        }
+        other => Err(unacceptable(format!(
+            "partition {}, the disk's root, holds {other}",
+            volume.partition.number
+        ))),
+    }
+}
+
+fn choose(volumes: &[Volume]) -> Result<&Volume> {
+    let by_fstab: Vec<_> = volumes.iter().filter_map(Volume::fstab_root).collect();
+    let steps: [&dyn Fn(&Volume) -> bool; 5] = [
+        &Volume::is_root_type,
+        &Volume::is_labelled_root,
+        &|volume| by_fstab.iter().any(|specification| volume.is(specification)),
+        &Volume::has_init,
+        &|volume| matches!(volume.content, Content::FileSystem(_)),
+    ];
+    for step in steps {
+        let mut found = volumes.iter().filter(|volume| step(volume));
+        if let (Some(one), None) = (found.next(), found.next()) {
+            return Ok(one);
+        }
+    }
+    // One that cannot be read may be it: its fault says more.
+    match volumes.iter().find_map(|volume| volume.ext.as_ref()?.as_ref().err()) {
+        Some(fault) => Err(fault.clone()),
+        None => Err(nothing(volumes)),
+    }
+}
+
+fn nothing(volumes: &[Volume]) -> Fault {
+    let seen = volumes.iter().map(|volume| {
+        format!("{} ({}): {}", volume.partition.number, volume.partition.kind, volume.content)
+    });
+    let seen: Vec<_> = seen.take(16).collect();
+    unacceptable(format!(
+        "none of the disk's partitions is certainly its root file system; label it `root`. Found: {}",
+        if seen.is_empty() { "none".to_owned() } else { seen.join("; ") }
+    ))
+}
+
+/// The type of this architecture's root partition in a GUID table (Discoverable
+/// Partitions Specification).
+fn root_type() -> Option<Uuid> {
+    Some(match std::env::consts::ARCH {
+        "x86_64" => uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
+        "aarch64" => uuid!("b921b045-1df0-41c3-af44-4c6f280d3fae"),
+        "arm" => uuid!("69dad710-2ce4-4e3c-b16c-21a1d49abed3"),
+        "riscv64" => uuid!("72ec70a6-cf74-40e6-bd49-4bda08e8f224"),
+        "powerpc64" => uuid!("c31c45e6-3f39-412e-80fb-4809c4980599"),
+        "s390x" => uuid!("5eead9a9-fe09-4a1e-a1d7-520d00531306"),
+        "loongarch64" => uuid!("77055800-792c-4f94-b39a-98c91b762bb6"),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_an_fstab_that_mounts_the_root() {
+        for (text, found) in [
+            ("LABEL=cloudimg-rootfs / ext4 discard 0 1\n", Some("LABEL=cloudimg-rootfs")),
+            ("# x / y\nproc /proc proc\n\tUUID=1-2\t/\text4\n", Some("UUID=1-2")),
+            ("/dev/vda2 /boot ext4\n", None),
+            ("", None),
+        ] {
+            assert_eq!(fstab_root(text).as_deref(), found, "{text:?}");
+        }
+    }
+}
