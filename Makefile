@@ -64,9 +64,9 @@ test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machi
 	@tests/vm/run
 
 .PHONY: test-driver
-test-driver: ## the Nova driver's tests, against the real nova package
+test-driver: ## the Nova driver's tests, against every Nova that it works with (2025.1 to 2026.2)
 	@scripts/deps test driver
-	cd nova-driver && ../target/venv-nova/bin/python -m pytest
+	@scripts/test-driver
 
 .PHONY: openstack
 openstack: build ## a whole OpenStack on this machine, with berth as its only hypervisor (root)
@@ -121,7 +121,7 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	shellcheck scripts/deps scripts/fuzz scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
 
