@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
 OPENSTACK := target/venv-openstack/bin/python tests/openstack/run
 FUZZ_SECONDS ?= 60
+UPGRADE_FROM ?= HEAD^
 
 .PHONY: help
 help: ## this list
@@ -121,9 +122,15 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
+
+.PHONY: test-upgrade
+test-upgrade: build ## instances of UPGRADE_FROM's programs (HEAD^), taken over by this tree's (root; builds both)
+	@scripts/deps run images test
+	@scripts/build-at $(UPGRADE_FROM)
+	BERTH_OLD=$(CURDIR)/target/old/berth $(PYTEST) tests/upgrade
 
 .PHONY: openapi
 openapi: build ## writes openapi/ anew from the code
