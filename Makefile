@@ -126,6 +126,10 @@ lint: style ## formatting and compiler lints, licences, shell and Python
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
 
+.PHONY: docs
+docs: build ## writes docs/configuration.md anew from the code
+	target/release/berth configuration > docs/configuration.md
+
 .PHONY: test-upgrade
 test-upgrade: build ## instances of UPGRADE_FROM's programs (HEAD^), taken over by this tree's (root; builds both)
 	@scripts/deps run images test
