@@ -41,8 +41,8 @@ test-unit: ## Rust's unit tests, some of which make mounts and namespaces (root)
 
 .PHONY: test-root
 test-root: build ## the tests against a running service: system, security, durability, API (root)
-	@scripts/deps run images test
-	$(PYTEST) tests/system tests/security tests/api tests/durability
+	@scripts/deps run images test package
+	$(PYTEST) tests/system tests/security tests/api tests/durability tests/package
 
 .PHONY: test-system
 test-system: build ## of these, the system tests only
@@ -122,9 +122,20 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck --shell=sh debian/prerm debian/postrm
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
+
+.PHONY: deb
+deb: build ## a Debian package of the service, in target/deb
+	@scripts/deps package
+	@scripts/deb
+
+.PHONY: wheel
+wheel: ## the Nova driver's wheel, in target/wheel
+	@scripts/deps driver
+	@cd nova-driver && ../target/venv-nova-34/bin/python -m hatchling build -t wheel -d ../target/wheel
 
 .PHONY: docs
 docs: build ## writes docs/configuration.md anew from the code
