@@ -42,7 +42,7 @@ test-unit: ## Rust's unit tests, some of which make mounts and namespaces (root)
 .PHONY: test-root
 test-root: build ## the tests against a running service: system, security, durability, API (root)
 	@scripts/deps run images test package
-	$(PYTEST) tests/system tests/security tests/api tests/durability tests/package
+	$(PYTEST) tests/system tests/security tests/api tests/durability tests/docs tests/package
 
 .PHONY: test-system
 test-system: build ## of these, the system tests only
@@ -140,6 +140,11 @@ wheel: ## the Nova driver's wheel, in target/wheel
 .PHONY: docs
 docs: build ## writes docs/configuration.md anew from the code
 	target/release/berth configuration > docs/configuration.md
+
+.PHONY: test-docs
+test-docs: build ## the documents' links, commands and metrics; the jobs of .zuul.yaml; the package
+	@scripts/deps run images test package
+	$(PYTEST) tests/docs tests/package
 
 .PHONY: test-upgrade
 test-upgrade: build ## instances of UPGRADE_FROM's programs (HEAD^), taken over by this tree's (root; builds both)
