@@ -5,8 +5,9 @@ SHELL := /bin/bash
 
 PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
 OPENSTACK := target/venv-openstack/bin/python tests/openstack/run
-ROOT_TESTS := tests/system tests/security tests/api tests/durability
+ROOT_TESTS := tests/system tests/security tests/api tests/durability tests/docs tests/package
 FUZZ_SECONDS ?= 60
+UPGRADE_FROM ?= HEAD^
 
 .PHONY: help
 help: ## this list
@@ -42,7 +43,7 @@ test-unit: ## Rust's unit tests, some of which make mounts and namespaces (root)
 
 .PHONY: test-root
 test-root: build ## the tests against a running service: system, security, durability, API (root)
-	@scripts/deps run images test
+	@scripts/deps run images test package
 	$(PYTEST) $(ROOT_TESTS) --numprocesses 2 --dist loadfile -m "not alone"
 	$(PYTEST) $(ROOT_TESTS) -m alone
 
@@ -67,9 +68,9 @@ test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machi
 	@tests/vm/run
 
 .PHONY: test-driver
-test-driver: ## the Nova driver's tests, against the real nova package
+test-driver: ## the Nova driver's tests, against every Nova that it works with (2025.1 to 2026.2)
 	@scripts/deps test driver
-	cd nova-driver && ../target/venv-nova/bin/python -m pytest
+	@scripts/test-driver
 
 .PHONY: openstack
 openstack: build ## a whole OpenStack on this machine, with berth as its only hypervisor (root)
@@ -124,9 +125,35 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	shellcheck scripts/deps scripts/fuzz scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck --shell=sh debian/prerm debian/postrm
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
+
+.PHONY: deb
+deb: build ## a Debian package of the service, in target/deb
+	@scripts/deps package
+	@scripts/deb
+
+.PHONY: wheel
+wheel: ## the Nova driver's wheel, in target/wheel
+	@scripts/deps driver
+	@cd nova-driver && ../target/venv-nova-34/bin/python -m hatchling build -t wheel -d ../target/wheel
+
+.PHONY: docs
+docs: build ## writes docs/configuration.md anew from the code
+	target/release/berth configuration > docs/configuration.md
+
+.PHONY: test-docs
+test-docs: build ## the documents' links, commands and metrics; the jobs of .zuul.yaml; the package
+	@scripts/deps run images test package
+	$(PYTEST) tests/docs tests/package
+
+.PHONY: test-upgrade
+test-upgrade: build ## instances of UPGRADE_FROM's programs (HEAD^), taken over by this tree's (root; builds both)
+	@scripts/deps run images test
+	@scripts/build-at $(UPGRADE_FROM)
+	BERTH_OLD=$(CURDIR)/target/old/berth $(PYTEST) tests/upgrade
 
 .PHONY: openapi
 openapi: build ## writes openapi/ anew from the code

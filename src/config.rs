@@ -263,8 +263,10 @@ impl Config {
 
     /// Parses and checks the text of a file.
     pub fn parse(text: &str) -> Result<Config> {
-        let config: Config = toml::from_str(text)
-            .map_err(|e| Fault::invalid("configuration", e.to_string().trim().to_owned()))?;
+        let document =
+            toml::Deserializer::parse(text).map_err(|e| unreadable(text, "configuration", &e))?;
+        let config: Config = serde_path_to_error::deserialize(document)
+            .map_err(|e| unreadable(text, &e.path().to_string(), e.inner()))?;
         config.validate()?;
         Ok(config)
     }
@@ -385,6 +387,19 @@ impl Config {
     }
 }
 
+/// What is wrong with the text of a file: the key, the line, and what would be right.
+fn unreadable(text: &str, key: &str, error: &toml::de::Error) -> Fault {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+    // Serde names Rust's types, which an operator need not know.
+    let wanted = ["usize", "u32", "u64"]
+        .into_iter()
+        .find_map(|name| error.message().strip_suffix(&format!("expected {name}")))
+        .map(|found| format!("{found}expected a whole number, 0 or more"));
+    let message = wanted.unwrap_or_else(|| error.message().to_owned());
+    Fault::invalid(key, format!("line {line}: {}", message.replace('\n', "; ")))
+}
+
 /// Parses a Linux CPU list such as `0-3,6`; the empty text is the empty set.
 pub fn parse_cpu_set(field: &str, text: &str) -> Result<BTreeSet<u32>> {
     let bad = || Fault::invalid(field, format!("{text:?} is no CPU list such as \"0-3,6\""));
@@ -428,7 +443,26 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let fault = Config::parse("[service]\nsokcet = \"/x\"\n").unwrap_err();
-        assert!(fault.detail.contains("sokcet"), "{fault}");
+        assert_eq!(fault.field.as_deref(), Some("service.sokcet"));
+        assert!(fault.detail.contains("line 2"), "{fault}");
+        assert!(fault.detail.contains("expected one of `socket`"), "{fault}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_an_error_that_names_its_key_and_the_remedy() {
+        for (text, key, remedy) in [
+            ("[service]\n\nworkers = \"many\"", "service.workers", "line 3: invalid type"),
+            ("[service]\nworkers = -1", "service.workers", "expected a whole number, 0 or more"),
+            ("[service]\nlog_format = \"xml\"", "service.log_format", "expected `text` or `json`"),
+            ("[bridge]\nnat = \"yes\"", "bridge.nat", "expected a boolean"),
+            ("[service.tls]\nlisten = \"0.0.0.0:1\"", "service.tls", "missing field `certificate`"),
+            ("[service]\nsocket = \"run/x\"", "service.socket", "must be an absolute path"),
+            ("[service\n", "configuration", "line 1: "),
+        ] {
+            let fault = Config::parse(text).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some(key), "{text}: {fault}");
+            assert!(fault.detail.contains(remedy), "{text}: {fault}");
+        }
     }
 
     #[test]

@@ -100,6 +100,12 @@ impl Server {
     }
 }
 
+/// Checks what the listeners need of the host, and listens on nothing.
+pub fn verify(config: &config::Service) -> Result<()> {
+    listen::group_id(&config.socket_group)?;
+    config.tls.as_ref().map_or(Ok(()), |tls| tls::acceptor(tls).map(|_| ()))
+}
+
 /// Waits for operations under way, within bounds.
 async fn drain(backend: &dyn Backend) {
     let all = async {

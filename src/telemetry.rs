@@ -32,6 +32,11 @@ pub fn init(format: LogFormat, level: &str) -> Result<()> {
     started.map_err(|e| Fault::internal("starting the log", e))
 }
 
+/// Checks a level as [`init`] would take it.
+pub fn verify(level: &str) -> Result<()> {
+    filter(level).map(|_| ())
+}
+
 fn filter(level: &str) -> Result<EnvFilter> {
     EnvFilter::builder().parse(level).map_err(|e| {
         Fault::invalid("service.log_level", format!("{e}; take e.g. \"info\" or \"berth=debug\""))

@@ -6,6 +6,7 @@ mod client;
 mod images;
 mod instances;
 mod output;
+mod reference;
 mod serve;
 mod terminal;
 mod top;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use uuid::Uuid;
 
 use self::client::Client;
@@ -64,7 +65,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Probe whether instances can work on this host
+    /// Check the configuration, and probe whether instances can work on this host
     Check {
         /// Configuration file; without it, the defaults hold.
         #[arg(long, value_name = "FILE")]
@@ -73,6 +74,13 @@ enum Command {
     /// Write the API's description
     #[command(hide = true)]
     Openapi,
+    /// Write what tells a shell to complete the commands
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    #[command(flatten)]
+    Reference(reference::Command),
     #[command(flatten)]
     Instances(instances::Command),
     /// Images of the host's store
@@ -91,6 +99,8 @@ pub fn main(parts: Parts) -> ExitCode {
         Command::Serve { config } => serve::serve(config.as_deref(), parts),
         Command::Check { config } => serve::check(config.as_deref(), parts.probe, client.json),
         Command::Openapi => output::write(crate::api::document_json().as_bytes()),
+        Command::Completion { shell } => reference::completion(shell, Cli::command()),
+        Command::Reference(command) => reference::run(&command, Cli::command()),
         command => return run_client(client, command),
     };
     outcome.map_or_else(|fault| complain(&fault), |()| ExitCode::SUCCESS)
@@ -105,7 +115,12 @@ fn run_client(options: ClientOptions, command: Command) -> ExitCode {
             Command::Image(command) => images::run(&client, output, command).await?,
             Command::Watch(command) => watch::run(&client, output, command).await?,
             Command::Top(options) => top::run(&client, output, options).await?,
-            Command::Serve { .. } | Command::Check { .. } | Command::Openapi => {}
+            // Answered without a service, by `main`.
+            Command::Serve { .. }
+            | Command::Check { .. }
+            | Command::Openapi
+            | Command::Completion { .. }
+            | Command::Reference(_) => {}
         }
         Ok(ExitCode::SUCCESS)
     };
@@ -152,7 +167,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 

@@ -8,6 +8,7 @@ use super::output::{self, Table};
 use crate::api::CheckList;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::openstack;
 use crate::server::{self, Server};
 use crate::telemetry;
 use crate::types::{Check, CheckStatus};
@@ -43,13 +44,28 @@ pub(super) fn check(
     probe: fn(&Config) -> Vec<Check>,
     json: bool,
 ) -> Result<()> {
-    let checks = probe(&load(path)?);
+    let config = load(path)?;
+    verify(&config)?;
+    let mut checks = probe(&config);
+    checks.extend(path.map(|path| Check {
+        name: "configuration".into(),
+        status: CheckStatus::Ok,
+        found: format!("{} is valid", path.display()),
+        remedy: None,
+    }));
     if json {
         output::json(&CheckList { checks: checks.clone() })?;
     } else {
         print_checks(&checks)?;
     }
     refuse_unfit(&checks)
+}
+
+/// What of the configuration shows only when it is used, before `serve` uses it.
+fn verify(config: &Config) -> Result<()> {
+    telemetry::verify(&config.service.log_level)?;
+    server::verify(&config.service)?;
+    openstack::verify(&config.images)
 }
 
 /// Prints every probe, with the remedy for what is not fine.

@@ -69,14 +69,8 @@ impl Access<'_> {
             .redirect(same_host_only())
             // The endpoint is of this cloud; the environment's proxies are not for it.
             .no_proxy();
-        if let Some(path) = &config.glance_ca {
-            let pem = std::fs::read(path)
-                .or_fault(format_args!("reading images.glance_ca, {}", path.display()))?;
-            for certificate in reqwest::Certificate::from_pem_bundle(&pem)
-                .or_fault(format_args!("parsing images.glance_ca, {}", path.display()))?
-            {
-                builder = builder.add_root_certificate(certificate);
-            }
+        for certificate in authorities(config)? {
+            builder = builder.add_root_certificate(certificate);
         }
         Ok(builder)
     }
@@ -102,6 +96,15 @@ impl Access<'_> {
         }
         Ok(headers)
     }
+}
+
+/// The authorities of `images.glance_ca`, besides the system's.
+pub(super) fn authorities(config: &config::Images) -> Result<Vec<reqwest::Certificate>> {
+    let Some(path) = &config.glance_ca else { return Ok(Vec::new()) };
+    let pem = std::fs::read(path)
+        .or_fault(format_args!("reading images.glance_ca, {}", path.display()))?;
+    reqwest::Certificate::from_pem_bundle(&pem)
+        .or_fault(format_args!("parsing images.glance_ca, {}", path.display()))
 }
 
 /// The client would send the token to wherever it is sent, so it may only be

@@ -5,3 +5,11 @@ pub mod glance;
 pub mod upload;
 
 pub use access::Access;
+
+use crate::config;
+use crate::fault::Result;
+
+/// Checks what the configuration names for speaking to Glance.
+pub fn verify(config: &config::Images) -> Result<()> {
+    access::authorities(config).map(|_| ())
+}

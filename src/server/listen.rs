@@ -86,7 +86,7 @@ fn refuse_taken(path: &Path) -> Result<()> {
     }
 }
 
-fn group_id(name: &str) -> Result<Option<u32>> {
+pub(super) fn group_id(name: &str) -> Result<Option<u32>> {
     if name.is_empty() {
         return Ok(None);
     }
