@@ -21,6 +21,9 @@ const BLOCK: u64 = 512;
 /// Most bytes of one extension header: 64 KiB of each extended attribute the
 /// kernel could take, several times over.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// Most bytes after the end of an archive: padding of the largest blocks that
+/// any writer uses, and not a terabyte of zeros that nobody wants unpacked.
+const MAX_TRAILER: u64 = 64 << 20;
 /// Most pieces of data in a sparse file.
 const MAX_PIECES: usize = 1 << 20;
 
@@ -173,9 +176,13 @@ impl<R: Read> TarReader<R> {
 
     /// Reads to the end of the source, so that whoever hashes it on the way saw all of it.
     pub fn drain(&mut self) -> Result<()> {
-        std::io::copy(&mut self.source, &mut std::io::sink())
-            .map(drop)
-            .or_fault("reading the archive's end")
+        let mut rest = self.source.by_ref().take(MAX_TRAILER + 1);
+        let length =
+            std::io::copy(&mut rest, &mut std::io::sink()).or_fault("reading the archive's end")?;
+        if length > MAX_TRAILER {
+            return Err(malformed("more than 64 MiB follow after its end"));
+        }
+        Ok(())
     }
 
     fn skip(&mut self) -> Result<()> {
