@@ -37,10 +37,14 @@ pub enum ImageSource {
     /// Glance's endpoint, e.g. `https://cloud.example:9292`; the image is
     /// `GET {endpoint}/v2/images/{id}/file`, with the id of the request's path.
     Glance {
-        /// The image endpoint of the service catalogue.
-        endpoint: String,
+        /// The image endpoint of the service catalogue. Absent, with the token: of
+        /// the catalogue that the service's own credentials show.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
         /// Keystone token of the user on whose behalf it is read. Never kept, never logged.
-        token: String,
+        /// Absent: the service's own credentials, of its configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
         /// Nova's own token: with it, Glance takes the user's even when that
         /// expires on the way. Never kept, never logged.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,10 +78,14 @@ pub enum ImageDestination {
     /// `PUT {endpoint}/v2/images/{image_id}/file`. The image's record must be
     /// there, with its formats and without content.
     Glance {
-        /// The image endpoint of the service catalogue.
-        endpoint: String,
+        /// The image endpoint of the service catalogue. Absent, with the token: of
+        /// the catalogue that the service's own credentials show.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
         /// Keystone token of the user on whose behalf it is written. Never kept, never logged.
-        token: String,
+        /// Absent: the service's own credentials, of its configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
         /// Nova's own token: with it, Glance takes the user's even when that
         /// expires on the way. Never kept, never logged.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,11 +17,11 @@ use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
 use crate::snapshot::{self, Contents, Tree};
 use crate::store::atomic;
-use crate::types::ImageDestination;
+use crate::types::{ImageConfig, ImageDestination, Snapshot, SnapshotFormat};
 
 /// Checks where a snapshot shall go, before anything is done for it.
-pub fn check(parts: &Parts, destination: &ImageDestination) -> Result<()> {
-    let (access, image_id) = access(destination);
+pub fn check(parts: &Parts, wanted: &Snapshot) -> Result<()> {
+    let (access, image_id) = access(&wanted.destination);
     access.check(image_id, &parts.config.images)
 }
 
