@@ -69,6 +69,23 @@ impl std::fmt::Debug for ImageSource {
 pub struct Snapshot {
     /// Where the image's content goes.
     pub destination: ImageDestination,
+    /// What the content is.
+    #[serde(default)]
+    pub format: SnapshotFormat,
+}
+
+/// What a snapshot's content is, compressed with zstd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotFormat {
+    /// What `docker save` writes: the base image's layers and, last, the
+    /// difference. It says how it starts, and hosts that have the base unpack
+    /// the last layer only.
+    #[default]
+    DockerArchive,
+    /// The root file system in one tarball, nothing deleted left in it. Only
+    /// for instances that start by their own init.
+    RootfsTar,
 }
 
 /// Where an image's content is written.
