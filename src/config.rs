@@ -162,6 +162,8 @@ pub struct Images {
     pub max_entries: u64,
     /// Imports that run at the same time; further ones wait.
     pub concurrency: usize,
+    /// Bytes of unpacked layers above which unused images go, those unused the longest first; 0: never.
+    pub cache_bytes: u64,
     /// Directories from which `source.type = "file"` may read; empty: anywhere.
     pub file_roots: Vec<PathBuf>,
     /// PEM file: authorities for Glance's certificate, besides the system's.
@@ -266,6 +268,7 @@ impl Default for Images {
             max_unpacked_bytes: 256 << 30,
             max_entries: 4_000_000,
             concurrency: 2,
+            cache_bytes: 0,
             file_roots: Vec::new(),
             glance_ca: None,
             glance_plain_http: true,

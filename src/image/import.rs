@@ -13,6 +13,7 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::digest::{Algorithm, Digest, Hasher};
+use super::fingerprint;
 use super::flight::Progress;
 use super::helper::{Input, Running};
 use super::init;
@@ -265,6 +266,8 @@ impl Import<'_> {
     fn layer(&mut self, path: &Path, expected: Option<&Digest>, meter: Meter<'_>) -> Result<()> {
         let here = match expected {
             Some(digest) => {
+                // An altered one is no use, and only goes while it has no pin.
+                self.store.sound_layer(digest)?;
                 self.pins.push(self.store.pin(digest));
                 self.store.layer(digest)?
             }
@@ -331,13 +334,17 @@ impl Import<'_> {
             bytes: report.bytes,
             stored: report.stored,
             opaque: opaque.remove(&Vec::new()),
+            fingerprint: None,
         };
         let root = File::open(aside.join(LAYER_ROOT)).or_fault("opening the layer")?;
         mark_opaque(root.as_fd(), &opaque)?;
+        let fingerprint = Some(fingerprint::of(&aside.join(LAYER_ROOT))?);
+        let record = LayerRecord { fingerprint, ..record };
         atomic::write_json(&aside.join(LAYER_RECORD), &record)?;
         rustix::fs::syncfs(&root).or_fault("writing the layer to disk")?;
         let place = self.store.layout.image_layer(digest.hex());
         match fs::rename(aside, &place) {
+            Ok(()) => self.store.note_sound(digest),
             // Another import was faster; the content is the same.
             Err(_) if self.store.layer(digest)?.is_some() => {}
             other => other.or_fault(format_args!("moving a layer to {}", place.display()))?,

@@ -13,6 +13,7 @@
 //! [`ImageStore`] is the door; everything behind it is synchronous.
 
 pub mod digest;
+mod fingerprint;
 mod flight;
 #[cfg(test)]
 mod fuzz_seeds;
