@@ -73,6 +73,8 @@ pub enum Task {
         directory: PathBuf,
         /// Most that may be written.
         limits: Limits,
+        /// Standard input is a file whose plain members need not be written.
+        in_place: bool,
     },
     /// Unpack the plain layer on standard input.
     Layer {
@@ -158,17 +160,16 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
 }
 
 /// Does a task in the directory `root`, with no jail around it.
-pub(super) fn run(
-    task: &Task,
-    root: OwnedFd,
-    input: impl Read + Send,
-    output: impl Write,
-) -> Result<Outcome> {
+pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -> Result<Outcome> {
     match task {
         Task::Decompress { compression, .. } => {
             decompress(*compression, input, output).map(|()| Outcome::Decompressed)
         }
-        Task::Stage { limits, .. } => stage::stage(&root, input, *limits).map(Outcome::Staged),
+        Task::Stage { limits, in_place, .. } => match in_place {
+            true => stage::stage_in_place(&root, input, *limits),
+            false => stage::stage(&root, input, *limits),
+        }
+        .map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
 }
@@ -220,7 +221,7 @@ fn confine(task: &Task) -> Result<()> {
             change_root(directory, true)?;
             (CapabilitySet::empty(), 0)
         }
-        Task::Stage { directory, limits } => {
+        Task::Stage { directory, limits, .. } => {
             change_root(directory, false)?;
             (CapabilitySet::empty(), limits.bytes)
         }
