@@ -111,6 +111,11 @@ bench: ## figures, each against its peers in the same run (root; installs LXC, l
 	@$(MAKE) --no-print-directory build
 	@bench/run
 
+.PHONY: bench-images
+bench-images: build ## images in and snapshots out, beside skopeo, umoci, docker and tar (root; 5 GB of memory)
+	@scripts/deps run bench
+	@bench/images
+
 .PHONY: bench-openstack
 bench-openstack: openstack ## a server's way to ACTIVE, beside Nova's fake driver and libvirt-lxc (root)
 	@scripts/deps bench

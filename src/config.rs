@@ -162,12 +162,41 @@ pub struct Images {
     pub max_entries: u64,
     /// Imports that run at the same time; further ones wait.
     pub concurrency: usize,
+    /// Bytes of unpacked layers above which unused images go, those unused the longest first; 0: never.
+    pub cache_bytes: u64,
     /// Directories from which `source.type = "file"` may read; empty: anywhere.
     pub file_roots: Vec<PathBuf>,
     /// PEM file: authorities for Glance's certificate, besides the system's.
     pub glance_ca: Option<PathBuf>,
     /// Accept a Glance endpoint over plain `http`.
     pub glance_plain_http: bool,
+    /// `[images.keystone]`: when present, the service's own credentials.
+    pub keystone: Option<Keystone>,
+}
+
+/// The service's own credentials, for requests without a token and for tokens
+/// that expire while an image is on its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keystone {
+    /// Keystone's address, with or without `/v3`.
+    pub auth_url: String,
+    /// An application credential's id; empty: user name and password.
+    pub application_credential_id: String,
+    /// Name of the user.
+    pub username: String,
+    /// Domain of the user, by name.
+    pub user_domain_name: String,
+    /// Name of the project.
+    pub project_name: String,
+    /// Domain of the project, by name.
+    pub project_domain_name: String,
+    /// File that holds the application credential's secret, or the password.
+    pub secret_file: PathBuf,
+    /// Region of the image endpoint; empty: any.
+    pub region_name: String,
+    /// Which image endpoint: `internal`, `public` or `admin`.
+    pub interface: String,
 }
 
 /// The stand-alone bridge, for hosts without Neutron.
@@ -239,10 +268,59 @@ impl Default for Images {
             max_unpacked_bytes: 256 << 30,
             max_entries: 4_000_000,
             concurrency: 2,
+            cache_bytes: 0,
             file_roots: Vec::new(),
             glance_ca: None,
             glance_plain_http: true,
+            keystone: None,
         }
+    }
+}
+
+impl Default for Keystone {
+    fn default() -> Self {
+        Keystone {
+            auth_url: String::new(),
+            application_credential_id: String::new(),
+            username: String::new(),
+            user_domain_name: "Default".into(),
+            project_name: String::new(),
+            project_domain_name: "Default".into(),
+            secret_file: PathBuf::new(),
+            region_name: String::new(),
+            interface: "internal".into(),
+        }
+    }
+}
+
+impl Keystone {
+    fn validate(&self, plain_http: bool) -> Result<()> {
+        let check = |ok: bool, key: &str, remedy: &str| match ok {
+            true => Ok(()),
+            false => Err(Fault::invalid(format!("images.keystone.{key}"), remedy)),
+        };
+        let url = &self.auth_url;
+        check(
+            url.starts_with("https://") || plain_http && url.starts_with("http://"),
+            "auth_url",
+            "must be https://…, or http://… with images.glance_plain_http",
+        )?;
+        check(
+            self.application_credential_id.is_empty() != self.username.is_empty(),
+            "application_credential_id",
+            "must be there, or else username: one of the two",
+        )?;
+        check(
+            self.username.is_empty() || !self.project_name.is_empty(),
+            "project_name",
+            "must be there with username",
+        )?;
+        check(self.secret_file.is_absolute(), "secret_file", "must be an absolute path")?;
+        check(
+            matches!(self.interface.as_str(), "internal" | "public" | "admin"),
+            "interface",
+            "must be internal, public or admin",
+        )
     }
 }
 
@@ -355,6 +433,9 @@ impl Config {
         )?;
         check(m.max_entries >= 1, "images.max_entries", "must be at least 1")?;
         check((1..=64).contains(&m.concurrency), "images.concurrency", "must be 1 to 64")?;
+        if let Some(keystone) = &m.keystone {
+            keystone.validate(m.glance_plain_http)?;
+        }
         let shared = parse_cpu_set("host.cpu_shared_set", &self.host.cpu_shared_set)?;
         let dedicated = parse_cpu_set("host.cpu_dedicated_set", &self.host.cpu_dedicated_set)?;
         check(
@@ -480,6 +561,23 @@ mod tests {
         assert_eq!(parse_cidr("f", "fd00::1/64").unwrap().1, 64);
         for bad in ["10.0.0.5", "10.0.0/24", "10.0.0.1/33", "fd00::1/129", "x/8"] {
             assert!(parse_cidr("f", bad).is_err(), "{bad}");
+        }
+    }
+    #[test]
+    fn credentials_are_of_one_kind_and_whole() {
+        let good = "auth_url = \"https://k/v3\"\nsecret_file = \"/s\"\n";
+        for (keys, field) in [
+            ("application_credential_id = \"1\"", None),
+            ("username = \"u\"\nproject_name = \"p\"", None),
+            ("", Some("images.keystone.application_credential_id")),
+            ("username = \"u\"", Some("images.keystone.project_name")),
+            (
+                "username = \"u\"\napplication_credential_id = \"1\"",
+                Some("images.keystone.application_credential_id"),
+            ),
+        ] {
+            let parsed = Config::parse(&format!("[images.keystone]\n{good}{keys}\n"));
+            assert_eq!(parsed.err().and_then(|fault| fault.field).as_deref(), field, "{keys}");
         }
     }
 }

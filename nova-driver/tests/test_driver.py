@@ -653,9 +653,35 @@ def test_snapshot(spawn, driver, context, service, states):
         ('image-of-it', {'disk_format': 'raw', 'container_format': 'docker'}),
         (task_states.IMAGE_UPLOADING, task_states.IMAGE_PENDING_UPLOAD)]
     assert driver.images.api.update.call_args.kwargs == {'purge_props': False}
-    assert service.body('POST', PATH + '/snapshot') == {'destination': {
-        'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'a-token',
-        'image_id': 'image-of-it'}}
+    assert service.body('POST', PATH + '/snapshot') == {
+        'format': 'docker-archive',
+        'destination': {
+            'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'a-token',
+            'image_id': 'image-of-it'}}
+
+
+@pytest.mark.parametrize('wanted,base,config,format_,container', [
+    ('rootfs-tar', 'docker-archive', {'init': 'systemd'}, 'rootfs-tar', 'compressed'),
+    ('rootfs-tar', 'docker-archive', {'cmd': ['/run']}, 'docker-archive', 'docker'),
+    ('rootfs-tar', 'docker-archive', {'entrypoint': ['/run'], 'init': 'other'},
+     'docker-archive', 'docker'),
+    ('as-base', 'rootfs-tar', {'init': 'busybox'}, 'rootfs-tar', 'compressed'),
+    ('as-base', 'docker-archive', {'init': 'systemd'}, 'docker-archive', 'docker'),
+    ('as-base', 'oci-archive', {'init': 'systemd'}, 'docker-archive', 'docker'),
+])
+def test_the_snapshot_is_what_the_configuration_and_the_base_say(
+        spawn, driver, context, service, states, wanted, base, config, format_, container):
+    spawn()
+    for image in service.images.values():
+        image.update(format=base, config=config)
+    service.extra[('POST', '.*/snapshot')] = None
+    CONF.set_override('snapshot_format', wanted, 'berth')
+    try:
+        driver.snapshot(context, make_instance(), 'image-of-it', states[1])
+    finally:
+        CONF.clear_override('snapshot_format', 'berth')
+    assert service.body('POST', PATH + '/snapshot')['format'] == format_
+    assert ('image-of-it', {'disk_format': 'raw', 'container_format': container}) in states[0]
 
 
 @pytest.mark.parametrize('code,raised', [

@@ -19,7 +19,8 @@ pub(super) enum Command {
     /// Bring an image into the store
     Import {
         /// A file on the service's host, or Glance's address, e.g. https://cloud.example:9292;
-        /// Glance's token is read from the variable OS_TOKEN.
+        /// Glance's token is read from the variable OS_TOKEN. `glance`: with the service's
+        /// own credentials, of images.keystone.
         source: String,
         /// Its id: Glance's; for a file without it, a new one.
         #[arg(long)]
@@ -127,8 +128,12 @@ fn read_source(
         let token = std::env::var("OS_TOKEN").map_err(|_| {
             Fault::invalid("OS_TOKEN", "put a token into it: openstack token issue -f value -c id")
         })?;
-        let endpoint = source.trim_end_matches('/').to_owned();
+        let (endpoint, token) = (Some(source.trim_end_matches('/').to_owned()), Some(token));
         (id, name.unwrap_or_default(), ImageSource::Glance { endpoint, token, service_token: None })
+    } else if source == "glance" {
+        let id = id.ok_or_else(|| Fault::invalid("--id", "name the image's id in Glance"))?;
+        let own = ImageSource::Glance { endpoint: None, token: None, service_token: None };
+        (id, name.unwrap_or_default(), own)
     } else {
         let path = std::path::absolute(PathBuf::from(source))
             .map_err(|e| Fault::invalid("SOURCE", e.to_string()))?;
@@ -149,7 +154,11 @@ mod tests {
         assert_eq!(request.name, "app.tar");
         let ImageSource::File { path } = request.source else { panic!("no file") };
         assert!(path.is_absolute() && path.ends_with("some/app.tar"));
-        let fault = read_source("https://cloud:9292", None, None).unwrap_err();
-        assert_eq!(fault.field.as_deref(), Some("--id"));
+        for source in ["https://cloud:9292", "glance"] {
+            let fault = read_source(source, None, None).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some("--id"));
+        }
+        let (_, request) = read_source("glance", Some(Uuid::nil()), None).unwrap();
+        assert!(matches!(request.source, ImageSource::Glance { token: None, .. }));
     }
 }

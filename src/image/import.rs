@@ -4,7 +4,7 @@
 //! that directory goes when the import ends, however it ends.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek, SeekFrom, Take, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::digest::{Algorithm, Digest, Hasher};
 use super::disk;
+use super::fingerprint;
 use super::flight::Progress;
 use super::helper::{Input, Running};
 use super::init;
@@ -22,7 +23,7 @@ use super::layer::{Limits, Report, mark_opaque, write_sparsely};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
 use super::source::Source;
-use super::stage::Staged;
+use super::stage::{Body, Staged};
 use super::store::{
     ImageStore, LAYER_RECORD, LAYER_ROOT, LayerRecord, Pin, Record, SCHEMA, remove_tree,
 };
@@ -132,6 +133,7 @@ impl Import<'_> {
         let source = Source::open(&request.source, id, &self.store.config)?;
         let content = self.fetch(source, request)?;
         let staged = self.stage(&content.path)?;
+        let whole = Place::whole(&content.path);
         let (format, mut config) = match staged.archive {
             _ if disk::reads(staged.content) => {
                 self.disk(&content)?;
@@ -140,11 +142,13 @@ impl Import<'_> {
             _ if staged.content != Content::Tar => {
                 return Err(recognise::refusal(staged.content));
             }
-            Archive::Rootfs => (ImageFormat::RootfsTar, self.rootfs(&content)?),
+            Archive::Rootfs => (ImageFormat::RootfsTar, self.rootfs(&whole, content.size)?),
             archive @ (Archive::Docker | Archive::Oci) => {
-                // The members are staged; the archive itself only takes space.
-                remove_tree(&content.path)?;
-                self.archive(archive, &staged)?
+                if !staged.members.values().any(|body| matches!(body, Body::Part { .. })) {
+                    // The members are staged; the archive itself only takes space.
+                    remove_tree(&content.path)?;
+                }
+                self.archive(archive, &staged, &content.path)?
             }
             archive => return Err(recognise::archive_refusal(archive)),
         };
@@ -210,25 +214,35 @@ impl Import<'_> {
 
     /// Recognises the content and takes an image archive apart.
     fn stage(&self, content: &Path) -> Result<Staged> {
-        let mut plain = Plain::open(self, content, Meter::new(self.report, "recognising"))?;
-        let task = Task::Stage { directory: self.workspace.path("staged"), limits: self.left };
-        let mut jail = self.store.helper.start(&task, Input::Pipe)?;
-        let mut buffer = vec![0; PIECE];
-        loop {
-            let n = plain.read(&mut buffer)?;
-            if n == 0 || !jail.give(&buffer[..n])? {
-                break;
+        let mut meter = Meter::new(self.report, "recognising");
+        let mut file = File::open(content).or_fault("opening the content")?;
+        let in_place = compression(&mut file)?.is_none();
+        let directory = self.workspace.path("staged");
+        let task = Task::Stage { directory, limits: self.left, in_place };
+        let jail = if in_place {
+            meter.at(0, None);
+            self.store.helper.start(&task, Input::File(file))?
+        } else {
+            let mut jail = self.store.helper.start(&task, Input::Pipe)?;
+            let mut plain = Plain::open(self, &Place::whole(content), meter)?;
+            let mut buffer = vec![0; PIECE];
+            loop {
+                let n = plain.read(&mut buffer)?;
+                if n == 0 || !jail.give(&buffer[..n])? {
+                    break;
+                }
             }
-        }
+            jail
+        };
         match jail.finish()? {
             Outcome::Staged(staged) => Ok(staged),
             _ => Err(wrong_answer()),
         }
     }
 
-    fn rootfs(&mut self, content: &Fetched) -> Result<ImageConfig> {
-        let meter = Meter::new(self.report, "unpacking").whole(content.size);
-        self.layer(&content.path, None, meter)?;
+    fn rootfs(&mut self, content: &Place, size: u64) -> Result<ImageConfig> {
+        let meter = Meter::new(self.report, "unpacking").whole(size);
+        self.layer(content, None, meter)?;
         Ok(ImageConfig::default())
     }
 
@@ -243,7 +257,11 @@ impl Import<'_> {
 
     /// The content where it can be read at any place: decompressed, if it was not.
     fn seekable(&self, content: &Fetched) -> Result<PathBuf> {
-        let mut plain = Plain::open(self, &content.path, Meter::new(self.report, "decompressing"))?;
+        let mut plain = Plain::open(
+            self,
+            &Place::whole(&content.path),
+            Meter::new(self.report, "decompressing"),
+        )?;
         if plain.jail.is_none() {
             return Ok(content.path.clone());
         }
@@ -274,20 +292,31 @@ impl Import<'_> {
         Ok(path)
     }
 
-    fn archive(&mut self, archive: Archive, staged: &Staged) -> Result<(ImageFormat, ImageConfig)> {
-        let file = |name: &str| {
-            let (number, size) = staged.find(name)?;
-            Ok((self.workspace.path("staged").join(number.to_string()), size))
+    fn archive(
+        &mut self,
+        archive: Archive,
+        staged: &Staged,
+        content: &Path,
+    ) -> Result<(ImageFormat, ImageConfig)> {
+        let file = |name: &str| match staged.find(name)? {
+            Body::File { number, size } => {
+                let path = self.workspace.path("staged").join(number.to_string());
+                Ok((Place::whole(&path), *size))
+            }
+            Body::Part { offset, size } => Ok((Place::part(content, *offset, *size), *size)),
+            Body::Link(_) => Err(wrong_answer()),
         };
         let read = |name: &str| {
-            let (path, size) = file(name)?;
+            let (place, size) = file(name)?;
             if size > MAX_DOCUMENT {
                 return Err(Fault::new(
                     FaultKind::ImageUnacceptable,
                     format!("{name} has more than {MAX_DOCUMENT} bytes"),
                 ));
             }
-            fs::read(path).or_fault("reading a staged member")
+            let mut bytes = Vec::new();
+            place.open()?.read_to_end(&mut bytes).or_fault("reading a staged member")?;
+            Ok(bytes)
         };
         let architecture = recognise::host_architecture();
         let (format, plan) = match archive {
@@ -298,10 +327,10 @@ impl Import<'_> {
         let files = layers.iter().map(|layer| file(&layer.member)).collect::<Result<Vec<_>>>()?;
         let total = files.iter().map(|(_, size)| size).sum();
         let mut before = 0;
-        for (number, (layer, (path, size))) in layers.iter().zip(&files).enumerate() {
+        for (number, (layer, (place, size))) in layers.iter().zip(&files).enumerate() {
             let meter = Meter::new(self.report, "unpacking").whole(total).from(before);
-            check_stored(layer, path, *size)
-                .and_then(|()| self.layer(path, Some(&layer.diff_id), meter))
+            check_stored(layer, place, *size)
+                .and_then(|()| self.layer(place, Some(&layer.diff_id), meter))
                 .map_err(|fault| fault.context(format_args!("layer {}", number + 1)))?;
             before += size;
         }
@@ -309,15 +338,17 @@ impl Import<'_> {
     }
 
     /// Verifies one layer, unpacks it unless it is there, and puts it on top.
-    fn layer(&mut self, path: &Path, expected: Option<&Digest>, meter: Meter<'_>) -> Result<()> {
+    fn layer(&mut self, place: &Place, expected: Option<&Digest>, meter: Meter<'_>) -> Result<()> {
         let here = match expected {
             Some(digest) => {
+                // An altered one is no use, and only goes while it has no pin.
+                self.store.sound_layer(digest)?;
                 self.pins.push(self.store.pin(digest));
                 self.store.layer(digest)?
             }
             None => None,
         };
-        let plain = Plain::open(self, path, meter)?;
+        let plain = Plain::open(self, place, meter)?;
         let (digest, record) = match here {
             // Verified all the same: whoever knows a layer's address but has
             // not its content must not get at it.
@@ -382,13 +413,17 @@ impl Import<'_> {
             bytes: report.bytes,
             stored: report.stored,
             opaque: opaque.remove(&Vec::new()),
+            fingerprint: None,
         };
         let root = File::open(aside.join(LAYER_ROOT)).or_fault("opening the layer")?;
         mark_opaque(root.as_fd(), &opaque)?;
+        let fingerprint = Some(fingerprint::of(&aside.join(LAYER_ROOT))?);
+        let record = LayerRecord { fingerprint, ..record };
         atomic::write_json(&aside.join(LAYER_RECORD), &record)?;
         rustix::fs::syncfs(&root).or_fault("writing the layer to disk")?;
         let place = self.store.layout.image_layer(digest.hex());
         match fs::rename(aside, &place) {
+            Ok(()) => self.store.note_sound(digest),
             // Another import was faster; the content is the same.
             Err(_) if self.store.layer(digest)?.is_some() => {}
             other => other.or_fault(format_args!("moving a layer to {}", place.display()))?,
@@ -398,29 +433,61 @@ impl Import<'_> {
     }
 }
 
+/// Where bytes lie: in a file, or in a part of one that is not compressed.
+struct Place {
+    path: PathBuf,
+    part: Option<(u64, u64)>,
+}
+
+impl Place {
+    fn whole(path: &Path) -> Place {
+        Place { path: path.to_owned(), part: None }
+    }
+
+    fn part(path: &Path, offset: u64, size: u64) -> Place {
+        Place { path: path.to_owned(), part: Some((offset, size)) }
+    }
+
+    fn open(&self) -> Result<Take<File>> {
+        let doing = "opening the content";
+        let mut file = File::open(&self.path).or_fault(doing)?;
+        let (offset, size) = self.part.unwrap_or((0, u64::MAX));
+        file.seek(SeekFrom::Start(offset)).or_fault(doing)?;
+        Ok(file.take(size))
+    }
+}
+
 /// A stream of plain bytes, from a file that may be compressed.
 struct Plain<'a> {
     /// Shares its position with the decompressing child.
-    file: File,
+    file: Take<File>,
     jail: Option<Running>,
     /// Bytes that were given, where the position says nothing.
     given: Option<u64>,
     meter: Meter<'a>,
+    /// Where it begins in the file.
+    start: u64,
 }
 
 impl<'a> Plain<'a> {
-    fn open(import: &Import<'_>, path: &Path, meter: Meter<'a>) -> Result<Plain<'a>> {
-        let mut file = File::open(path).or_fault("opening the content")?;
-        let jail = match compression(&mut file)? {
+    fn open(import: &Import<'_>, place: &Place, meter: Meter<'a>) -> Result<Plain<'a>> {
+        let mut file = place.open()?;
+        let compression = match place.part {
+            None => compression(file.get_mut())?,
+            // The jail said that it is not; if it is, it will be no archive.
+            Some(_) => None,
+        };
+        let jail = match compression {
             None => None,
             Some(compression) => {
                 let directory = import.workspace.path("empty");
-                let input = file.try_clone().or_fault("opening the content")?;
+                let input = file.get_ref().try_clone().or_fault("opening the content")?;
                 let task = Task::Decompress { compression, directory };
                 Some(import.store.helper.start(&task, Input::File(input))?)
             }
         };
-        Ok(Plain { file, jail, given: None, meter })
+        let start = place.part.map_or(0, |(offset, _)| offset);
+        Ok(Plain { file, jail, given: None, meter, start })
     }
 
     /// The archive of a disk image's root file system.
@@ -429,7 +496,7 @@ impl<'a> Plain<'a> {
         let input = file.try_clone().or_fault("opening the disk image")?;
         let task = Task::Disk { directory: import.workspace.path("empty"), limits: import.left };
         let jail = Some(import.store.helper.start(&task, Input::File(input))?);
-        Ok(Plain { file, jail, given: Some(0), meter })
+        Ok(Plain { file: file.take(u64::MAX), jail, given: Some(0), meter, start: 0 })
     }
 
     /// Takes bytes; 0 at the end, after which all of it was good.
@@ -446,8 +513,8 @@ impl<'a> Plain<'a> {
         if let Some(given) = &mut self.given {
             *given += n as u64;
             self.meter.at(*given, None);
-        } else if let Ok(position) = self.file.stream_position() {
-            self.meter.at(position, None);
+        } else if let Ok(position) = self.file.get_mut().stream_position() {
+            self.meter.at(position.saturating_sub(self.start), None);
         }
         Ok(n)
     }
@@ -520,10 +587,9 @@ fn check_digest(digest: &Digest, expected: Option<&Digest>) -> Result<()> {
 }
 
 /// Checks a layer as it is stored, still compressed, against its manifest.
-fn check_stored(layer: &PlannedLayer, path: &Path, size: u64) -> Result<()> {
+fn check_stored(layer: &PlannedLayer, place: &Place, size: u64) -> Result<()> {
     let Some((digest, declared)) = &layer.stored else { return Ok(()) };
-    let file = File::open(path).or_fault("opening a staged layer")?;
-    if size == *declared && Digest::of(digest.algorithm(), file)? == *digest {
+    if size == *declared && Digest::of(digest.algorithm(), place.open()?)? == *digest {
         return Ok(());
     }
     Err(Fault::new(FaultKind::ImageCorrupt, format!("it is not {digest} of {declared} bytes")))

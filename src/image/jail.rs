@@ -83,6 +83,8 @@ pub enum Task {
         directory: PathBuf,
         /// Most that may be written.
         limits: Limits,
+        /// Standard input is a file whose plain members need not be written.
+        in_place: bool,
     },
     /// Unpack the plain layer on standard input.
     Layer {
@@ -178,7 +180,11 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         Task::Disk { limits, .. } => {
             disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
-        Task::Stage { limits, .. } => stage::stage(&root, input, *limits).map(Outcome::Staged),
+        Task::Stage { limits, in_place, .. } => match in_place {
+            true => stage::stage_in_place(&root, input, *limits),
+            false => stage::stage(&root, input, *limits),
+        }
+        .map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
 }
@@ -230,7 +236,7 @@ fn confine(task: &Task) -> Result<()> {
             change_root(directory, true)?;
             (CapabilitySet::empty(), 0)
         }
-        Task::Stage { directory, limits } => {
+        Task::Stage { directory, limits, .. } => {
             change_root(directory, false)?;
             (CapabilitySet::empty(), limits.bytes)
         }

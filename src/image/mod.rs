@@ -16,6 +16,8 @@
 pub mod digest;
 pub mod disk;
 #[cfg(feature = "service")]
+mod fingerprint;
+#[cfg(feature = "service")]
 mod flight;
 #[cfg(test)]
 mod fuzz_seeds;
@@ -35,6 +37,7 @@ pub mod stage;
 #[cfg(feature = "service")]
 mod store;
 pub mod tar_reader;
+pub mod tar_writer;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(feature = "service")]

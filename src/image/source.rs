@@ -29,8 +29,12 @@ impl Source {
                 open_file(path, config).map(|(file, size)| Source::File(file, size))
             }
             ImageSource::Glance { endpoint, token, service_token } => {
-                let service_token = service_token.as_deref();
-                let access = Access { section: "source", endpoint, token, service_token };
+                let access = Access {
+                    section: "source",
+                    endpoint: endpoint.as_deref(),
+                    token: token.as_deref(),
+                    service_token: service_token.as_deref(),
+                };
                 Download::new(access, image, config)
                     .map(|download| Source::Glance(Box::new(download)))
             }

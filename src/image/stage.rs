@@ -1,13 +1,18 @@
-//! Takes an image archive apart: its members become numbered files.
+//! Takes an image archive apart: its members become numbered files, or parts
+//! of the archive where that is plain.
 //!
 //! The names of a docker-archive or an OCI layout are only keys here, never
 //! paths: the jail writes file 0, 1, 2… and reports which member each one is.
+//! A member of a plain archive that is plain itself is read where it is, once
+//! it is unpacked: its bytes are not written a second time.
 //! Members may come in any order, and some writers store a layer that occurs
 //! twice as a link; both is sorted out by [`Staged::find`].
 
 use std::collections::BTreeMap;
-use std::io::{Chain, Cursor, Read};
+use std::fs::File;
+use std::io::{Cursor, ErrorKind, Read, Seek};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -42,18 +47,25 @@ pub enum Body {
         /// Its bytes.
         size: u64,
     },
+    /// In the archive itself.
+    Part {
+        /// Where it begins.
+        offset: u64,
+        /// Its bytes.
+        size: u64,
+    },
     /// In the member of this name.
     Link(String),
 }
 
 impl Staged {
-    /// The number and size of the file that holds the member `name`.
-    pub fn find(&self, name: &str) -> Result<(u32, u64)> {
+    /// Where the member `name` is: never a link.
+    pub fn find(&self, name: &str) -> Result<&Body> {
         let mut name = name.to_owned();
         for _ in 0..8 {
             match self.members.get(&name) {
-                Some(Body::File { number, size }) => return Ok((*number, *size)),
                 Some(Body::Link(target)) => name.clone_from(target),
+                Some(body) => return Ok(body),
                 None => break,
             }
         }
@@ -67,36 +79,58 @@ impl Staged {
 /// Reads plain bytes, recognises them, and writes the members of an image
 /// archive into the directory `root`.
 pub fn stage(root: &OwnedFd, mut source: impl Read, limits: Limits) -> Result<Staged> {
-    let mut head = Vec::new();
-    source
-        .by_ref()
-        .take(recognise::HEAD as u64)
-        .read_to_end(&mut head)
-        .or_fault("reading the content")?;
-    let content = recognise::content(&head);
-    let mut stage = Stage {
-        root,
-        limits,
-        bytes: 0,
-        names: Members::default(),
-        staged: Staged { content, archive: Archive::Other, members: BTreeMap::new() },
-    };
-    if content == Content::Tar {
+    let head = head(&mut source)?;
+    let mut stage = Stage::new(root, limits, &head);
+    if stage.staged.content == Content::Tar {
         stage.members(TarReader::new(Cursor::new(head).chain(source)))?;
     }
     Ok(stage.staged)
 }
 
+/// [`stage`] of a file that will be kept: what it has plain is not copied.
+pub fn stage_in_place(root: &OwnedFd, mut source: File, limits: Limits) -> Result<Staged> {
+    let doing = "reading the content";
+    let head = head(&mut source)?;
+    source.rewind().or_fault(doing)?;
+    let mut stage = Stage::new(root, limits, &head);
+    if stage.staged.content == Content::Tar {
+        // They share the position.
+        stage.in_place = Some(source.try_clone().or_fault(doing)?);
+        stage.members(TarReader::seeking(source))?;
+    }
+    Ok(stage.staged)
+}
+
+fn head(source: &mut impl Read) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    source.take(recognise::HEAD as u64).read_to_end(&mut head).or_fault("reading the content")?;
+    Ok(head)
+}
+
 struct Stage<'a> {
     root: &'a OwnedFd,
     limits: Limits,
+    /// The archive, when its members may be read where they are.
+    in_place: Option<File>,
     bytes: u64,
     names: Members,
     staged: Staged,
 }
 
 impl Stage<'_> {
-    fn members<R: Read>(&mut self, mut reader: TarReader<Chain<Cursor<Vec<u8>>, R>>) -> Result<()> {
+    fn new<'a>(root: &'a OwnedFd, limits: Limits, head: &[u8]) -> Stage<'a> {
+        let content = recognise::content(head);
+        Stage {
+            root,
+            limits,
+            in_place: None,
+            bytes: 0,
+            names: Members::default(),
+            staged: Staged { content, archive: Archive::Other, members: BTreeMap::new() },
+        }
+    }
+
+    fn members<R: Read>(&mut self, mut reader: TarReader<R>) -> Result<()> {
         while let Some(member) = reader.next()? {
             let certain = self.names.add(&member.path);
             self.staged.archive = self.names.archive();
@@ -131,12 +165,32 @@ impl Stage<'_> {
         Ok(())
     }
 
+    /// A member that can be read where it is.
+    fn part(&mut self, member: &Member) -> Result<Option<Body>> {
+        let doing = "reading the content";
+        let Some(archive) = &mut self.in_place else { return Ok(None) };
+        if !member.is_whole() {
+            return Ok(None);
+        }
+        let offset = archive.stream_position().or_fault(doing)?;
+        let mut head = vec![0; recognise::HEAD.min(usize::try_from(member.size).unwrap_or(0))];
+        match archive.read_exact_at(&mut head, offset) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+            other => other.or_fault(doing)?,
+        }
+        let compressed = matches!(recognise::content(&head), Content::Compressed(_));
+        Ok((!compressed).then_some(Body::Part { offset, size: member.size }))
+    }
+
     fn file<R: Read>(&mut self, reader: &mut TarReader<R>, member: &Member) -> Result<Body> {
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > self.limits.bytes {
             return Err(unacceptable(
                 "the image archive holds more bytes than images.max_unpacked_bytes allows",
             ));
+        }
+        if let Some(part) = self.part(member)? {
+            return Ok(part);
         }
         // MAX_MEMBERS bounds the number.
         let number = self.staged.members.len() as u32;
@@ -231,8 +285,9 @@ mod tests {
         let (directory, staged) = run(&bytes);
         let staged = staged.unwrap();
         assert_eq!((staged.content, staged.archive), (Content::Tar, Archive::Docker));
-        let (number, size) = staged.find("b/layer.tar").unwrap();
-        assert_eq!(size, 5);
+        let Body::File { number, size: 5 } = staged.find("b/layer.tar").unwrap() else {
+            panic!("no file of 5 bytes")
+        };
         let file = directory.path().join(number.to_string());
         assert_eq!(std::fs::read(file).unwrap(), b"layer");
         assert!(staged.find("c").is_err());
@@ -266,5 +321,35 @@ mod tests {
     fn other_content_is_told_not_read() {
         let (_directory, staged) = run(b"QFI\xfb\0\0\0\x03");
         assert_eq!(staged.unwrap().content, Content::Disk(recognise::Disk::Qcow2));
+    }
+    #[test]
+    fn in_place_only_what_is_compressed_is_written() {
+        let packed = [&b"\x1f\x8b"[..], &[7; 3000]].concat();
+        let bytes = archive(&[
+            ("a/layer.tar", Ok(&[5; 100_000])),
+            ("b/layer.tar.gz", Ok(&packed)),
+            ("manifest.json", Ok(b"[]")),
+        ]);
+        let directory = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(File::open(directory.path()).unwrap());
+        let file = |length: usize| {
+            let mut file = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut file, &bytes[..length]).unwrap();
+            file.rewind().unwrap();
+            file
+        };
+        let kept = file(bytes.len());
+        let staged = stage_in_place(&fd, kept.try_clone().unwrap(), LIMITS).unwrap();
+        let Body::Part { offset, size: 100_000 } = staged.find("a/layer.tar").unwrap() else {
+            panic!("it was written")
+        };
+        let mut content = vec![0; 100_000];
+        kept.read_exact_at(&mut content, *offset).unwrap();
+        assert!(content.iter().all(|byte| *byte == 5));
+        assert!(matches!(staged.find("b/layer.tar.gz").unwrap(), Body::File { size: 3002, .. }));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        // Stepping over a member does not step over its missing end.
+        let fault = stage_in_place(&fd, file(50_000), LIMITS).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::ImageCorrupt);
     }
 }

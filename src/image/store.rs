@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::digest::Digest;
+use super::fingerprint;
 use super::flight::{Flight, Progress, crashed};
 use super::helper::Helper;
 use super::import;
@@ -52,6 +53,9 @@ pub(super) struct LayerRecord {
     pub stored: u64,
     /// It hides all layers below it.
     pub opaque: bool,
+    /// Its [`fingerprint`] when it was put in place. Layers of older versions have none.
+    #[serde(default)]
+    pub fingerprint: Option<String>,
 }
 
 /// The image store. One for a host; all methods may be called from any blocking thread.
@@ -74,6 +78,9 @@ struct State {
     pins: BTreeMap<String, usize>,
     flights: HashMap<Uuid, Arc<Flight>>,
     running: usize,
+    /// Layers that were looked through since the start, or unpacked since: one
+    /// look for each is enough, since nobody else writes there.
+    sound: BTreeSet<String>,
 }
 
 impl ImageStore {
@@ -125,6 +132,7 @@ impl ImageStore {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Image> {
         import::validate(request, &self.config)?;
+        self.check_layers(id)?;
         let flight = {
             let mut state = self.lock();
             if let Some(record) = state.records.get(&id) {
@@ -157,8 +165,9 @@ impl ImageStore {
         }
     }
 
-    /// An image.
+    /// An image. One whose layers were altered is not there any more.
     pub fn get(&self, id: Uuid) -> Result<Image> {
+        self.check_layers(id)?;
         let state = self.lock();
         state.records.get(&id).map(|record| state.image(record)).ok_or_else(|| not_found(id))
     }
@@ -238,13 +247,116 @@ impl ImageStore {
                     continue;
                 }
                 // Out of the way at once, under the lock; removed without it.
-                let to = self.layout.images_temporary().join(Uuid::new_v4().to_string());
-                fs::rename(entry.path(), &to)
-                    .or_fault(format_args!("removing the layer {}", entry.path().display()))?;
-                condemned.push(to);
+                condemned.push(self.condemn(&entry.path())?);
             }
         }
         condemned.iter().try_for_each(|path| remove_tree(path))
+    }
+
+    /// Looks through an image's layers, once for each since the start. Those
+    /// that are not as they were unpacked go, and all images that need them,
+    /// to be fetched again; what an instance stands on stays.
+    fn check_layers(&self, id: Uuid) -> Result<()> {
+        let unchecked: Vec<String> = {
+            let state = self.lock();
+            let Some(record) = state.records.get(&id) else { return Ok(()) };
+            let layers = record.image.layers.iter();
+            layers.filter(|digest| !state.sound.contains(*digest)).cloned().collect()
+        };
+        for digest in unchecked {
+            if !self.is_sound(&digest)? {
+                self.drop_altered(&digest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a layer is as it was unpacked.
+    fn is_sound(&self, digest: &str) -> Result<bool> {
+        let Some(record) = self.layer(&Digest::parse(digest)?)? else { return Ok(false) };
+        let sound = match &record.fingerprint {
+            None => true,
+            Some(fingerprint) => fingerprint::of(&self.layer_dir(digest))? == *fingerprint,
+        };
+        if sound {
+            self.lock().sound.insert(digest.to_owned());
+        }
+        Ok(sound)
+    }
+
+    /// Removes a layer and the records of the images that need it, unless it is in use.
+    fn drop_altered(&self, digest: &str) -> Result<()> {
+        let hex = Digest::parse(digest)?.hex().to_owned();
+        let mut state = self.lock();
+        let needs = |record: &Record| record.image.layers.iter().any(|layer| layer == digest);
+        let images: Vec<Uuid> =
+            state.records.iter().filter(|(_, record)| needs(record)).map(|(id, _)| *id).collect();
+        let used = images.iter().any(|id| state.holders.contains_key(id));
+        if used || state.pins.contains_key(&hex) {
+            tracing::error!(%digest, "a layer in use was altered; delete its instances to replace it");
+            state.sound.insert(digest.to_owned());
+            return Ok(());
+        }
+        tracing::warn!(%digest, ?images, "a layer was altered; its images will be fetched again");
+        for id in images {
+            atomic::remove_file(&self.layout.image_record(id))?;
+            state.records.remove(&id);
+        }
+        let layer = self.layout.image_layer(&hex);
+        if !layer.exists() {
+            return Ok(());
+        }
+        let condemned = self.condemn(&layer)?;
+        drop(state);
+        remove_tree(&condemned)
+    }
+
+    /// Moves a layer out of the way; gives where it lies until it is removed.
+    fn condemn(&self, layer: &Path) -> Result<PathBuf> {
+        let to = self.layout.images_temporary().join(Uuid::new_v4().to_string());
+        fs::rename(layer, &to).or_fault(format_args!("removing the layer {}", layer.display()))?;
+        Ok(to)
+    }
+
+    /// Forgets the images that were unused the longest, until the layers of
+    /// those that are left fit into `images.cache_bytes`. `keep` was asked for
+    /// just now.
+    fn make_room(&self, keep: Uuid) -> Result<()> {
+        let most = self.config.cache_bytes;
+        if most == 0 {
+            return Ok(());
+        }
+        loop {
+            let oldest = {
+                let state = self.lock();
+                if self.stored(&state)? <= most {
+                    break;
+                }
+                let unused = state.records.values().map(|record| &record.image).filter(|image| {
+                    image.id != keep
+                        && !state.holders.contains_key(&image.id)
+                        && !state.flights.contains_key(&image.id)
+                });
+                unused.min_by_key(|image| image.last_used_at).map(|image| image.id)
+            };
+            let Some(id) = oldest else { break };
+            tracing::info!(image = %id, "the image is unused and makes room for another");
+            match self.delete(id) {
+                // Somebody was faster.
+                Err(fault) if fault.kind == FaultKind::ImageNotFound => {}
+                other => other?,
+            }
+        }
+        self.collect()
+    }
+
+    /// Bytes of all layers that images need, each counted once.
+    fn stored(&self, state: &State) -> Result<u64> {
+        let mut bytes = 0;
+        for hex in state.needed_layers() {
+            bytes += layer_record(&self.layout, hex)?.map_or(0, |record| record.stored);
+        }
+        Ok(bytes)
     }
 
     /// The directory of an unpacked layer (`sha256:HEX`), its root file system:
@@ -273,6 +385,12 @@ impl ImageStore {
         let slot = self.slot(&report);
         let result = import::run(self, id, request, &report).and_then(|record| self.add(record));
         drop(slot);
+        if result.is_ok()
+            && let Err(fault) = self.make_room(id)
+        {
+            // The next import makes another attempt.
+            tracing::warn!(%fault, "making room in the image store");
+        }
         landing.result = Some(result.clone());
         result
     }
@@ -310,6 +428,22 @@ impl ImageStore {
         let hex = digest.hex().to_owned();
         *self.lock().pins.entry(hex.clone()).or_default() += 1;
         Pin { store: self, hex }
+    }
+
+    /// What is known about a layer that is unpacked and as it was then. One
+    /// that was altered goes, unless something needs it.
+    pub(super) fn sound_layer(&self, digest: &Digest) -> Result<Option<LayerRecord>> {
+        let name = digest.to_string();
+        let known = self.lock().sound.contains(&name);
+        if !known && self.layer(digest)?.is_some() && !self.is_sound(&name)? {
+            self.drop_altered(&name)?;
+        }
+        self.layer(digest)
+    }
+
+    /// Notes that a layer was put in place by this process.
+    pub(super) fn note_sound(&self, digest: &Digest) {
+        self.lock().sound.insert(digest.to_string());
     }
 
     /// What is known about a layer that is unpacked.

@@ -536,3 +536,58 @@ fn progress_tells_every_stage() {
     let stages: Vec<_> = stages.into_inner().unwrap().into_iter().collect();
     assert_eq!(stages, ["reading", "recognising", "unpacking"]);
 }
+
+#[test]
+fn root_an_altered_layer_is_noticed_and_fetched_again() {
+    let store = Store::new();
+    let id = Uuid::new_v4();
+    let request = store.request(&docker(&[&rootfs()]));
+    let image = store.store.import(id, &request, &|_| {}).unwrap();
+    let file = |store: &Store| store.store.layer_dir(&image.layers[0]).join("etc/hostname");
+    let alter = |store: &Store| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(file(store), "fox\n").unwrap();
+    };
+    alter(&store);
+    let store = store.reopen();
+    assert_eq!(store.store.get(id).unwrap_err().kind, FaultKind::ImageNotFound);
+    assert!(store.is_empty());
+    store.store.import(id, &request, &|_| {}).unwrap();
+    assert_eq!(fs::read(file(&store)).unwrap(), b"box\n");
+    // So does an image that another one's import finds the layer of.
+    alter(&store);
+    let store = store.reopen();
+    let other = store.import(&docker(&[&rootfs()])).unwrap();
+    assert_eq!(fs::read(file(&store)).unwrap(), b"box\n");
+    assert_eq!(store.store.list().iter().map(|image| image.id).collect::<Vec<_>>(), [other.id]);
+    // What an instance stands on stays, whatever it is.
+    alter(&store);
+    let store = store.reopen();
+    store.store.hold(other.id, Uuid::new_v4()).unwrap();
+    assert_eq!(store.store.get(other.id).unwrap().id, other.id);
+    assert_eq!(fs::read(file(&store)).unwrap(), b"fox\n");
+}
+
+#[test]
+fn root_unused_images_make_room_the_longest_unused_first() {
+    let content = |byte: u8| {
+        let data: Vec<u8> = (0..=255).cycle().take(300_000).map(|b: u8| b ^ byte).collect();
+        Archive::new().dir("etc").file("etc/data", &data).bytes()
+    };
+    let store = Store::with(config::Images { cache_bytes: 700_000, ..Default::default() });
+    let [first, second] = [1, 2].map(|byte| store.import(&content(byte)).unwrap().id);
+    let ids =
+        |store: &Store| store.store.list().iter().map(|image| image.id).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&store), BTreeSet::from([first, second]));
+    // The first is older, but in use.
+    store.store.hold(first, Uuid::nil()).unwrap();
+    let third = store.import(&content(3)).unwrap().id;
+    assert_eq!(ids(&store), BTreeSet::from([first, third]));
+    assert_eq!(store.layers(), 2);
+    // The third was let go later: it is the younger.
+    store.store.hold(third, Uuid::nil()).unwrap();
+    store.store.release(first, Uuid::nil());
+    store.store.release(third, Uuid::nil());
+    let fourth = store.import(&content(4)).unwrap().id;
+    assert_eq!(ids(&store), BTreeSet::from([third, fourth]));
+}

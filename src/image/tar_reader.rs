@@ -9,7 +9,7 @@
 //! rather than guessed: a size on a member that has no content, a global
 //! header that renames members, two extension headers of one kind.
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
 use ::tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -21,6 +21,9 @@ const BLOCK: u64 = 512;
 /// Most bytes of one extension header: 64 KiB of each extended attribute the
 /// kernel could take, several times over.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// Most bytes after the end of an archive: padding of the largest blocks that
+/// any writer uses, and not a terabyte of zeros that nobody wants unpacked.
+const MAX_TRAILER: u64 = 64 << 20;
 /// Most pieces of data in a sparse file.
 const MAX_PIECES: usize = 1 << 20;
 
@@ -83,6 +86,23 @@ impl Member {
     pub fn name(&self) -> String {
         printable(&self.path)
     }
+
+    /// Whether its content lies in the archive as it is, without holes.
+    pub fn is_whole(&self) -> bool {
+        self.kind == Kind::Regular && self.pieces == [(0, self.size)]
+    }
+}
+
+fn read_over<R: Read>(source: &mut R, amount: u64) -> std::io::Result<u64> {
+    std::io::copy(&mut source.take(amount), &mut std::io::sink())
+}
+
+fn seek_over<R: Seek>(source: &mut R, amount: u64) -> std::io::Result<u64> {
+    let here = source.stream_position()?;
+    let end = source.seek(SeekFrom::End(0))?;
+    let there = here.saturating_add(amount).min(end);
+    source.seek(SeekFrom::Start(there))?;
+    Ok(there.saturating_sub(here))
 }
 
 /// Bytes from an archive, printable and bounded, for a fault.
@@ -94,6 +114,8 @@ pub fn printable(bytes: &[u8]) -> String {
 /// An archive that is being read.
 pub struct TarReader<R> {
     source: R,
+    /// Steps over bytes of the source; gives how many there were.
+    step: fn(&mut R, u64) -> std::io::Result<u64>,
     /// Bytes of the present member's content that were not read.
     content: u64,
     /// Bytes after it up to the next block.
@@ -115,7 +137,15 @@ struct Pax(Vec<(Vec<u8>, Vec<u8>)>);
 impl<R: Read> TarReader<R> {
     /// Reads an uncompressed archive.
     pub fn new(source: R) -> TarReader<R> {
-        TarReader { source, content: 0, padding: 0 }
+        TarReader { source, step: read_over, content: 0, padding: 0 }
+    }
+
+    /// [`TarReader::new`] of a source that need not be read to be stepped over.
+    pub fn seeking(source: R) -> TarReader<R>
+    where
+        R: Seek,
+    {
+        TarReader { source, step: seek_over, content: 0, padding: 0 }
     }
 
     /// The next member; `None` at the end. Unread content of the one before is skipped.
@@ -173,15 +203,18 @@ impl<R: Read> TarReader<R> {
 
     /// Reads to the end of the source, so that whoever hashes it on the way saw all of it.
     pub fn drain(&mut self) -> Result<()> {
-        std::io::copy(&mut self.source, &mut std::io::sink())
-            .map(drop)
-            .or_fault("reading the archive's end")
+        let mut rest = self.source.by_ref().take(MAX_TRAILER + 1);
+        let length =
+            std::io::copy(&mut rest, &mut std::io::sink()).or_fault("reading the archive's end")?;
+        if length > MAX_TRAILER {
+            return Err(malformed("more than 64 MiB follow after its end"));
+        }
+        Ok(())
     }
 
     fn skip(&mut self) -> Result<()> {
         let amount = self.content + self.padding;
-        let skipped = std::io::copy(&mut self.source.by_ref().take(amount), &mut std::io::sink())
-            .or_fault("reading the archive")?;
+        let skipped = (self.step)(&mut self.source, amount).or_fault("reading the archive")?;
         (self.content, self.padding) = (0, 0);
         if skipped == amount { Ok(()) } else { Err(truncated()) }
     }

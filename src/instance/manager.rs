@@ -94,8 +94,7 @@ impl Inner {
                 let permit = inner.runtime.block_on(inner.imports.clone().acquire_owned());
                 permit.or_fault("waiting for a slot")
             };
-            let to = &wanted.destination;
-            let outcome = ops::snapshot::snapshot(&inner.parts, &record, to, &report, go_on);
+            let outcome = ops::snapshot::snapshot(&inner.parts, &record, &wanted, &report, go_on);
             operation.finish(outcome);
         });
         // It was not taken: the operation has ended and says why.
@@ -304,7 +303,9 @@ impl Manager {
                 crate::rootfs::seed::check_files(files, root_gb.max(1) << 30)?;
             }
             Action::Snapshot(wanted) => {
-                ops::snapshot::check(&self.inner.parts, &wanted.destination)?;
+                ops::snapshot::check(&self.inner.parts, wanted)?;
+                handle
+                    .with_view(|view| ops::snapshot::check_format(&view.record, wanted.format))?;
             }
             Action::AttachInterface(vif) => {
                 self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;

@@ -7,8 +7,10 @@
 //! A broken connection is taken up again where it broke (`Range`), a few
 //! times, with growing pauses. Glance looks at the token when a request
 //! begins: one that expires later harms nothing unless the connection breaks,
-//! and not even then if Nova's service token came with it. Without, the import
-//! ends with `glance-forbidden`, and Nova's next attempt brings a new token.
+//! and not even then if Nova's service token came with it, or if the service
+//! has credentials of its own: what a user's token began, they end. Without,
+//! the import ends with `glance-forbidden`, and Nova's next attempt brings a
+//! new token.
 //! The tokens go into headers that are marked as sensitive, to the endpoint's
 //! own host only, and into nothing else.
 
@@ -20,7 +22,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-use super::access::{Access, unavailable, without_url};
+use super::access::{Access, Granted, unavailable, without_url};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -37,6 +39,9 @@ const PROGRESS: u64 = 1 << 20;
 pub struct Download {
     runtime: Runtime,
     client: Client,
+    granted: Granted,
+    config: config::Images,
+    image: Uuid,
     url: Url,
     pause: Duration,
     response: Option<Response>,
@@ -49,12 +54,16 @@ pub struct Download {
     total: Option<u64>,
     breaks: u32,
     last_break: u64,
+    /// The token was renewed at this offset.
+    renewed_at: Option<u64>,
 }
 
 /// Why one attempt ended.
 enum Failure {
     /// Another one may work.
     Passing(Fault),
+    /// The token was good when the image began and is not any more.
+    Expired(Fault),
     /// No other will.
     Lasting(Fault),
 }
@@ -62,17 +71,19 @@ enum Failure {
 impl Download {
     /// Prepares `GET {endpoint}/v2/images/{id}/file` and checks its parts; connects at the first read.
     pub fn new(access: Access<'_>, image: Uuid, config: &config::Images) -> Result<Download> {
-        let url = access.file_url(image, config)?;
-        let client = access.client(config)?.read_timeout(SILENCE);
-        let client = client.build().or_fault("preparing the download")?;
+        access.check(image, config)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .or_fault("starting the download's event loop")?;
+        let granted = access.grant(&runtime, config)?;
         Ok(Download {
             runtime,
-            client,
-            url,
+            client: client(&granted, config)?,
+            url: granted.file_url(image, config)?,
+            granted,
+            config: config.clone(),
+            image,
             pause: PAUSE,
             response: None,
             arrived: Bytes::new(),
@@ -81,6 +92,7 @@ impl Download {
             total: None,
             breaks: 0,
             last_break: 0,
+            renewed_at: None,
         })
     }
 
@@ -97,6 +109,7 @@ impl Download {
                 Ok(false) => return Ok(0),
                 Err(Failure::Lasting(fault)) => return Err(fault),
                 Err(Failure::Passing(fault)) => self.mend(fault)?,
+                Err(Failure::Expired(fault)) => self.renew(fault)?,
             }
         }
         let n = buffer.len().min(self.arrived.len());
@@ -163,6 +176,11 @@ impl Download {
             StatusCode::NO_CONTENT => Err(Failure::Lasting(unavailable(
                 "the image has no content yet; upload it, then try again",
             ))),
+            // Only of what was being read: whoever may not begin gets nothing.
+            StatusCode::UNAUTHORIZED if self.offset > 0 => Err(Failure::Expired(Fault::new(
+                FaultKind::GlanceForbidden,
+                "the token expired while the connection was broken",
+            ))),
             StatusCode::UNAUTHORIZED => {
                 Err(forbidden("the token is not accepted; it may have expired"))
             }
@@ -176,6 +194,19 @@ impl Download {
             status if status.is_server_error() => Err(passing(format!("it answered {status}"))),
             status => Err(Failure::Lasting(unavailable(format!("it answered {status}")))),
         }
+    }
+
+    /// Goes on with a token of the service's own, once at any place.
+    fn renew(&mut self, fault: Fault) -> Result<()> {
+        if self.config.keystone.is_none() || self.renewed_at == Some(self.offset) {
+            return Err(fault);
+        }
+        self.renewed_at = Some(self.offset);
+        self.granted = Granted::own(self.granted.section(), &self.runtime, &self.config)?;
+        self.url = self.granted.file_url(self.image, &self.config)?;
+        self.client = client(&self.granted, &self.config)?;
+        tracing::info!(offset = self.offset, "the token expired; going on with the service's own");
+        Ok(())
     }
 
     /// Waits before another attempt, or gives up with `fault`.
@@ -195,6 +226,10 @@ impl Download {
     }
 }
 
+fn client(granted: &Granted, config: &config::Images) -> Result<Client> {
+    granted.client(config)?.read_timeout(SILENCE).build().or_fault("preparing the download")
+}
+
 fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
@@ -207,8 +242,10 @@ fn passing(why: impl Into<String>) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
     use std::io::Write;
     use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use wiremock::matchers::{header, method, path};
     use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
@@ -250,7 +287,8 @@ mod tests {
     }
 
     fn quick(endpoint: &str, id: Uuid) -> Download {
-        let access = Access { section: "source", endpoint, token: TOKEN, service_token: None };
+        let (endpoint, token) = (Some(endpoint), Some(TOKEN));
+        let access = Access { section: "source", endpoint, token, service_token: None };
         let mut download = Download::new(access, id, &config::Images::default()).unwrap();
         download.pause = Duration::from_millis(1);
         download
@@ -374,11 +412,104 @@ mod tests {
     fn a_bad_token_is_named_and_not_shown() {
         for bad in ["", "two\nlines"] {
             let config = config::Images::default();
-            let access =
-                Access { section: "source", endpoint: "http://h", token: bad, service_token: None };
+            let (endpoint, token) = (Some("http://h"), Some(bad));
+            let access = Access { section: "source", endpoint, token, service_token: None };
             let fault = Download::new(access, Uuid::nil(), &config).err().unwrap();
             assert_eq!(fault.field.as_deref(), Some("source.token"));
             assert!(!fault.detail.contains("lines"));
         }
+    }
+
+    /// Keystone and Glance in one: a token a question, each good for one request.
+    fn cloud(id: Uuid, contents: Vec<ResponseTemplate>) -> (Runtime, MockServer) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let server = runtime.block_on(async {
+            let server = MockServer::start().await;
+            let endpoint = json!({"interface": "internal", "url": server.uri()});
+            let catalog = json!([{"type": "image", "endpoints": [endpoint]}]);
+            let tokens = AtomicUsize::new(0);
+            Mock::given(method("POST"))
+                .and(path("/v3/auth/tokens"))
+                .respond_with(move |request: &Request| {
+                    let question: Value = serde_json::from_slice(&request.body).unwrap();
+                    let said = &question["auth"]["identity"]["application_credential"];
+                    if *said != json!({"id": "0a1b", "secret": "s3cret"}) {
+                        return ResponseTemplate::new(401);
+                    }
+                    let token = format!("own-{}", tokens.fetch_add(1, Ordering::Relaxed));
+                    ResponseTemplate::new(201)
+                        .insert_header("x-subject-token", token)
+                        .set_body_json(json!({"token": {"catalog": catalog}}))
+                })
+                .mount(&server)
+                .await;
+            for (number, content) in contents.into_iter().enumerate() {
+                Mock::given(method("GET"))
+                    .and(path(format!("/v2/images/{id}/file")))
+                    .and(header("x-auth-token", format!("own-{number}")))
+                    .respond_with(content)
+                    .mount(&server)
+                    .await;
+            }
+            server
+        });
+        (runtime, server)
+    }
+
+    fn own(auth_url: String, secret: &str) -> (tempfile::NamedTempFile, config::Images) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(secret.as_bytes()).unwrap();
+        let keystone = config::Keystone {
+            auth_url,
+            application_credential_id: "0a1b".into(),
+            secret_file: file.path().to_owned(),
+            ..Default::default()
+        };
+        (file, config::Images { keystone: Some(keystone), ..Default::default() })
+    }
+
+    #[test]
+    fn the_service_reads_with_credentials_of_its_own() {
+        let id = Uuid::new_v4();
+        let (_runtime, server) =
+            cloud(id, vec![ResponseTemplate::new(200).set_body_bytes(b"content".to_vec())]);
+        let access = Access { section: "source", endpoint: None, token: None, service_token: None };
+        let (_file, config) = own(server.uri(), "s3cret\n");
+        assert_eq!(all(Download::new(access, id, &config).unwrap()).unwrap(), b"content");
+        let (_file, config) = own(server.uri(), "wr0ng");
+        let fault = Download::new(access, id, &config).err().unwrap();
+        assert_eq!(fault.kind, FaultKind::GlanceForbidden);
+        assert!(!fault.detail.contains("wr0ng"));
+    }
+
+    #[test]
+    fn an_expired_token_is_replaced_by_the_services_own_and_only_in_the_middle() {
+        let id = Uuid::new_v4();
+        let rest = ResponseTemplate::new(206)
+            .insert_header("content-range", "bytes 5-9/10")
+            .set_body_bytes(b"56789".to_vec());
+        let (_runtime, cloud) = cloud(id, vec![rest]);
+        let (_file, config) = own(cloud.uri(), "s3cret");
+        let (endpoint, server) = breaking("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
+        let (endpoint, token) = (Some(endpoint.as_str()), Some(TOKEN));
+        let access = Access { section: "source", endpoint, token, service_token: None };
+        let mut download = Download::new(access, id, &config).unwrap();
+        download.pause = Duration::from_millis(1);
+        let mut buffer = [0; 5];
+        download.read(&mut buffer).unwrap();
+        // It goes on at the endpoint of the service's own catalogue.
+        assert_eq!(all(download).unwrap(), b"56789");
+        assert_eq!(server.join().unwrap().len(), 2);
+        // Whom Glance refuses from the beginning gets nothing by the service's credentials.
+        let glance = Glance::answering(|_| ResponseTemplate::new(401));
+        let (endpoint, token) = (glance.server.uri(), Some(TOKEN));
+        let endpoint = Some(endpoint.as_str());
+        let access = Access { section: "source", endpoint, token, service_token: None };
+        let refused = Download::new(access, id, &config).unwrap();
+        assert_eq!(all(refused).unwrap_err().kind, FaultKind::GlanceForbidden);
     }
 }

@@ -2,6 +2,7 @@
 
 mod access;
 pub mod glance;
+mod keystone;
 pub mod upload;
 
 pub use access::Access;

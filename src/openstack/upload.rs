@@ -46,13 +46,15 @@ enum Piece {
 impl Upload {
     /// Begins `PUT {endpoint}/v2/images/{image}/file`. The image must be there, without content.
     pub fn start(access: Access<'_>, image: Uuid, config: &config::Images) -> Result<Upload> {
-        let url = access.file_url(image, config)?;
-        let client = access.client(config)?.build().or_fault("preparing the upload")?;
+        access.check(image, config)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .or_fault("starting the upload's event loop")?;
+        let granted = access.grant(&runtime, config)?;
+        let url = granted.file_url(image, config)?;
+        let client = granted.client(config)?.build().or_fault("preparing the upload")?;
         let (pieces, waiting) = mpsc::channel(WAITING);
         let answer = runtime.spawn(async move {
             let request = client
@@ -184,7 +186,8 @@ mod tests {
 
     fn access(endpoint: &str) -> Access<'_> {
         let service_token = Some("gAAAA-of-nova");
-        Access { section: "destination", endpoint, token: TOKEN, service_token }
+        let (endpoint, token) = (Some(endpoint), Some(TOKEN));
+        Access { section: "destination", endpoint, token, service_token }
     }
 
     fn start(endpoint: &str) -> Upload {

@@ -6,13 +6,13 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use zstd::Encoder;
 
-use super::layer;
-use super::tar_writer::{Head, TarWriter};
+use super::layer::{self, Files};
 use super::tree::Tree;
 use crate::fault::{OrFault, Result};
 use crate::image::digest::{Algorithm, Hasher};
 use crate::image::recognise::host_architecture;
-use crate::types::ImageConfig;
+use crate::image::tar_writer::{Head, TarWriter};
+use crate::types::{ImageConfig, SnapshotFormat};
 
 /// zstd's own default: half the size of its fastest, at the speed of a disk.
 const LEVEL: i32 = 3;
@@ -27,21 +27,55 @@ pub struct Contents {
     pub created: DateTime<Utc>,
 }
 
-/// Writes an archive as `docker save` does, compressed with zstd. `progress`
-/// is told the bytes that were packed and those there are.
+/// Writes an image in this format, compressed with zstd. `progress` is told
+/// the bytes that were packed and those there are.
 pub fn write<W: Write>(
+    format: SnapshotFormat,
+    contents: &Contents,
+    sink: &mut W,
+    progress: &dyn Fn(u64, u64),
+) -> Result<()> {
+    match format {
+        SnapshotFormat::DockerArchive => write_docker(contents, sink, progress),
+        SnapshotFormat::RootfsTar => write_rootfs(contents, sink, progress),
+    }
+}
+
+/// The root file system as one archive, as the instance sees it.
+fn write_rootfs<W: Write>(
     contents: &Contents,
     sink: &mut W,
     progress: &dyn Fn(u64, u64),
 ) -> Result<()> {
     let doing = "writing the archive";
-    let sizes = contents.layers.iter().map(layer::size).collect::<Result<Vec<_>>>()?;
-    let total = sizes.iter().sum();
-    let mut encoder = Encoder::new(sink, LEVEL).or_fault(doing)?;
-    encoder.include_checksum(true).or_fault(doing)?;
+    let files = Files::Merged(&contents.layers);
+    let total = layer::size(files)?;
+    let encoder = encoder(sink).or_fault(doing)?;
+    let mut counted = Counted { sink: encoder, report: &|done| progress(done, total), done: 0 };
+    layer::write(files, &mut counted)?;
+    counted.sink.finish().map(drop).or_fault(doing)
+}
+
+/// zstd with a thread for each CPU.
+fn encoder<'a, W: Write>(sink: W) -> io::Result<Encoder<'a, W>> {
+    let mut encoder = Encoder::new(sink, LEVEL)?;
+    encoder.include_checksum(true)?;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    encoder.multithread(u32::try_from(threads).unwrap_or(1)).or_fault(doing)?;
-    let mut archive = TarWriter::new(encoder);
+    encoder.multithread(u32::try_from(threads).unwrap_or(1))?;
+    Ok(encoder)
+}
+
+/// What `docker save` writes.
+fn write_docker<W: Write>(
+    contents: &Contents,
+    sink: &mut W,
+    progress: &dyn Fn(u64, u64),
+) -> Result<()> {
+    let doing = "writing the archive";
+    let sizes =
+        contents.layers.iter().map(|t| layer::size(Files::Layer(t))).collect::<Result<Vec<_>>>()?;
+    let total = sizes.iter().sum();
+    let mut archive = TarWriter::new(encoder(sink).or_fault(doing)?);
     let (mut diff_ids, mut names) = (Vec::new(), Vec::new());
     let mut before = 0;
     for (number, (tree, size)) in contents.layers.iter().zip(&sizes).enumerate() {
@@ -53,7 +87,7 @@ pub fn write<W: Write>(
             report: &|done| progress(before + done, total),
             done: 0,
         };
-        let written = layer::write(tree, &mut hashed)?;
+        let written = layer::write(Files::Layer(tree), &mut hashed)?;
         let digest = hashed.hasher.finish()?;
         if written != *size {
             return Err(io::Error::other("a layer changed while it was read")).or_fault(doing);
@@ -122,5 +156,25 @@ impl<W: Write> Write for Hashed<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Bytes that are counted on their way.
+struct Counted<'a, W> {
+    sink: W,
+    report: &'a dyn Fn(u64),
+    done: u64,
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.sink.write(bytes)?;
+        self.done += written as u64;
+        (self.report)(self.done);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
     }
 }

@@ -1,4 +1,4 @@
-//! A tree as the tar archive of a layer.
+//! A tree, or several on each other, as a tar archive.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -6,24 +6,43 @@ use std::os::unix::fs::FileExt;
 
 use tar::EntryType;
 
-use super::tar_writer::{Head, TarWriter};
+use super::merged;
 use super::tree::{Kind, Node, Tree};
 use crate::fault::{OrFault, Result};
+use crate::image::tar_writer::{Head, TarWriter};
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 17;
 
+/// What an archive is written from.
+#[derive(Clone, Copy)]
+pub(super) enum Files<'a> {
+    /// One tree, with its marks for what it hides.
+    Layer(&'a Tree),
+    /// What trees, the lowest first, look like on each other.
+    Merged(&'a [Tree]),
+}
+
+impl Files<'_> {
+    fn walk(self, visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>) -> Result<()> {
+        match self {
+            Files::Layer(tree) => tree.walk(visit),
+            Files::Merged(trees) => merged::walk(trees, visit),
+        }
+    }
+}
+
 /// Size of the archive that [`write`] writes.
-pub(super) fn size(tree: &Tree) -> Result<u64> {
+pub(super) fn size(files: Files<'_>) -> Result<u64> {
     let mut writer = TarWriter::new(io::sink());
-    tree.walk(&mut |node, file| member(&mut writer, node, file.map(|_| None)))?;
+    files.walk(&mut |node, file| member(&mut writer, node, file.map(|_| None)))?;
     writer.finish().map(|(_, size)| size).or_fault("measuring a layer")
 }
 
-/// Writes the tree.
-pub(super) fn write(tree: &Tree, sink: impl Write) -> Result<u64> {
+/// Writes the files.
+pub(super) fn write(files: Files<'_>, sink: impl Write) -> Result<u64> {
     let mut writer = TarWriter::new(sink);
-    tree.walk(&mut |node, file| member(&mut writer, node, file.map(Some)))?;
+    files.walk(&mut |node, file| member(&mut writer, node, file.map(Some)))?;
     writer.finish().map(|(_, size)| size).or_fault("writing a layer")
 }
 

@@ -5,13 +5,14 @@
 //! ```
 //!
 //! The archive is what `docker save` writes: the base image's layers and, last,
-//! what the instance changed. Everything is read from trees that no longer
-//! change, so a first walk tells how large each layer will be, and the second
-//! streams it: nothing is kept on the way.
+//! what the instance changed. Or it is the root file system as the instance
+//! sees it, in one tarball ([`merged`] lays the trees on each other). Everything
+//! is read from trees that no longer change, so a first walk tells how large each
+//! layer will be, and the second streams it: nothing is kept on the way.
 
 mod archive;
 mod layer;
-pub(crate) mod tar_writer;
+mod merged;
 mod tree;
 
 pub use archive::{Contents, write};

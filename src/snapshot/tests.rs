@@ -12,7 +12,7 @@ use super::*;
 use crate::image::layer::Limits;
 use crate::image::tar_reader::{Kind, TarReader};
 use crate::image::testing::extract_bytes;
-use crate::types::ImageConfig;
+use crate::types::{ImageConfig, SnapshotFormat};
 
 const LIMITS: Limits = Limits { entries: 100, bytes: 1 << 30 };
 
@@ -44,7 +44,8 @@ fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, Kind, Vec<u8>)> {
         created: Utc::now(),
     };
     let mut bytes = Vec::new();
-    write(&contents, &mut bytes, &|done, total| assert!(done <= total)).unwrap();
+    let check = |done: u64, total: u64| assert!(done <= total);
+    write(SnapshotFormat::DockerArchive, &contents, &mut bytes, &check).unwrap();
     members(&zstd::decode_all(&bytes[..]).unwrap())
 }
 
@@ -136,5 +137,74 @@ fn a_sink_that_fails_ends_it() {
     let dir = tempfile::tempdir().unwrap();
     let layers = vec![Tree::new(File::open(dir.path()).unwrap().into(), Default::default())];
     let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };
-    assert!(write(&contents, &mut Full, &|_, _| {}).is_err());
+    for format in [SnapshotFormat::DockerArchive, SnapshotFormat::RootfsTar] {
+        assert!(write(format, &contents, &mut Full, &|_, _| {}).is_err());
+    }
+}
+
+#[test]
+fn root_a_tarball_holds_what_the_layers_show_together() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let at = |layer: usize, name: &str| dirs[layer].path().join(name);
+    let put = |layer: usize, name: &str, content: &str| {
+        fs::create_dir_all(at(layer, name).parent().unwrap()).unwrap();
+        fs::write(at(layer, name), content).unwrap();
+    };
+    let whiteout = |layer: usize, name: &str| {
+        fs::create_dir_all(at(layer, name).parent().unwrap()).unwrap();
+        let kind = rustix::fs::FileType::CharacterDevice;
+        let mode = rustix::fs::Mode::empty();
+        rustix::fs::mknodat(rustix::fs::CWD, at(layer, name), kind, mode, 0).unwrap();
+    };
+    put(0, "etc/old", "0");
+    put(0, "etc/both", "0");
+    put(0, "hidden/below", "0");
+    put(0, "gone/x", "0");
+    put(0, "becomes-file/x", "0");
+    put(0, "becomes-directory", "0");
+    put(0, "linked", "0");
+    fs::hard_link(at(0, "linked"), at(0, "second-name")).unwrap();
+    put(1, "etc/both", "1");
+    put(1, "becomes-file", "1");
+    put(1, "becomes-directory/x", "1");
+    put(1, "hidden/above", "1");
+    set(&at(1, "hidden"), "trusted.overlay.opaque", b"y");
+    whiteout(1, "gone");
+    put(2, "gone/again", "2");
+    set(&at(2, "gone"), "trusted.overlay.opaque", b"y");
+    put(2, "etc/seeded", "2");
+    put(2, "linked", "2");
+
+    let mut left_out = std::collections::BTreeSet::new();
+    left_out.insert(b"etc/seeded".to_vec());
+    let tree = |layer: usize, left_out| {
+        Tree::new(File::open(dirs[layer].path()).unwrap().into(), left_out)
+    };
+    let layers = vec![tree(0, Default::default()), tree(1, Default::default()), tree(2, left_out)];
+    let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };
+    let mut bytes = Vec::new();
+    let check = |done: u64, total: u64| assert!(done <= total);
+    write(SnapshotFormat::RootfsTar, &contents, &mut bytes, &check).unwrap();
+    let plain = zstd::decode_all(&bytes[..]).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let report = extract_bytes(&plain, to.path(), LIMITS).unwrap();
+    assert!(report.opaque.is_empty());
+    let mut names: Vec<String> = members(&plain).into_iter().map(|(name, ..)| name).collect();
+    names.retain(|name| !name.ends_with('/'));
+    assert_eq!(
+        names,
+        [
+            "becomes-directory/x",
+            "becomes-file",
+            "etc/both",
+            "etc/old",
+            "gone/again",
+            "hidden/above",
+            "linked",
+            "second-name",
+        ]
+    );
+    for (name, content) in [("etc/both", "1"), ("linked", "2"), ("second-name", "0")] {
+        assert_eq!(fs::read_to_string(to.path().join(name)).unwrap(), content, "{name}");
+    }
 }

@@ -66,6 +66,19 @@ pub(super) enum Kind {
     Whiteout,
 }
 
+/// What a tree has at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Here {
+    Nothing,
+    /// It hides what lower trees have there.
+    Whiteout,
+    Directory {
+        opaque: bool,
+    },
+    /// Anything else.
+    File,
+}
+
 impl Tree {
     /// The tree below a directory. `left_out` are paths without a leading slash.
     pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>) -> Tree {
@@ -92,12 +105,7 @@ impl Tree {
             if self.left_out.contains(&path) {
                 continue;
             }
-            if path.len() > LONGEST {
-                return Err(Fault::new(
-                    FaultKind::InstanceUnsupported,
-                    format!("a path is longer than {LONGEST} bytes: {}…", printable(&path[..60])),
-                ));
-            }
+            too_long(&path)?;
             if self.file(&path, &mut links, visit)? {
                 open.push(self.directory(path, visit)?);
             }
@@ -105,7 +113,31 @@ impl Tree {
         Ok(())
     }
 
-    fn directory(
+    /// What it has at a path.
+    pub(super) fn here(&self, path: &[u8]) -> Result<Here> {
+        if self.left_out.contains(path) {
+            return Ok(Here::Nothing);
+        }
+        let look = || -> rustix::io::Result<Here> {
+            let fd = match self.open(path, OFlags::PATH) {
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Here::Nothing),
+                other => other?,
+            };
+            let stat = fstat(&fd)?;
+            Ok(match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    let fd = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                    Here::Directory { opaque: is_opaque(&fd)? }
+                }
+                FileType::CharacterDevice if stat.st_rdev == 0 => Here::Whiteout,
+                _ => Here::File,
+            })
+        };
+        look().or_fault(format_args!("reading /{}", printable(path)))
+    }
+
+    /// Shows a directory, and gives the names in it.
+    pub(super) fn directory(
         &self,
         path: Vec<u8>,
         visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
@@ -130,7 +162,7 @@ impl Tree {
     }
 
     /// Shows anything but a directory; whether it is one.
-    fn file(
+    pub(super) fn file(
         &self,
         path: &[u8],
         links: &mut HashMap<(u64, u64), Vec<u8>>,
@@ -178,6 +210,17 @@ impl Tree {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         openat2(&self.root, path, flags, Mode::empty(), resolve)
     }
+}
+
+/// Refuses a path that no archive's reader could make.
+pub(super) fn too_long(path: &[u8]) -> Result<()> {
+    if path.len() <= LONGEST {
+        return Ok(());
+    }
+    Err(Fault::new(
+        FaultKind::InstanceUnsupported,
+        format!("a path is longer than {LONGEST} bytes: {}…", printable(&path[..60])),
+    ))
 }
 
 impl Node {

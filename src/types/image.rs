@@ -37,10 +37,14 @@ pub enum ImageSource {
     /// Glance's endpoint, e.g. `https://cloud.example:9292`; the image is
     /// `GET {endpoint}/v2/images/{id}/file`, with the id of the request's path.
     Glance {
-        /// The image endpoint of the service catalogue.
-        endpoint: String,
+        /// The image endpoint of the service catalogue. Absent, with the token: of
+        /// the catalogue that the service's own credentials show.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
         /// Keystone token of the user on whose behalf it is read. Never kept, never logged.
-        token: String,
+        /// Absent: the service's own credentials, of its configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
         /// Nova's own token: with it, Glance takes the user's even when that
         /// expires on the way. Never kept, never logged.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +69,23 @@ impl std::fmt::Debug for ImageSource {
 pub struct Snapshot {
     /// Where the image's content goes.
     pub destination: ImageDestination,
+    /// What the content is.
+    #[serde(default)]
+    pub format: SnapshotFormat,
+}
+
+/// What a snapshot's content is, compressed with zstd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotFormat {
+    /// What `docker save` writes: the base image's layers and, last, the
+    /// difference. It says how it starts, and hosts that have the base unpack
+    /// the last layer only.
+    #[default]
+    DockerArchive,
+    /// The root file system in one tarball, nothing deleted left in it. Only
+    /// for instances that start by their own init.
+    RootfsTar,
 }
 
 /// Where an image's content is written.
@@ -74,10 +95,14 @@ pub enum ImageDestination {
     /// `PUT {endpoint}/v2/images/{image_id}/file`. The image's record must be
     /// there, with its formats and without content.
     Glance {
-        /// The image endpoint of the service catalogue.
-        endpoint: String,
+        /// The image endpoint of the service catalogue. Absent, with the token: of
+        /// the catalogue that the service's own credentials show.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
         /// Keystone token of the user on whose behalf it is written. Never kept, never logged.
-        token: String,
+        /// Absent: the service's own credentials, of its configuration.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token: Option<String>,
         /// Nova's own token: with it, Glance takes the user's even when that
         /// expires on the way. Never kept, never logged.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -261,7 +261,9 @@ impl Backend for FakeBackend {
             ImageSource::File { path } if !path.is_absolute() => {
                 return Err(Fault::invalid("source.path", "must be an absolute path"));
             }
-            ImageSource::Glance { endpoint, .. } if !endpoint.starts_with("http") => {
+            ImageSource::Glance { endpoint: Some(endpoint), .. }
+                if !endpoint.starts_with("http") =>
+            {
                 return Err(Fault::invalid("source.endpoint", "must be an http(s) address"));
             }
             _ => {}

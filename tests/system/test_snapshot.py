@@ -34,10 +34,11 @@ class Glance(http.server.ThreadingHTTPServer):
         self.begun = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
-    def to(self, image: str) -> dict:
+    def to(self, image: str, **fields) -> dict:
         """A snapshot's body."""
         endpoint = f"http://127.0.0.1:{self.server_port}"
-        return {"destination": {"type": "glance", "endpoint": endpoint, "token": TOKEN, "image_id": image}}
+        to = {"type": "glance", "endpoint": endpoint, "token": TOKEN, "image_id": image}
+        return {"destination": to} | fields
 
     def file(self, image: str) -> Path:
         """Where an image's content is, once it came whole."""
@@ -92,10 +93,10 @@ def glance(tmp_path):
     server.server_close()
 
 
-def snapshot(instance, glance) -> Path:
+def snapshot(instance, glance, **fields) -> Path:
     """Takes one; gives the file of its content."""
     image = str(uuid.uuid4())
-    instance.action("snapshot", **glance.to(image))
+    instance.action("snapshot", **glance.to(image, **fields))
     return glance.file(image)
 
 
@@ -172,6 +173,38 @@ def test_what_was_in_it_boots_again(service, instance, glance, made):
     assert again.sh("cat /data/second /data/deep/er/file; ls /srv") == "second\nkept"
     assert len(layers(file)) == 2
     assert not left_behind(service)
+
+
+def test_a_tarball_boots_again_too_and_so_does_a_snapshot_of_it(service, instance, glance, made):
+    instance.sh(CHANGE)
+    expected = instance.sh(SHOW)
+    files = instance.sh(LIST).replace("/data/.wh.notme\n", "")
+    file = snapshot(instance, glance, format="rootfs-tar")
+    with archive(file) as whole:
+        members = whole.getmembers()
+    names = [member.name for member in members]
+    assert "data/deep/er/file" in names and "bin/busybox" in names and "manifest.json" not in names
+    assert len(names) == len(set(names))
+    assert not [name for name in names if ".wh." in name]
+    assert "etc/init.d/rcK" not in names and "etc/hostname" in names
+    assert all(member.uid < 65536 and member.gid < 65536 for member in members)
+    copy = boot(service, made, file)
+    assert service.client.get(f"/v1/images/{copy.get()['image_id']}")["format"] == "rootfs-tar"
+    copy.wait_console("is up")
+    assert copy.sh(SHOW) == expected
+    assert copy.sh(LIST) == files
+    copy.sh("rm -rf /data; echo second > /second")
+    again = boot(service, made, snapshot(copy, glance))
+    assert again.sh("cat /second; [ -e /data ] || echo gone") == "second\ngone"
+    assert not left_behind(service)
+
+
+def test_a_tarball_that_could_not_boot_is_refused(service, application, glance, made):
+    made.append(service.spawn(application))
+    with pytest.raises(Fault) as fault:
+        snapshot(made[-1], glance, format="rootfs-tar")
+    assert (fault.value.code, fault.value.field) == ("invalid-input", "format")
+    assert not glance.begun.is_set()
 
 
 def test_nothing_of_the_host_or_the_instance_is_in_it(service, spawn, glance, made):

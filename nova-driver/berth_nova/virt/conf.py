@@ -62,6 +62,17 @@ OPTIONS = [
         'soft_reboot_timeout', default=120, min=0, max=3600,
         help='Seconds that an instance may take for a soft reboot before it '
              'becomes a hard one.'),
+    cfg.StrOpt(
+        'snapshot_format', default='docker-archive',
+        choices=[
+            ('docker-archive', 'the layers of the base image and, last, the '
+             'difference; a host that has the base unpacks only that'),
+            ('rootfs-tar', 'the root file system in one tarball; instances '
+             'that start by the config of their image still get an archive'),
+            ('as-base', 'what the base image is'),
+        ],
+        help='What a snapshot is in Glance: `container_format` docker for an '
+             'archive, compressed for a tarball. Both are packed by zstd.'),
 ]
 
 

@@ -525,7 +525,7 @@ class BerthDriver(driver.ComputeDriver):
     def snapshot(self, context, instance, image_id, update_task_state):
         """POST /v1/instances/{id}/snapshot"""
         snapshot.snapshot(self.client, self.images.api, context, instance, image_id,
-                          update_task_state, CONF.berth.image_timeout)
+                          update_task_state, CONF.berth)
 
     # Resize, on this host. The service keeps what the instance was.
 

@@ -7,20 +7,38 @@ that record, and gives the instance its state back.
 from nova.compute import task_states
 from nova.virt.berth import images
 
-# A docker archive, in the terms that Glance has for it. Its own checks let
-# `raw` pass, and berth recognises an image by its content.
-FORMATS = {'disk_format': 'raw', 'container_format': 'docker'}
+# In the terms that Glance has for them. Its own checks let `raw` pass, and
+# berth recognises an image by its content.
+FORMATS = {
+    'docker-archive': {'disk_format': 'raw', 'container_format': 'docker'},
+    'rootfs-tar': {'disk_format': 'raw', 'container_format': 'compressed'},
+}
 
 
-def snapshot(client, image_api, context, instance, image_id, update_task_state, seconds):
+def choose_format(client, instance, wanted):
+    """What the snapshot of an instance is made as: `[berth] snapshot_format`."""
+    made = client.get('/v1/instances/%s' % instance.uuid)
+    base = client.get('/v1/images/%s' % made['image_id'])
+    if wanted == 'as-base':
+        wanted = base['format']
+    # A tarball has no place for what an application is started by.
+    config = base['config']
+    by_config = config.get('entrypoint') or config.get('cmd') or not config.get('init')
+    return 'rootfs-tar' if wanted == 'rootfs-tar' and not by_config else 'docker-archive'
+
+
+def snapshot(client, image_api, context, instance, image_id, update_task_state, options):
     """POST /v1/instances/{id}/snapshot"""
     update_task_state(task_state=task_states.IMAGE_PENDING_UPLOAD)
+    wanted = options.snapshot_format
+    if wanted != 'docker-archive':
+        wanted = choose_format(client, instance, wanted)
     # Glance takes no content before it is told the formats. The properties
     # are there: Nova gives a snapshot those of its base.
-    image_api.update(context, image_id, dict(FORMATS), purge_props=False)
+    image_api.update(context, image_id, dict(FORMATS[wanted]), purge_props=False)
     update_task_state(task_state=task_states.IMAGE_UPLOADING,
                       expected_state=task_states.IMAGE_PENDING_UPLOAD)
     destination = {**images.glance_access(context), 'image_id': image_id}
     # Never twice: Glance takes an image's content once.
-    client.post('/v1/instances/%s/snapshot' % instance.uuid, {'destination': destination},
-                seconds=seconds, once=True)
+    client.post('/v1/instances/%s/snapshot' % instance.uuid, {'destination': destination, 'format': wanted},
+                seconds=options.image_timeout, once=True)

@@ -10,8 +10,8 @@ use super::unacceptable;
 use crate::fault::{OrFault, Result};
 use crate::image::layer::Limits;
 use crate::image::tar_reader::printable;
+use crate::image::tar_writer::{Head, TarWriter};
 use crate::image::whiteout::{self, Meaning};
-use crate::snapshot::tar_writer::{Head, TarWriter};
 
 /// Bytes that are copied at once.
 const PIECE: usize = 1 << 17;

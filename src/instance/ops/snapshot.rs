@@ -11,24 +11,43 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::create;
-use crate::fault::{OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
 use crate::snapshot::{self, Contents, Tree};
 use crate::store::atomic;
-use crate::types::ImageDestination;
+use crate::types::{ImageConfig, ImageDestination, Snapshot, SnapshotFormat};
 
 /// Checks where a snapshot shall go, before anything is done for it.
-pub fn check(parts: &Parts, destination: &ImageDestination) -> Result<()> {
-    let (access, image_id) = access(destination);
+pub fn check(parts: &Parts, wanted: &Snapshot) -> Result<()> {
+    let (access, image_id) = access(&wanted.destination);
     access.check(image_id, &parts.config.images)
+}
+
+/// Whether the format holds all that the instance needs to boot again.
+pub fn check_format(record: &Record, format: SnapshotFormat) -> Result<()> {
+    let ImageConfig { entrypoint, cmd, init, .. } = &record.image_config;
+    let by_config = !entrypoint.is_empty() || !cmd.is_empty() || init.is_none();
+    if format == SnapshotFormat::RootfsTar && by_config {
+        return Err(Fault::invalid(
+            "format",
+            "must be docker-archive: the instance starts by its image's config, for which a \
+             tarball has no place",
+        ));
+    }
+    Ok(())
 }
 
 fn access(destination: &ImageDestination) -> (Access<'_>, Uuid) {
     let ImageDestination::Glance { endpoint, token, service_token, image_id } = destination;
-    let service_token = service_token.as_deref();
-    (Access { section: "destination", endpoint, token, service_token }, *image_id)
+    let access = Access {
+        section: "destination",
+        endpoint: endpoint.as_deref(),
+        token: token.as_deref(),
+        service_token: service_token.as_deref(),
+    };
+    (access, *image_id)
 }
 
 /// Makes a snapshot and sends it. `taken` is called once the instance is
@@ -37,10 +56,11 @@ fn access(destination: &ImageDestination) -> (Access<'_>, Uuid) {
 pub fn snapshot<T>(
     parts: &Parts,
     record: &Record,
-    destination: &ImageDestination,
+    wanted: &Snapshot,
     report: &dyn Fn(&str, u64, Option<u64>),
     taken: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
+    check_format(record, wanted.format)?;
     // The instance may be deleted meanwhile, and its image after it.
     let _pins = parts.images.keep_layers(&record.layers)?;
     report("copying", 0, None);
@@ -52,10 +72,10 @@ pub fn snapshot<T>(
     layers.push(Tree::new(upper, left_out));
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
-    let (access, image_id) = access(destination);
+    let (access, image_id) = access(&wanted.destination);
     let mut upload = Upload::start(access, image_id, &parts.config.images)?;
     let progress = |done, total| report("uploading", done, Some(total));
-    match snapshot::write(&contents, &mut upload, &progress) {
+    match snapshot::write(wanted.format, &contents, &mut upload, &progress) {
         Ok(()) => upload.finish(),
         Err(fault) => Err(upload.give_up(fault)),
     }
