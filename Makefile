@@ -95,6 +95,11 @@ test-scale: build ## the cloud up, a hundred servers while what carries them is 
 	@scripts/deps run images openstack
 	@$(OPENSTACK) test-scale
 
+.PHONY: test-devstack
+test-devstack: build ## the DevStack plugin: stack, servers, unstack, stack, clean, compare (root; an hour)
+	@scripts/deps run images devstack
+	@tests/devstack/run
+
 .PHONY: test-fuzz
 test-fuzz: ## the fuzzers, a short run
 	@scripts/deps build fuzz
@@ -132,6 +137,8 @@ lint: style ## formatting and compiler lints, licences, shell and Python
 	cargo deny --log-level error check bans licenses sources
 	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
 	shellcheck --shell=sh debian/prerm debian/postrm
+	cd devstack && shellcheck override-defaults settings plugin.sh lib/berth lib/nova_plugins/hypervisor-berth
+	shellcheck tests/devstack/boot tests/devstack/guest tests/devstack/plugin-functions
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
 
