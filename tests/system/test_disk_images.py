@@ -27,7 +27,7 @@ def unpack(directory: Path, marker: str, **files: str) -> Path:
         tree.file(f"etc/{name}", content)
     directory.mkdir()
     with tarfile.open(fileobj=io.BytesIO(tree.tar())) as archive:
-        archive.extractall(directory, numeric_owner=True, filter="fully_trusted")
+        archive.extractall(directory, numeric_owner=True)
     return directory
 
 
@@ -99,7 +99,7 @@ def test_a_compressed_qcow2_boots_and_is_used_like_any_other(service, parts, tmp
     instance.sh("echo mine > /marker")
     instance.action("stop")
     instance.action("start")
-    assert instance.sh("cat /marker /twin") == "mine\nmine"
+    assert instance.sh("cat /marker") == "mine"
     instance.delete()
     service.client.delete(f"/v1/images/{image}")
 
