@@ -22,7 +22,7 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## lint, unit, fuzz, driver, system, security, API, durability, OpenStack: over an hour on 2 cores (root)
+test: ## lint, unit, fuzz, driver, system, security, API, durability, OpenStack: an hour on 2 cores (root)
 	@scripts/deps build run images test lint fuzz driver openstack
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test-unit
