@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,9 +119,15 @@ def probe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(runtime: str, lxcfs: Lxcfs) -> Iterator[Service]:
+def settings() -> dict[str, dict[str, Any]]:
+    """The configuration of the module's service besides the usual; modules have their own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def service(runtime: str, lxcfs: Lxcfs, settings: dict[str, dict[str, Any]]) -> Iterator[Service]:
     """A service for the module; afterwards nothing of it may be left on the host."""
-    service = Service(runtime, lxcfs.mount_point)
+    service = Service(runtime, lxcfs.mount_point, settings=settings)
     try:
         service.start()
         yield service

@@ -322,6 +322,7 @@ mod tests {
         let (_directory, staged) = run(b"QFI\xfb\0\0\0\x03");
         assert_eq!(staged.unwrap().content, Content::Disk(recognise::Disk::Qcow2));
     }
+
     #[test]
     fn in_place_only_what_is_compressed_is_written() {
         let packed = [&b"\x1f\x8b"[..], &[7; 3000]].concat();

@@ -158,9 +158,9 @@ def execute(patterns: list[str]) -> None:
     if any(re.search(pattern, f"{LAST}[") for pattern in patterns):
         passed = _run([re.escape(LAST)], lines(EXCLUDED), "--combine") and passed
     sys.stdout.flush()
-    failed = report()
-    if failed or not passed:
-        raise Failure(f"{failed or 'some'} of Tempest's tests failed: cd {WORKSPACE}; stestr last")
+    counted = report()
+    if counted["fail"] or not counted["success"] or not passed:
+        raise Failure(f"{counted['fail']} of Tempest's tests failed: cd {WORKSPACE}; stestr last")
 
 
 def _run(included: list[str], excluded: list[str], *options: str) -> bool:
@@ -175,8 +175,8 @@ def _run(included: list[str], excluded: list[str], *options: str) -> bool:
     return done.returncode == 0
 
 
-def report() -> int:
-    """Prints passed, failed and skipped of the last run by group; how many failed."""
+def report() -> collections.Counter[str]:
+    """Prints passed, failed and skipped of the last run by group; gives their sums."""
     figures: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
 
     class Count:
@@ -204,7 +204,7 @@ def report() -> int:
         print(f"   {group:<44}" + "".join(f"{counted[kind]:>8}" for kind in kinds))
     total = sum(figures.values(), collections.Counter())
     print(f"   {'all':<44}" + "".join(f"{total[kind]:>8}" for kind in kinds), flush=True)
-    return total["fail"]
+    return total
 
 
 def _group(test_id: str) -> str:
