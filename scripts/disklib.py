@@ -56,6 +56,12 @@ def ext(path: Path, size: str, tree: Path | None = None, *options: str) -> Path:
     path.unlink(missing_ok=True)
     content = ["-d", tree] if tree else []
     run("/usr/sbin/mke2fs", "-q", "-F", *options, *content, path, size)
+    # It does not write the last blocks where nothing is in them.
+    with path.open("rb+") as image:
+        image.seek(1024)
+        superblock = image.read(1024)
+        blocks, bits = int.from_bytes(superblock[4:8], "little"), superblock[24]
+        image.truncate(blocks << 10 + bits)
     return path
 
 
