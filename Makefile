@@ -67,6 +67,11 @@ test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machi
 	@scripts/deps images vm
 	@tests/vm/run
 
+.PHONY: test-disk
+test-disk: build ## one disk image of a cloud's shape, booted in QEMU and on berth (root; slow)
+	@scripts/deps run images test vm
+	$(PYTEST) tests/disk
+
 .PHONY: test-driver
 test-driver: ## the Nova driver's tests, against every Nova that it works with (2025.1 to 2026.2)
 	@scripts/deps test driver
