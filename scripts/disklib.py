@@ -1,7 +1,7 @@
 """Disk images, made with e2fsprogs, qemu-img and Python: partition tables and file systems.
 
-Used by the tests, the hostile ones too: what is written is what was asked for,
-whether it makes sense or not.
+Used by scripts/image-disk and by the tests, the hostile ones too: what is
+written is what was asked for, whether it makes sense or not.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SECTOR = 512
 #: Where the first partition begins, in sectors.
 ALIGNMENT = 2048
 LINUX = "0fc63daf-8483-4772-8e79-3d69d8477de4"
+BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
 ROOT_X86_64 = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 
@@ -136,3 +137,13 @@ def _fill(disk, partitions: list[Partition], places: list[int]) -> None:
         else:
             with partition.content.open("rb") as source:
                 shutil.copyfileobj(source, disk, 1 << 20)
+
+
+def grub_boot(boot: bytes, core: int) -> bytes:
+    """GRUB's first sector, told where its core is."""
+    return boot[:0x5C] + struct.pack("<Q", core) + boot[0x64:]
+
+
+def grub_core(core: bytes, first: int) -> bytes:
+    """GRUB's core, told where the rest of it is: the sectors after its first."""
+    return core[:500] + struct.pack("<Q", first + 1) + core[508:]

@@ -32,12 +32,22 @@ pub struct Seed {
     pub dns: Option<Dns>,
     /// For `/etc/machine-id`.
     pub machine_id: Uuid,
+    /// Names of interfaces besides `eth*` for [`NETWORKD_FILE`]; `None` where the
+    /// image does not start systemd.
+    pub networkd: Option<Vec<String>>,
     /// Files of the request.
     pub files: Vec<InjectedFile>,
     /// Nothing is written at later boots: the instance's owner may have
     /// changed all of it since.
     pub first_boot: bool,
 }
+
+/// What `systemd-networkd` in an instance goes by for an interface that no other
+/// file there is for. netplan, on Ubuntu's and Debian's images, writes files that
+/// match by the permanent MAC address, which a veth has not: without this, such
+/// an interface is never "configured" and a boot waits two minutes for it.
+/// Last of all names, so that every file of the image's or its owner's goes first.
+const NETWORKD_FILE: &str = "/etc/systemd/network/99-berth.network";
 
 /// What a running instance has mounts of its own on: a file below would never be seen.
 const MOUNTED: [&str; 3] = ["dev", "proc", "sys"];
@@ -52,6 +62,9 @@ impl Seed {
         ];
         if let Some(dns) = &self.dns {
             files.push(("/etc/resolv.conf", resolv_conf(dns), 0o644));
+        }
+        if let Some(names) = &self.networkd {
+            files.push((NETWORKD_FILE, network(names), 0o644));
         }
         files
     }
@@ -243,6 +256,21 @@ fn resolv_conf(dns: &Dns) -> String {
     text
 }
 
+/// Addresses and routes are set before the init starts, and stay.
+fn network(names: &[String]) -> String {
+    let own = names.iter().filter(|name| !name.starts_with("eth"));
+    let names: String = own.map(|name| format!(" {name}")).collect();
+    format!(
+        "# Of the host: for interfaces that no other file here is for. Addresses are set.\n\
+         [Match]\n\
+         Name=eth*{names}\n\
+         Kind=veth\n\
+         \n\
+         [Network]\n\
+         KeepConfiguration=yes\n"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,6 +312,12 @@ mod tests {
         }
         assert!(hosts("a.b.c").contains("127.0.1.1 a.b.c a\n"));
         assert!(hosts("a").contains("127.0.1.1 a\n"));
+    }
+
+    #[test]
+    fn network_text() {
+        let text = network(&["eth0".into(), "storage0".into()]);
+        assert!(text.contains("\nName=eth* storage0\nKind=veth\n"), "{text}");
     }
 
     #[test]

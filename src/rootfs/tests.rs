@@ -569,6 +569,7 @@ fn seed() -> Seed {
         hostname: "web.example.org".into(),
         dns: Some(Dns { nameservers: vec!["192.0.2.1".into()], search: vec![] }),
         machine_id: Uuid::from_u128(7),
+        networkd: Some(Vec::new()),
         files: vec![InjectedFile {
             path: "/srv/new/file".into(),
             content: "aGVsbG8=".into(),
@@ -595,6 +596,7 @@ fn root_a_seed_is_written_once_and_belongs_to_the_instances_root() {
     assert_eq!(read("etc/resolv.conf"), "nameserver 192.0.2.1\n");
     assert_eq!(read("etc/machine-id"), "00000000000000000000000000000007\n");
     assert_eq!(read("srv/new/file"), "hello");
+    assert!(read("etc/systemd/network/99-berth.network").contains("Name=eth*\n"));
     let on_disk = rootfs.layout.disk_mount().join("upper/srv/new");
     for path in [on_disk.clone(), on_disk.join("file")] {
         let meta = fs::metadata(&path).unwrap();

@@ -49,6 +49,7 @@ fn in_directory(base: &Path, storage: &Storage, first_id: u32) -> Result<()> {
             hostname: "trial".into(),
             dns: None,
             machine_id: Uuid::nil(),
+            networkd: None,
             files: Vec::new(),
             first_boot: true,
         })

@@ -12,7 +12,7 @@ use crate::instance::record::Record;
 use crate::instance::validate::hostname_from;
 use crate::rootfs::Seed;
 use crate::sys::{mount, ns};
-use crate::types::{Flavor, InstanceCreate};
+use crate::types::{Flavor, ImageConfig, InitKind, InstanceCreate};
 
 use super::destroy;
 
@@ -121,9 +121,16 @@ pub fn seed(record: &Record) -> Seed {
         hostname: hostname(record),
         dns: definition.dns.clone(),
         machine_id: record.id,
+        networkd: networkd(&record.image_config, definition),
         files: definition.files.clone(),
         first_boot: true,
     }
+}
+
+/// The interfaces that systemd-networkd is told of, where the image starts systemd.
+pub fn networkd(image: &ImageConfig, definition: &InstanceCreate) -> Option<Vec<String>> {
+    let systemd = image.init == Some(InitKind::Systemd);
+    systemd.then(|| definition.vifs.iter().filter_map(|vif| vif.name.clone()).collect())
 }
 
 /// The host name: the request's, or one made of the instance's name.

@@ -52,6 +52,7 @@ fn prepare(parts: &Parts, before: &Record, wanted: Rescue) -> Result<Record> {
     create::network(parts, before)?;
     parts.mount(&rescued)?;
     let mut seed = create::seed(before);
+    seed.networkd = create::networkd(rescued.boot().config, &before.definition);
     if let Some(files) = wanted.files {
         seed.files = files;
     }
