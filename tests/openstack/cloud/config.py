@@ -169,7 +169,7 @@ def _nova_compute() -> Ini:
         "initial_ram_allocation_ratio": 2,
     }
     return common | {
-        "berth": {"url": f"unix://{BERTH_SOCKET}"},
+        "berth": {"url": f"unix://{BERTH_SOCKET}", "snapshot_format": "as-base"},
         "vif_plug_ovs": {"ovsdb_connection": f"tcp:{LOOPBACK}:{PORTS['ovsdb']}"},
         "vif_plug_ovs_privileged": PRIVSEP,
         "vif_plug_linux_bridge_privileged": PRIVSEP,
