@@ -167,8 +167,10 @@ def test_a_verified_image_comes_by_file(spawn, driver, service, meta, context):
     driver.images.api.download.side_effect = (
         lambda context, image_id, dest_path, trusted_certs: open(dest_path, 'w').close())
     spawn()
-    source = service.body('PUT', '/v1/images/' + IMAGE)['source']
+    body = service.body('PUT', '/v1/images/' + IMAGE)
+    source = body['source']
     assert source['type'] == 'file' and there == [True]
+    assert body['signature_verified'] is True
     assert not os.path.exists(source['path'])
     assert service.calls('PUT')[0] == 'PUT /v1/images/' + IMAGE
 

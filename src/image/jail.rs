@@ -11,6 +11,9 @@
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
 //! * reading of a disk image ([`super::disk`]): none, in the same;
+//! * reading of a file system that the kernel mounts for it, where the
+//!   operator allows that: `DAC_READ_SEARCH`. The mount is the child's alone
+//!   (read-only, `nodev,nosuid,noexec`) and ends with it;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -39,9 +42,9 @@ use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
-use super::disk;
+use super::disk::{self, RootPlace, mounted, part};
 use super::layer::{self, Limits, Report};
-use super::recognise::{Compression, Content, refusal};
+use super::recognise::{Compression, Content, FileSystem, refusal};
 use super::stage::{self, Staged};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -56,6 +59,8 @@ const XZ_MEMORY: u64 = 256 << 20;
 const ZSTD_WINDOW: u32 = 27;
 /// Most CPU time, in seconds.
 const CPU_SECONDS: u64 = 4 * 3600;
+/// Files that may be open while a mounted tree is walked: a directory on each level of it.
+const OPEN_DIRECTORIES: u64 = 512;
 /// The user that owns nothing.
 const NOBODY: u32 = 65_534;
 
@@ -74,6 +79,31 @@ pub enum Task {
     Disk {
         /// Any directory, to mount an empty file system on, in private.
         directory: PathBuf,
+        /// Most that may be in it.
+        limits: Limits,
+    },
+    /// Find the root file system on the disk image that standard input is.
+    FindRoot {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+    },
+    /// A part of the disk whose image standard input is to standard output, as [`part`] writes it.
+    DiskPart {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+        /// Where it begins on the disk.
+        start: u64,
+        /// Its bytes.
+        size: u64,
+    },
+    /// Mount a file system in private, and write it to standard output as a tar archive.
+    Mounted {
+        /// Any directory, to mount it on.
+        directory: PathBuf,
+        /// The block device that it is on.
+        device: PathBuf,
+        /// What it is.
+        file_system: FileSystem,
         /// Most that may be in it.
         limits: Limits,
     },
@@ -102,6 +132,10 @@ pub enum Outcome {
     Decompressed,
     /// All of the root file system was written.
     Disk,
+    /// The root file system was found.
+    Root(RootPlace),
+    /// All of the part was written.
+    DiskPart,
     /// All was staged.
     Staged(Staged),
     /// All was unpacked.
@@ -180,6 +214,13 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         Task::Disk { limits, .. } => {
             disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
+        Task::FindRoot { .. } => disk::find_root(input).map(Outcome::Root),
+        Task::DiskPart { start, size, .. } => {
+            part::write(input, *start, *size, output).map(|()| Outcome::DiskPart)
+        }
+        Task::Mounted { limits, .. } => {
+            disk::write_mounted(root, output, *limits).map(|()| Outcome::Disk)
+        }
         Task::Stage { limits, in_place, .. } => match in_place {
             true => stage::stage_in_place(&root, input, *limits),
             false => stage::stage(&root, input, *limits),
@@ -232,16 +273,23 @@ fn confine(task: &Task) -> Result<()> {
     )
     .or_fault("taking namespaces for the jail")?;
     let (keep, bytes) = match task {
-        Task::Decompress { directory, .. } | Task::Disk { directory, .. } => {
-            change_root(directory, true)?;
+        Task::Decompress { directory, .. }
+        | Task::Disk { directory, .. }
+        | Task::FindRoot { directory }
+        | Task::DiskPart { directory, .. } => {
+            change_root(directory, Root::Empty)?;
             (CapabilitySet::empty(), 0)
         }
+        Task::Mounted { directory, device, file_system, .. } => {
+            change_root(directory, Root::Device(device, *file_system))?;
+            (CapabilitySet::DAC_READ_SEARCH, 0)
+        }
         Task::Stage { directory, limits, .. } => {
-            change_root(directory, false)?;
+            change_root(directory, Root::Directory)?;
             (CapabilitySet::empty(), limits.bytes)
         }
         Task::Layer { directory, limits } => {
-            change_root(directory, false)?;
+            change_root(directory, Root::Directory)?;
             let keep = CapabilitySet::CHOWN
                 | CapabilitySet::DAC_OVERRIDE
                 | CapabilitySet::FOWNER
@@ -251,40 +299,63 @@ fn confine(task: &Task) -> Result<()> {
             (keep, limits.bytes)
         }
     };
-    limit(bytes).or_fault("limiting the jail")?;
+    let files = if matches!(task, Task::Mounted { .. }) { OPEN_DIRECTORIES } else { 64 };
+    limit(bytes, files).or_fault("limiting the jail")?;
     rustix::process::umask(rustix::fs::Mode::empty());
     drop_privileges(keep)
 }
 
-/// Makes `directory`, or an empty file system, all that there is.
-fn change_root(directory: &Path, empty: bool) -> Result<()> {
-    let none = None::<&str>;
-    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let change = || {
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        if empty {
-            let flags = safe | MsFlags::MS_RDONLY;
-            mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some("mode=0555"))?;
-        } else {
-            mount(Some(directory), directory, none, MsFlags::MS_BIND, none)?;
-            let flags = safe | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-            mount(none, directory, none, flags, none)?;
-        }
-        nix::unistd::chdir(directory)?;
-        // The old root lands on top of the new one and goes.
-        nix::unistd::pivot_root(".", ".")?;
-        umount2(".", MntFlags::MNT_DETACH)?;
-        nix::unistd::chdir("/")
-    };
-    change().or_fault(format_args!("making {} the jail's root", directory.display()))
+/// What the jail sees.
+#[derive(Clone, Copy)]
+enum Root<'a> {
+    /// Nothing.
+    Empty,
+    /// The directory itself.
+    Directory,
+    /// What is on a device.
+    Device(&'a Path, FileSystem),
 }
 
-fn limit(file_bytes: u64) -> nix::Result<()> {
+/// Makes `directory`, or what is mounted on it, all that there is.
+fn change_root(directory: &Path, root: Root<'_>) -> Result<()> {
+    let none = None::<&str>;
+    let doing = || format!("making {} the jail's root", directory.display());
+    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let read_only = safe | MsFlags::MS_RDONLY;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).or_fault(doing())?;
+    match root {
+        Root::Empty => mount(Some("tmpfs"), directory, Some("tmpfs"), read_only, Some("mode=0555")),
+        Root::Directory => {
+            let flags = safe | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+            mount(Some(directory), directory, none, MsFlags::MS_BIND, none)
+                .and_then(|()| mount(none, directory, none, flags, none))
+        }
+        Root::Device(device, file_system) => {
+            let (driver, options) = (mounted::driver(file_system), mounted::options(file_system));
+            return mount(Some(device), directory, driver, read_only, options)
+                .map_err(|errno| mounted::not_mounted(file_system, errno))
+                .and_then(|()| enter(directory).or_fault(doing()));
+        }
+    }
+    .and_then(|()| enter(directory))
+    .or_fault(doing())
+}
+
+/// Makes a mount point all that there is.
+fn enter(directory: &Path) -> nix::Result<()> {
+    nix::unistd::chdir(directory)?;
+    // The old root lands on top of the new one and goes.
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    nix::unistd::chdir("/")
+}
+
+fn limit(file_bytes: u64, files: u64) -> nix::Result<()> {
     for (resource, value) in [
         (Resource::RLIMIT_AS, ADDRESS_SPACE),
         (Resource::RLIMIT_CPU, CPU_SECONDS),
         (Resource::RLIMIT_FSIZE, file_bytes),
-        (Resource::RLIMIT_NOFILE, 64),
+        (Resource::RLIMIT_NOFILE, files),
         (Resource::RLIMIT_CORE, 0),
     ] {
         // The host may have set less already, and only less is possible without SYS_RESOURCE.

@@ -22,6 +22,10 @@ pub struct ImageImport {
     /// Size of the content in bytes; when given, other content is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Nova verified the content's signature: then `images.kernel_mounts = "signed"`
+    /// lets the host's kernel read its file system.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signature_verified: bool,
 }
 
 /// Where an image's content is read from.
