@@ -165,6 +165,24 @@ fn root_the_same_disk_in_every_wrapping_is_the_same_layer() {
 }
 
 #[test]
+fn root_other_programs_disks_are_the_same_layer() {
+    let store = Store::new();
+    store.sh(TREE);
+    store.sh("mke2fs -q -F -t ext4 -d t bare 48M
+         for how in vmdk 'vmdk -o subformat=streamOptimized' vpc vhdx vdi 'vdi -o static=on'; do
+            qemu-img convert -f raw -O $how bare \"d-$(echo \"$how\" | tr -c 'a-z\\n' _)\"
+         done");
+    let layer = store.layer("bare");
+    let files = sh(store.dir.path(), "ls -1 -d d-*");
+    assert_eq!(files.lines().count(), 6);
+    for file in files.lines() {
+        let image = store.import(file).unwrap_or_else(|fault| panic!("{file}: {fault}"));
+        assert_eq!(store.store.layer_dir(&image.layers[0]), layer, "{file}");
+        assert!(!matches!(image.format, ImageFormat::Raw | ImageFormat::Qcow2), "{file}");
+    }
+}
+
+#[test]
 fn root_what_cannot_be_read_says_why() {
     let store = Store::new();
     store.sh("mke2fs -q -F -t ext4 dirty 16M
@@ -175,18 +193,24 @@ fn root_what_cannot_be_read_says_why() {
          qemu-img create -q -f qcow2 -o data_file=base,data_file_raw=on external 16M
          mke2fs -q -F -t ext4 cut 16M && truncate -s 8M cut
          mkfs.xfs -q -d name=xfs,file=1,size=320m
-         qemu-img convert -f raw -O vmdk base vmdk && qemu-img convert -f raw -O vdi base vdi
-         qemu-img convert -f raw -O vhdx base vhdx && qemu-img convert -f raw -O vpc base vhd");
+         qemu-img convert -f raw -O vmdk -o subformat=monolithicFlat base flat
+         qemu-img convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse base split
+         qemu-img convert -f raw -O vmdk base vmdk && cp vmdk hostile
+         grep -abo '\"vmdk\"' hostile | cut -d: -f1 | {
+             read at; printf '\"/e/s\"' | dd of=hostile bs=1 seek=$at conv=notrunc status=none; }
+         qemu-img convert -f raw -O vhdx base noise
+         head -c 300000 /dev/urandom | dd of=noise bs=1k seek=64 conv=notrunc status=none");
     for (file, says) in [
         ("dirty", "its journal cannot be replayed: it is on another device; run e2fsck"),
         ("backed", "has a backing file"),
         ("external", "external data file"),
         ("cut", "the image is cut off"),
         ("xfs", "an XFS file system"),
-        ("vmdk", "qemu-img convert"),
-        ("vdi", "qemu-img convert"),
-        ("vhdx", "qemu-img convert"),
-        ("vhd", "qemu-img convert"),
+        ("flat", "are the host's"),
+        ("split", "are the host's"),
+        ("hostile", "its descriptor names a file of the host"),
+        ("vmdk", "neither a partition table nor a file system"),
+        ("noise", "converting the disk image: qemu-img"),
     ] {
         let fault = store.import(file).unwrap_err();
         assert_eq!(fault.kind, berth::fault::FaultKind::ImageUnacceptable, "{file}: {fault}");
@@ -281,9 +305,10 @@ fn root_everything_is_kept_of_what_the_kernel_reads() {
         }
         store.sh(&format!("rm -f {name} disk wrapped"));
     }
-    let left = sh(store.dir.path(), "ls state/images/tmp; losetup --raw -n -O BACK-FILE -a");
+    let devices = sh(store.dir.path(), "losetup --raw -n -O BACK-FILE -a");
     let own = store.dir.path().display().to_string();
-    assert!(!left.contains(&own) && !left.contains('-'), "{left}");
+    assert!(!devices.contains(&own), "{devices}");
+    assert_eq!(sh(store.dir.path(), "ls state/images/tmp"), "");
 }
 
 #[test]

@@ -885,6 +885,8 @@ def test_capabilities(driver):
     assert {name for name, value in driver.capabilities.items() if value} == {
         'has_imagecache', 'supports_attach_interface', 'supports_evacuate',
         'supports_image_type_ami', 'supports_image_type_qcow2', 'supports_image_type_raw',
+        'supports_image_type_vdi', 'supports_image_type_vhd', 'supports_image_type_vhdx',
+        'supports_image_type_vmdk',
         'supports_pcpus', 'supports_trusted_certs'}
     # Nova turns them into traits; one that it does not know would fail here.
     assert any(driver.capabilities_as_traits().values())

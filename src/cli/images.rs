@@ -79,6 +79,10 @@ fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::RootfsTar => "rootfs-tar",
         ImageFormat::Qcow2 => "qcow2",
         ImageFormat::Raw => "raw",
+        ImageFormat::Vmdk => "vmdk",
+        ImageFormat::Vhd => "vhd",
+        ImageFormat::Vhdx => "vhdx",
+        ImageFormat::Vdi => "vdi",
     }
 }
 

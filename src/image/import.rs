@@ -137,7 +137,7 @@ impl Import<'_> {
         let whole = Place::whole(&content.path);
         let (format, mut config) = match staged.archive {
             _ if super::disk::reads(staged.content) => {
-                self.disk(id, request, &content)?;
+                self.disk(id, request, &content, staged.content)?;
                 (super::disk::format(staged.content), ImageConfig::default())
             }
             _ if staged.content != Content::Tar => {

@@ -14,6 +14,9 @@
 //! * reading of a file system that the kernel mounts for it, where the
 //!   operator allows that: `DAC_READ_SEARCH`. The mount is the child's alone
 //!   (read-only, `nodev,nosuid,noexec`) and ends with it;
+//! * conversion of other disk formats: none, and the child becomes `qemu-img`,
+//!   in a file system of the programs' directories, the image and the disk to be
+//!   written;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -33,8 +36,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -42,9 +46,9 @@ use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
-use super::disk::{self, RootPlace, mounted, part};
+use super::disk::{self, RootPlace, foreign, mounted, part};
 use super::layer::{self, Limits, Report};
-use super::recognise::{Compression, Content, FileSystem, refusal};
+use super::recognise::{Compression, Content, Disk, FileSystem, refusal};
 use super::stage::{self, Staged};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -62,7 +66,7 @@ const CPU_SECONDS: u64 = 4 * 3600;
 /// Files that may be open while a mounted tree is walked: a directory on each level of it.
 const OPEN_DIRECTORIES: u64 = 512;
 /// The user that owns nothing.
-const NOBODY: u32 = 65_534;
+pub(super) const NOBODY: u32 = 65_534;
 
 /// What the child is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +109,19 @@ pub enum Task {
         /// What it is.
         file_system: FileSystem,
         /// Most that may be in it.
+        limits: Limits,
+    },
+    /// Become `qemu-img`, which converts the image that standard input is too.
+    Convert {
+        /// Any directory, to mount a file system of programs on, in private.
+        directory: PathBuf,
+        /// The image.
+        image: PathBuf,
+        /// What it was recognised as.
+        format: Disk,
+        /// The file that the raw disk is written to, which nobody owns.
+        disk: PathBuf,
+        /// Most that may be written.
         limits: Limits,
     },
     /// Recognise plain standard input and take an image archive apart.
@@ -202,6 +219,10 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
     let file = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
     let input = file(std::io::stdin().as_fd()).or_fault("taking standard input")?;
     let output = file(std::io::stdout().as_fd()).or_fault("taking standard output")?;
+    if let Task::Convert { format, limits, .. } = task {
+        disk::check_foreign(input, *format, limits.bytes)?;
+        return Err(become_converter(*format));
+    }
     run(task, root, input, output)
 }
 
@@ -221,6 +242,7 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         Task::Mounted { limits, .. } => {
             disk::write_mounted(root, output, *limits).map(|()| Outcome::Disk)
         }
+        Task::Convert { .. } => Err(Fault::internal("converting a disk", "it takes a jail")),
         Task::Stage { limits, in_place, .. } => match in_place {
             true => stage::stage_in_place(&root, input, *limits),
             false => stage::stage(&root, input, *limits),
@@ -228,6 +250,18 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         .map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
+}
+
+/// Only returns when that failed.
+fn become_converter(format: Disk) -> Fault {
+    use std::os::unix::process::CommandExt;
+    let driver = foreign::driver(format).unwrap_or_default();
+    let error = Command::new(foreign::PROGRAM)
+        .env_clear()
+        // The progress it shows tells its parent that it lives.
+        .args(["convert", "-p", "-f", driver, "-O", "raw", foreign::IMAGE, foreign::DISK])
+        .exec();
+    Fault::internal(format_args!("starting {}", foreign::PROGRAM), error)
 }
 
 fn decompress(compression: Compression, input: impl Read, mut output: impl Write) -> Result<()> {
@@ -284,6 +318,10 @@ fn confine(task: &Task) -> Result<()> {
             change_root(directory, Root::Device(device, *file_system))?;
             (CapabilitySet::DAC_READ_SEARCH, 0)
         }
+        Task::Convert { directory, image, disk, limits, .. } => {
+            change_root(directory, Root::Programs { image, disk })?;
+            (CapabilitySet::empty(), limits.bytes)
+        }
         Task::Stage { directory, limits, .. } => {
             change_root(directory, Root::Directory)?;
             (CapabilitySet::empty(), limits.bytes)
@@ -314,6 +352,8 @@ enum Root<'a> {
     Directory,
     /// What is on a device.
     Device(&'a Path, FileSystem),
+    /// The host's programs, an image to read and a disk to write.
+    Programs { image: &'a Path, disk: &'a Path },
 }
 
 /// Makes `directory`, or what is mounted on it, all that there is.
@@ -330,6 +370,7 @@ fn change_root(directory: &Path, root: Root<'_>) -> Result<()> {
             mount(Some(directory), directory, none, MsFlags::MS_BIND, none)
                 .and_then(|()| mount(none, directory, none, flags, none))
         }
+        Root::Programs { image, disk } => programs(directory, image, disk),
         Root::Device(device, file_system) => {
             let (driver, options) = (mounted::driver(file_system), mounted::options(file_system));
             return mount(Some(device), directory, driver, read_only, options)
@@ -339,6 +380,42 @@ fn change_root(directory: &Path, root: Root<'_>) -> Result<()> {
     }
     .and_then(|()| enter(directory))
     .or_fault(doing())
+}
+
+/// Mounts a file system of what `qemu-img` needs.
+fn programs(directory: &Path, image: &Path, disk: &Path) -> nix::Result<()> {
+    let none = None::<&str>;
+    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    let bind = |from: &Path, to: &Path, flags: MsFlags| {
+        mount(Some(from), to, none, MsFlags::MS_BIND, none)?;
+        mount(none, to, none, flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT, none)
+    };
+    mount(Some("tmpfs"), directory, Some("tmpfs"), safe, Some("mode=0755,size=1m"))?;
+    for name in ["usr", "lib", "lib64"] {
+        let (from, to) = (Path::new("/").join(name), directory.join(name));
+        match std::fs::read_link(&from) {
+            Ok(target) => std::os::unix::fs::symlink(target, &to).map_err(errno)?,
+            Err(_) if from.is_dir() => {
+                std::fs::create_dir(&to).map_err(errno)?;
+                bind(&from, &to, safe | MsFlags::MS_RDONLY)?;
+            }
+            Err(_) => {}
+        }
+    }
+    let file = |from: &Path, name: &str, flags: MsFlags| {
+        let to = directory.join(name);
+        File::create(&to).map_err(errno)?;
+        bind(from, &to, flags | MsFlags::MS_NOEXEC)
+    };
+    std::fs::create_dir(directory.join("etc")).map_err(errno)?;
+    let cache = Path::new("/etc/ld.so.cache");
+    if cache.exists() {
+        file(cache, "etc/ld.so.cache", safe | MsFlags::MS_RDONLY)?;
+    }
+    file(image, foreign::IMAGE, safe | MsFlags::MS_RDONLY)?;
+    file(disk, foreign::DISK, safe)?;
+    mount(none, directory, none, safe | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)
 }
 
 /// Makes a mount point all that there is.

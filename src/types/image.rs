@@ -150,6 +150,14 @@ pub enum ImageFormat {
     Qcow2,
     /// A disk byte by byte, or a file system without partitions.
     Raw,
+    /// A disk in VMware's format.
+    Vmdk,
+    /// A disk in Virtual PC's format.
+    Vhd,
+    /// A disk in Hyper-V's format.
+    Vhdx,
+    /// A disk in VirtualBox's format.
+    Vdi,
 }
 
 /// An image in this host's store.

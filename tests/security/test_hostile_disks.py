@@ -120,12 +120,45 @@ for name, tries, says, data in [
     ("vmdk-descriptor", "has the host's files opened as its extents", "are the host's",
      lambda: b'# Disk DescriptorFile\nversion=1\ncreateType="monolithicFlat"\n'
              b'RW 8 FLAT "/etc/shadow" 0\n'),
-    ("vmdk-embedded", "has a descriptor inside that names the host's files", "qemu-img convert",
+    ("vmdk-embedded", "has a descriptor inside that names the host's files", "descriptor of other files",
      lambda: b"KDMV\1\0\0\0" + bytes(504) + b'# Disk DescriptorFile\nRW 8 FLAT "/etc/shadow" 0\n'),
-    ("vhd-differencing", "has a parent on the host", "qemu-img convert",
+    ("vmdk-extent", "has QEMU open a host's file as its content", "names a file of the host",
+     lambda: vmdk('RW 8 FLAT "/etc/shadow" 0')),
+    ("vmdk-extent-sparse", "has QEMU open a host's file as its content", "names a file of the host",
+     lambda: vmdk('RW 8 SPARSE "/etc/shadow"')),
+    ("vmdk-extent-nbd", "has QEMU connect to the network", "names a file of the host",
+     lambda: vmdk('RW 8 SPARSE "nbd:127.0.0.1:1"')),
+    ("vmdk-parent", "has QEMU open a host's file below it", "has a parent",
+     lambda: vmdk('parentFileNameHint="/etc/shadow"\nRW 8 SPARSE "x"')),
+    ("vmdk-flat", "is a kind that has its content elsewhere", "only monolithicSparse",
+     lambda: vmdk('RW 8 SPARSE "x"', "monolithicFlat")),
+    ("vmdk-two-extents", "has QEMU open another file too", "several files",
+     lambda: vmdk('RW 8 SPARSE "x"\nRW 8 SPARSE "y"')),
+    ("vmdk-no-size", "has QEMU read the descriptor instead of the header", "descriptor of other files",
+     lambda: vmdk('RW 8 SPARSE "x"', size=0)),
+    ("vmdk-endless", "is a disk of exabytes", "images.max_unpacked_bytes",
+     lambda: vmdk('RW 8 SPARSE "x"', size=1 << 53)),
+    ("vmdk-tables-outside", "reads behind the file", "neither a partition table",
+     lambda: vmdk('RW 8 SPARSE "x"', tables=1 << 40)),
+    ("vmdk-two-headers", "shows QEMU another header than the first", "two headers disagree",
+     lambda: vmdk('RW 8 SPARSE "x"', tables=(1 << 64) - 1) + vmdk("", size=9)[:512] + bytes(512)),
+    ("vhd-differencing", "has a parent on the host", "has a parent",
      lambda: b"conectix" + bytes(52) + struct.pack(">I", 4) + bytes(960)),
+    ("vhd-endless", "is a disk of exabytes", "images.max_unpacked_bytes",
+     lambda: b"conectix" + bytes(40) + struct.pack(">QII", 1 << 60, 0, 3) + bytes(960)),
+    ("vdi-differencing", "has a parent on the host", "has a parent",
+     lambda: bytes(64) + b"\x7f\x10\xda\xbe" + struct.pack("<III", 0x10001, 400, 4) + bytes(960)),
+    ("vhdx-noise", "breaks QEMU", "converting the disk image",
+     lambda: b"vhdxfile" + bytes(64) + os.urandom(1 << 20)),
 ]:  # fmt: skip
     simple(name, tries, says, data)
+
+
+def vmdk(extents: str, kind: str = "monolithicSparse", size: int = 8, tables: int = 100) -> bytes:
+    """A VMDK's header and its descriptor."""
+    header = b"KDMV" + struct.pack("<IIQQQQIQQ", 1, 3, size, 128, 1, 20, 512, 0, tables)
+    text = f'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="{kind}"\n{extents}\n'
+    return header.ljust(512, b"\0") + text.encode().ljust(65_024, b"\0")
 
 
 def raw_deflate(data: bytes) -> bytes:

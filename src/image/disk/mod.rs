@@ -1,7 +1,7 @@
 //! Disk images: the root file system in them, as the tar archive of a layer.
 //!
 //! ```text
-//! content ─► qcow2 | raw ─► partitions ─► the root one ─► ext2/3/4 ─► tar
+//! content ─► qcow2 | raw (by [`foreign`]) ─► partitions ─► the root one ─► ext2/3/4 ─► tar
 //!                                                  └─► [`mounted`] ─► tar
 //! ```
 //!
@@ -17,6 +17,7 @@
 //! nor which names are one file.
 
 pub mod ext;
+pub mod foreign;
 pub mod mounted;
 mod pack;
 pub mod part;
@@ -137,14 +138,21 @@ fn beyond() -> Fault {
 pub fn reads(content: Content) -> bool {
     matches!(
         content,
-        Content::Disk(Disk::Qcow2 | Disk::RawGpt | Disk::RawMbr)
-            | Content::FileSystem(
-                FileSystem::Ext
-                    | FileSystem::Xfs
-                    | FileSystem::Btrfs
-                    | FileSystem::Squashfs
-                    | FileSystem::Erofs
-            )
+        Content::Disk(
+            Disk::Qcow2
+                | Disk::RawGpt
+                | Disk::RawMbr
+                | Disk::Vmdk
+                | Disk::Vhd
+                | Disk::Vhdx
+                | Disk::Vdi
+        ) | Content::FileSystem(
+            FileSystem::Ext
+                | FileSystem::Xfs
+                | FileSystem::Btrfs
+                | FileSystem::Squashfs
+                | FileSystem::Erofs
+        )
     )
 }
 
@@ -173,6 +181,12 @@ pub fn find_root(file: File) -> Result<RootPlace> {
     Ok(RootPlace { file_system: root.file_system, start: root.start, size, plain })
 }
 
+/// Refuses an image in another program's format that names other files, or
+/// whose disk has more than `most` bytes.
+pub fn check_foreign(file: File, disk: Disk, most: u64) -> Result<()> {
+    foreign::check(&*raw(file)?, disk, most)
+}
+
 /// Writes the file system that is mounted at a directory as a tar archive.
 pub fn write_mounted(top: OwnedFd, sink: impl Write, limits: Limits) -> Result<()> {
     pack::write(&mounted::Mounted::new(top)?, sink, limits)
@@ -182,6 +196,10 @@ pub fn write_mounted(top: OwnedFd, sink: impl Write, limits: Limits) -> Result<(
 pub fn format(content: Content) -> ImageFormat {
     match content {
         Content::Disk(Disk::Qcow2) => ImageFormat::Qcow2,
+        Content::Disk(Disk::Vmdk) => ImageFormat::Vmdk,
+        Content::Disk(Disk::Vhd) => ImageFormat::Vhd,
+        Content::Disk(Disk::Vhdx) => ImageFormat::Vhdx,
+        Content::Disk(Disk::Vdi) => ImageFormat::Vdi,
         _ => ImageFormat::Raw,
     }
 }

@@ -6,7 +6,8 @@
 //! a journal; the mount itself is read-only, and the jail's alone. Mount and
 //! loop device end with that process, however it ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
@@ -14,11 +15,12 @@ use uuid::Uuid;
 use super::{Fetched, Import, Meter, PIECE, Place, Plain, create_file, wrong_answer};
 use crate::config::KernelMounts;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::image::disk::{RootPlace, mounted, part};
+use crate::image::disk::{RootPlace, foreign, mounted, part};
+use crate::image::flight::Progress;
 use crate::image::helper::Input;
-use crate::image::jail::{Outcome, Task};
+use crate::image::jail::{NOBODY, Outcome, Task};
 use crate::image::layer::write_sparsely;
-use crate::image::recognise::{self, Content, FileSystem};
+use crate::image::recognise::{self, Content, Disk, FileSystem};
 use crate::image::source;
 use crate::image::store::remove_tree;
 use crate::openstack::Access;
@@ -36,8 +38,16 @@ impl Import<'_> {
         id: Uuid,
         request: &ImageImport,
         content: &Fetched,
+        recognised: Content,
     ) -> Result<()> {
-        let path = self.seekable(content)?;
+        let mut path = self.seekable(content)?;
+        if let Content::Disk(format) = recognised
+            && let Some(label) = foreign::label(format)
+        {
+            foreign::check_program()?;
+            self.check_label(id, request, label)?;
+            path = self.convert(&path, format)?;
+        }
         let root = self.find_root(&path)?;
         let directory = self.workspace.path("empty");
         if root.file_system == FileSystem::Ext {
@@ -70,6 +80,45 @@ impl Import<'_> {
         let (digest, record) = self.unpack(plain, None)?;
         self.put_on_top(digest, &record);
         Ok(())
+    }
+
+    /// Refuses an image of which Glance says that it is of another format than
+    /// it is, as far as there is a way to ask.
+    fn check_label(&self, id: Uuid, request: &ImageImport, label: &str) -> Result<()> {
+        let said = self.described(id, request)?.and_then(|(described, _)| described.disk_format);
+        match said {
+            Some(said) if said != label => Err(Fault::new(
+                FaultKind::ImageUnacceptable,
+                format!(
+                    "the content is of the disk format {label}, and Glance has it as {said}; \
+                     upload it with `--disk-format {label}`"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The raw disk of an image in another program's format.
+    fn convert(&self, path: &Path, format: Disk) -> Result<PathBuf> {
+        let doing = "preparing the conversion";
+        let disk = self.workspace.path("converted");
+        // `qemu-img` runs as nobody; only root enters the directory of both.
+        let nobody = Some(NOBODY);
+        std::os::unix::fs::fchown(create_file(&disk)?, nobody, nobody).or_fault(doing)?;
+        fs::set_permissions(path, Permissions::from_mode(0o444)).or_fault(doing)?;
+        let task = Task::Convert {
+            directory: self.workspace.path("empty"),
+            image: path.to_owned(),
+            format,
+            disk: disk.clone(),
+            limits: self.left,
+        };
+        (self.report)(Progress { stage: "converting", done: 0, total: None });
+        let input = File::open(path).or_fault("opening the disk image")?;
+        let program = self.store.helper.start(&task, Input::File(input))?;
+        program.finish_program().map_err(|fault| fault.context("converting the disk image"))?;
+        remove_tree(path)?;
+        Ok(disk)
     }
 
     fn find_root(&self, path: &Path) -> Result<RootPlace> {
