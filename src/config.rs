@@ -150,6 +150,32 @@ pub enum StorageBackend {
     Loop,
 }
 
+/// Images whose file systems the host's kernel may read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelMounts {
+    /// None.
+    None,
+    /// Those whose signature Nova verified.
+    Signed,
+    /// Those that Glance shows to everybody, as only its administrators may make them.
+    Public,
+    /// All.
+    All,
+}
+
+impl KernelMounts {
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            KernelMounts::None => "none",
+            KernelMounts::Signed => "signed",
+            KernelMounts::Public => "public",
+            KernelMounts::All => "all",
+        }
+    }
+}
+
 /// What images may be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -164,6 +190,8 @@ pub struct Images {
     pub concurrency: usize,
     /// Bytes of unpacked layers above which unused images go, those unused the longest first; 0: never.
     pub cache_bytes: u64,
+    /// Whose file systems the host's kernel may read, when nothing else does.
+    pub kernel_mounts: KernelMounts,
     /// Directories from which `source.type = "file"` may read; empty: anywhere.
     pub file_roots: Vec<PathBuf>,
     /// PEM file: authorities for Glance's certificate, besides the system's.
@@ -269,6 +297,7 @@ impl Default for Images {
             max_entries: 4_000_000,
             concurrency: 2,
             cache_bytes: 0,
+            kernel_mounts: KernelMounts::None,
             file_roots: Vec::new(),
             glance_ca: None,
             glance_plain_http: true,

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use berth::config;
+use berth::config::{self, KernelMounts};
 use berth::image::ImageStore;
 use berth::image::helper::Helper;
 use berth::store::layout::Layout;
@@ -18,16 +18,30 @@ struct Store {
 
 impl Store {
     fn new() -> Store {
+        Store::with(config::Images::default())
+    }
+
+    fn with(config: config::Images) -> Store {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
         let helper = Helper::Program(env!("CARGO_BIN_EXE_berth").into());
-        let store = ImageStore::open_with(&layout, &config::Images::default(), helper).unwrap();
+        let store = ImageStore::open_with(&layout, &config, helper).unwrap();
         Store { dir, store }
     }
 
     fn import(&self, file: &str) -> berth::fault::Result<Image> {
+        self.import_signed(file, false)
+    }
+
+    fn import_signed(&self, file: &str, verified: bool) -> berth::fault::Result<Image> {
         let source = ImageSource::File { path: self.dir.path().join(file) };
-        let request = ImageImport { name: file.into(), source, hash: None, size: None };
+        let request = ImageImport {
+            name: file.into(),
+            source,
+            hash: None,
+            size: None,
+            signature_verified: verified,
+        };
         self.store.import(Uuid::new_v4(), &request, &|_| {})
     }
 
@@ -151,30 +165,193 @@ fn root_the_same_disk_in_every_wrapping_is_the_same_layer() {
 }
 
 #[test]
+fn root_other_programs_disks_are_the_same_layer() {
+    let store = Store::new();
+    store.sh(TREE);
+    store.sh("mke2fs -q -F -t ext4 -d t bare 48M
+         for how in vmdk 'vmdk -o subformat=streamOptimized' vpc vhdx vdi 'vdi -o static=on'; do
+            qemu-img convert -f raw -O $how bare \"d-$(echo \"$how\" | tr -c 'a-z\\n' _)\"
+         done");
+    let layer = store.layer("bare");
+    let files = sh(store.dir.path(), "ls -1 -d d-*");
+    assert_eq!(files.lines().count(), 6);
+    for file in files.lines() {
+        let image = store.import(file).unwrap_or_else(|fault| panic!("{file}: {fault}"));
+        assert_eq!(store.store.layer_dir(&image.layers[0]), layer, "{file}");
+        assert!(!matches!(image.format, ImageFormat::Raw | ImageFormat::Qcow2), "{file}");
+    }
+}
+
+#[test]
 fn root_what_cannot_be_read_says_why() {
     let store = Store::new();
     store.sh("mke2fs -q -F -t ext4 dirty 16M
          printf '\\106' | dd of=dirty bs=1 seek=1120 conv=notrunc status=none
+         printf '\\0' | dd of=dirty bs=1 seek=1248 conv=notrunc status=none
          qemu-img create -q -f raw base 16M
          qemu-img create -q -f qcow2 -b base -F raw backed
          qemu-img create -q -f qcow2 -o data_file=base,data_file_raw=on external 16M
          mke2fs -q -F -t ext4 cut 16M && truncate -s 8M cut
          mkfs.xfs -q -d name=xfs,file=1,size=320m
-         qemu-img convert -f raw -O vmdk base vmdk && qemu-img convert -f raw -O vdi base vdi
-         qemu-img convert -f raw -O vhdx base vhdx && qemu-img convert -f raw -O vpc base vhd");
+         qemu-img convert -f raw -O vmdk -o subformat=monolithicFlat base flat
+         qemu-img convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse base split
+         qemu-img convert -f raw -O vmdk base vmdk && cp vmdk hostile
+         grep -abo '\"vmdk\"' hostile | cut -d: -f1 | {
+             read at; printf '\"/e/s\"' | dd of=hostile bs=1 seek=$at conv=notrunc status=none; }
+         qemu-img convert -f raw -O vhdx base noise
+         head -c 300000 /dev/urandom | dd of=noise bs=1k seek=64 conv=notrunc status=none");
     for (file, says) in [
-        ("dirty", "run e2fsck"),
+        ("dirty", "its journal cannot be replayed: it is on another device; run e2fsck"),
         ("backed", "has a backing file"),
         ("external", "external data file"),
         ("cut", "the image is cut off"),
         ("xfs", "an XFS file system"),
-        ("vmdk", "qemu-img convert"),
-        ("vdi", "qemu-img convert"),
-        ("vhdx", "qemu-img convert"),
-        ("vhd", "qemu-img convert"),
+        ("flat", "are the host's"),
+        ("split", "are the host's"),
+        ("hostile", "its descriptor names a file of the host"),
+        ("vmdk", "neither a partition table nor a file system"),
+        ("noise", "converting the disk image: qemu-img"),
     ] {
         let fault = store.import(file).unwrap_err();
         assert_eq!(fault.kind, berth::fault::FaultKind::ImageUnacceptable, "{file}: {fault}");
         assert!(fault.detail.contains(says), "{file}: {fault}");
     }
+}
+
+#[test]
+fn root_a_journal_is_replayed_as_e2fsck_does() {
+    let store = Store::new();
+    store.sh(TREE);
+    for (name, options, mounted) in [
+        ("ext3", "-t ext3 -b 1024 -J size=4", "data=ordered"),
+        ("ext4", "-t ext4 -b 4096", "data=ordered"),
+        ("wide", "-t ext4 -b 1024 -O 64bit,^metadata_csum", "data=journal"),
+        ("sums", "-t ext4 -b 1024 -O ^64bit,metadata_csum", "data=journal"),
+    ] {
+        // Directories are made, freed, and their blocks used for content that looks like a journal's.
+        store.sh(&format!(
+            "mke2fs -q -F {options} {name} 48M && mkdir -p m && unshare -m sh -ec '
+                 mount -o loop,{mounted} {name} m; cp -a t/. m/; sync -f m
+                 rm -r m/many; for i in 1 2 3 4 5 6 7 8; do printf \"\\300\\073\\071\\230%5000d\" $i >m/new$i; done
+                 mv m/random m/etc/moved; : >m/one; sync -f m
+                 xfs_io -x -c \"shutdown -f\" m; umount m'
+             dumpe2fs -h {name} 2>/dev/null | grep -q needs_recovery
+             cp {name} clean && e2fsck -fy clean >/dev/null 2>&1 || test $? -le 1
+             ! dumpe2fs -h clean 2>/dev/null | grep -q needs_recovery"
+        ));
+        let (layer, clean) = (store.layer(name), store.layer("clean"));
+        let (found, wanted) = (everything(&layer), everything(&clean));
+        assert!(found == wanted, "{name}:\n{}", difference(&wanted, &found));
+        assert!(found.contains("etc/moved") && found.contains("new8"), "{name}: {found}");
+        store.sh(&format!("rm {name} clean"));
+    }
+}
+
+fn kernel_mounts(kernel_mounts: KernelMounts) -> config::Images {
+    config::Images { kernel_mounts, ..config::Images::default() }
+}
+
+/// Makes a file system of `t` by mounting it; `before_umount` is done at `m`.
+fn filled(make: &str, name: &str, before_umount: &str) -> String {
+    format!(
+        "truncate -s 320M {name} && {make} {name} >/dev/null && mkdir -p m
+         unshare -m sh -ec 'mount -o loop {name} m; cp -a t/. m/; {before_umount}; umount m'
+         rmdir m"
+    )
+}
+
+/// Puts a file system behind a master boot record, as `disk`.
+fn wrap(name: &str) -> String {
+    format!(
+        "dd if={name} of=disk bs=1M seek=1 conv=sparse status=none && truncate -s %1M disk
+         python3 -c '
+import os, struct
+sectors = os.path.getsize(\"disk\") // 512 - 2048
+with open(\"disk\", \"r+b\") as disk:
+    disk.write(bytes(446) + struct.pack(\"<8BII\", 0, 0, 0, 0, 0x83, 0, 0, 0, 2048, sectors)
+               + bytes(48) + b\"U\\xaa\")'"
+    )
+}
+
+#[test]
+fn root_everything_is_kept_of_what_the_kernel_reads() {
+    let store = Store::with(kernel_mounts(KernelMounts::All));
+    store.sh(TREE);
+    let tree = everything(&store.dir.path().join("t"));
+    for (name, make) in [
+        ("xfs", filled("mkfs.xfs -q", "xfs", ":")),
+        // What is only in its log is replayed, into the import's own copy.
+        ("torn", filled("mkfs.xfs -q", "torn", "sync -f m; xfs_io -x -c \"shutdown -f\" m")),
+        ("btrfs", filled("mkfs.btrfs -q", "btrfs", ":")),
+        ("fedora", {
+            let inside = "btrfs subvolume create m/root; mv m/[!r]* m/random m/root/; mkdir m/home";
+            filled("mkfs.btrfs -q", "fedora", inside)
+        }),
+        ("squashfs", "mksquashfs t squashfs -quiet -no-progress".into()),
+        ("erofs", "mkfs.erofs erofs t 2>&1 >/dev/null".into()),
+    ] {
+        store.sh(&make);
+        let layer = store.layer(name);
+        let found = everything(&layer);
+        // SquashFS has no access lists.
+        let known = |line: &&str| name != "squashfs" || !line.contains("system.posix_acl");
+        let of = |text: &str| text.lines().filter(known).collect::<Vec<_>>().join("\n");
+        assert!(of(&found) == of(&tree), "{name}:\n{}", difference(&of(&tree), &found));
+        assert_eq!(sh(&layer, "stat -c %b hole").trim(), "0", "{name}: the hole is stored");
+        if name == "xfs" || name == "squashfs" {
+            // The same out of a qcow2 and behind a partition table.
+            store.sh(&format!("{} && qemu-img convert -f raw -O qcow2 disk wrapped", wrap(name)));
+            assert_eq!(store.layer("wrapped"), layer, "{name}");
+        }
+        store.sh(&format!("rm -f {name} disk wrapped"));
+    }
+    let devices = sh(store.dir.path(), "losetup --raw -n -O BACK-FILE -a");
+    let own = store.dir.path().display().to_string();
+    assert!(!devices.contains(&own), "{devices}");
+    assert_eq!(sh(store.dir.path(), "ls state/images/tmp"), "");
+}
+
+#[test]
+fn root_the_kernel_reads_only_what_the_operator_allows() {
+    for (allowed, verified, read) in [
+        (KernelMounts::None, true, false),
+        (KernelMounts::Signed, false, false),
+        (KernelMounts::Signed, true, true),
+        // Nothing says that a file is public.
+        (KernelMounts::Public, true, false),
+        (KernelMounts::All, false, true),
+    ] {
+        let store = Store::with(kernel_mounts(allowed));
+        store.sh("mkdir -p t/etc && mksquashfs t image -quiet -no-progress");
+        let result = store.import_signed("image", verified);
+        assert_eq!(result.is_ok(), read, "{allowed:?} {verified}");
+        if let Err(fault) = result {
+            assert_eq!(fault.kind, berth::fault::FaultKind::ImageUnacceptable);
+            for word in ["SquashFS", "images.kernel_mounts", allowed.name(), "ext4"] {
+                assert!(fault.detail.contains(word), "{word}: {fault}");
+            }
+        }
+    }
+}
+
+#[test]
+fn root_what_the_kernel_cannot_read_is_a_fault_and_leaves_nothing() {
+    let store = Store::with(kernel_mounts(KernelMounts::All));
+    store.sh("mkdir -p t/etc && head -c 300000 /dev/urandom >t/etc/file
+         mksquashfs t broken -quiet -no-progress -noD && printf xxxxxxxx | dd of=broken bs=1 seek=64 conv=notrunc status=none
+         mksquashfs t cut -quiet -no-progress -noD && truncate -s 100000 cut
+         truncate -s 320M two && mkfs.btrfs -q two && printf '\\002' | dd of=two bs=1 seek=65672 conv=notrunc status=none
+         truncate -s 320M xfs && mkfs.xfs -q xfs && printf 'xxxx' | dd of=xfs bs=1 seek=4 conv=notrunc status=none");
+    for (file, says) in [
+        ("broken", "SquashFS"),
+        ("cut", "kernel"),
+        ("two", "2 devices"),
+        ("xfs", "does not mount an XFS file system"),
+    ] {
+        let fault = store.import(file).unwrap_err();
+        assert_eq!(fault.kind, berth::fault::FaultKind::ImageUnacceptable, "{file}: {fault}");
+        assert!(fault.detail.contains(says), "{file}: {fault}");
+    }
+    let left = sh(store.dir.path(), "ls state/images/tmp state/images/layers/sha256");
+    assert!(!left.contains('-'), "{left}");
 }

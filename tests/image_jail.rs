@@ -25,7 +25,13 @@ fn store(dir: &Path, config: &config::Images) -> ImageStore {
 
 fn import(dir: &Path, store: &ImageStore, file: &str) -> berth::fault::Result<Image> {
     let source = ImageSource::File { path: dir.join(file) };
-    let request = ImageImport { name: file.into(), source, hash: None, size: None };
+    let request = ImageImport {
+        name: file.into(),
+        source,
+        hash: None,
+        size: None,
+        signature_verified: false,
+    };
     store.import(Uuid::new_v4(), &request, &|_| {})
 }
 

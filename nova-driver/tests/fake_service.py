@@ -25,7 +25,7 @@ CREATE_FIELDS = {'name', 'hostname', 'image_id', 'flavor', 'vifs', 'dns', 'envir
 FLAVOR_FIELDS = {'name', 'vcpus', 'memory_mb', 'root_gb', 'ephemeral_gb', 'swap_mb', 'extra_specs'}
 RESCUE_FIELDS = {'image_id', 'environment', 'files'}
 VIF_FIELDS = {'id', 'devname', 'address', 'name', 'mtu', 'addresses', 'routes', 'bridge'}
-IMPORT_FIELDS = {'name', 'source', 'hash', 'size'}
+IMPORT_FIELDS = {'name', 'source', 'hash', 'size', 'signature_verified'}
 # verb: (states in which it does something, in which it does nothing, state after)
 VERBS = {
     'start': (('SHUTDOWN', 'CRASHED', 'NOSTATE'), ('RUNNING',), 'RUNNING', 'started'),

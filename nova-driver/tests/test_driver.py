@@ -167,8 +167,10 @@ def test_a_verified_image_comes_by_file(spawn, driver, service, meta, context):
     driver.images.api.download.side_effect = (
         lambda context, image_id, dest_path, trusted_certs: open(dest_path, 'w').close())
     spawn()
-    source = service.body('PUT', '/v1/images/' + IMAGE)['source']
+    body = service.body('PUT', '/v1/images/' + IMAGE)
+    source = body['source']
     assert source['type'] == 'file' and there == [True]
+    assert body['signature_verified'] is True
     assert not os.path.exists(source['path'])
     assert service.calls('PUT')[0] == 'PUT /v1/images/' + IMAGE
 
@@ -883,6 +885,8 @@ def test_capabilities(driver):
     assert {name for name, value in driver.capabilities.items() if value} == {
         'has_imagecache', 'supports_attach_interface', 'supports_evacuate',
         'supports_image_type_ami', 'supports_image_type_qcow2', 'supports_image_type_raw',
+        'supports_image_type_vdi', 'supports_image_type_vhd', 'supports_image_type_vhdx',
+        'supports_image_type_vmdk',
         'supports_pcpus', 'supports_trusted_certs'}
     # Nova turns them into traits; one that it does not know would fail here.
     assert any(driver.capabilities_as_traits().values())

@@ -184,3 +184,4 @@ def test_image_import(image, expected):
     assert source == {'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'token'}
     assert translate.glance_access('', 'token', 'other')['service_token'] == 'other'
     assert translate.image_import(image, source) == {**expected, 'source': source}
+    assert translate.image_import(image, source, verified=True)['signature_verified'] is True

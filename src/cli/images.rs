@@ -79,6 +79,10 @@ fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::RootfsTar => "rootfs-tar",
         ImageFormat::Qcow2 => "qcow2",
         ImageFormat::Raw => "raw",
+        ImageFormat::Vmdk => "vmdk",
+        ImageFormat::Vhd => "vhd",
+        ImageFormat::Vhdx => "vhdx",
+        ImageFormat::Vdi => "vdi",
     }
 }
 
@@ -141,7 +145,7 @@ fn read_source(
         let name = name.or(stem).unwrap_or_default();
         (id.unwrap_or_else(Uuid::new_v4), name, ImageSource::File { path })
     };
-    Ok((id, ImageImport { name, source, hash: None, size: None }))
+    Ok((id, ImageImport { name, source, hash: None, size: None, signature_verified: false }))
 }
 
 #[cfg(test)]

@@ -135,6 +135,25 @@ impl Running {
         }
     }
 
+    /// Waits for the end of a program that the child became, of which only
+    /// success and words are known.
+    pub fn finish_program(mut self) -> Result<()> {
+        drop(self.input.take());
+        let mut buffer = [0; 4096];
+        while self.take(&mut buffer)? > 0 {}
+        let said = self.said()?;
+        if let Ok(Verdict::Failed { kind, detail }) = serde_json::from_slice(&said) {
+            return Err(Fault::new(kind, detail));
+        }
+        match self.status() {
+            Some(status) if status.success() => Ok(()),
+            Some(status) if status.code().is_some() => {
+                Err(Fault::new(FaultKind::ImageUnacceptable, last_line(&said)))
+            }
+            status => Err(died(status, &said)),
+        }
+    }
+
     fn said(&mut self) -> Result<Vec<u8>> {
         let mut said = Vec::new();
         let mut buffer = vec![0; 1 << 16];
@@ -180,6 +199,12 @@ impl Drop for Running {
             Worker::Thread => {}
         }
     }
+}
+
+/// What a program said last, which is why it ended.
+fn last_line(said: &[u8]) -> String {
+    let line = said.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    super::tar_reader::printable(&line[..line.len().min(500)])
 }
 
 /// Content that makes the child die is the content's fault when a limit or a
@@ -230,6 +255,10 @@ fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWrite
     std::thread::spawn(move || {
         let (Task::Decompress { directory, .. }
         | Task::Disk { directory, .. }
+        | Task::FindRoot { directory }
+        | Task::DiskPart { directory, .. }
+        | Task::Mounted { directory, .. }
+        | Task::Convert { directory, .. }
         | Task::Stage { directory, .. }
         | Task::Layer { directory, .. }) = &task;
         let root = OwnedFd::from(File::open(directory).unwrap());

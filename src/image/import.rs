@@ -13,13 +13,12 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::digest::{Algorithm, Digest, Hasher};
-use super::disk;
 use super::fingerprint;
 use super::flight::Progress;
 use super::helper::{Input, Running};
 use super::init;
 use super::jail::{Outcome, Task};
-use super::layer::{Limits, Report, mark_opaque, write_sparsely};
+use super::layer::{Limits, Report, mark_opaque};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
 use super::source::Source;
@@ -31,6 +30,8 @@ use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic;
 use crate::types::{Image, ImageConfig, ImageFormat, ImageHash, ImageImport};
+
+mod disk;
 
 /// Bytes that are handed on at once.
 const PIECE: usize = 1 << 17;
@@ -135,9 +136,9 @@ impl Import<'_> {
         let staged = self.stage(&content.path)?;
         let whole = Place::whole(&content.path);
         let (format, mut config) = match staged.archive {
-            _ if disk::reads(staged.content) => {
-                self.disk(&content)?;
-                (disk::format(staged.content), ImageConfig::default())
+            _ if super::disk::reads(staged.content) => {
+                self.disk(id, request, &content, staged.content)?;
+                (super::disk::format(staged.content), ImageConfig::default())
             }
             _ if staged.content != Content::Tar => {
                 return Err(recognise::refusal(staged.content));
@@ -244,52 +245,6 @@ impl Import<'_> {
         let meter = Meter::new(self.report, "unpacking").whole(size);
         self.layer(content, None, meter)?;
         Ok(ImageConfig::default())
-    }
-
-    /// Makes the root file system of a disk image a layer.
-    fn disk(&mut self, content: &Fetched) -> Result<()> {
-        let path = self.seekable(content)?;
-        let plain = Plain::of_disk(self, &path, Meter::new(self.report, "unpacking"))?;
-        let (digest, record) = self.unpack(plain, None)?;
-        self.put_on_top(digest, &record);
-        Ok(())
-    }
-
-    /// The content where it can be read at any place: decompressed, if it was not.
-    fn seekable(&self, content: &Fetched) -> Result<PathBuf> {
-        let mut plain = Plain::open(
-            self,
-            &Place::whole(&content.path),
-            Meter::new(self.report, "decompressing"),
-        )?;
-        if plain.jail.is_none() {
-            return Ok(content.path.clone());
-        }
-        let path = self.workspace.path("disk");
-        let file = create_file(&path)?;
-        let most = self.store.config.max_bytes;
-        let mut buffer = vec![0; PIECE];
-        let mut size = 0;
-        loop {
-            let n = plain.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            if size + n as u64 > most {
-                return Err(Fault::new(
-                    FaultKind::ImageUnacceptable,
-                    format!(
-                        "the disk image has more than {most} bytes, the value of \
-                         images.max_bytes, when decompressed"
-                    ),
-                ));
-            }
-            write_sparsely(&file, size, &buffer[..n]).or_fault("keeping the disk image")?;
-            size += n as u64;
-        }
-        file.set_len(size).or_fault("keeping the disk image")?;
-        remove_tree(&content.path)?;
-        Ok(path)
     }
 
     fn archive(
@@ -490,12 +445,16 @@ impl<'a> Plain<'a> {
         Ok(Plain { file, jail, given: None, meter, start })
     }
 
-    /// The archive of a disk image's root file system.
-    fn of_disk(import: &Import<'_>, path: &Path, meter: Meter<'a>) -> Result<Plain<'a>> {
+    /// What a task makes of a disk image: how much that will be is not known.
+    fn of_task(
+        import: &Import<'_>,
+        path: &Path,
+        task: &Task,
+        meter: Meter<'a>,
+    ) -> Result<Plain<'a>> {
         let file = File::open(path).or_fault("opening the disk image")?;
         let input = file.try_clone().or_fault("opening the disk image")?;
-        let task = Task::Disk { directory: import.workspace.path("empty"), limits: import.left };
-        let jail = Some(import.store.helper.start(&task, Input::File(input))?);
+        let jail = Some(import.store.helper.start(task, Input::File(input))?);
         Ok(Plain { file: file.take(u64::MAX), jail, given: Some(0), meter, start: 0 })
     }
 
@@ -517,6 +476,21 @@ impl<'a> Plain<'a> {
             self.meter.at(position.saturating_sub(self.start), None);
         }
         Ok(n)
+    }
+}
+
+impl Plain<'_> {
+    /// Fills the buffer; false when the bytes ended before its first.
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<bool> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.read(&mut buffer[filled..])? {
+                0 if filled == 0 => return Ok(false),
+                0 => return Err(wrong_answer()),
+                n => filled += n,
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -11,6 +11,12 @@
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
 //! * reading of a disk image ([`super::disk`]): none, in the same;
+//! * reading of a file system that the kernel mounts for it, where the
+//!   operator allows that: `DAC_READ_SEARCH`. The mount is the child's alone
+//!   (read-only, `nodev,nosuid,noexec`) and ends with it;
+//! * conversion of other disk formats: none, and the child becomes `qemu-img`,
+//!   in a file system of the programs' directories, the image and the disk to be
+//!   written;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -30,8 +36,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -39,9 +46,9 @@ use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
-use super::disk;
+use super::disk::{self, RootPlace, foreign, mounted, part};
 use super::layer::{self, Limits, Report};
-use super::recognise::{Compression, Content, refusal};
+use super::recognise::{Compression, Content, Disk, FileSystem, refusal};
 use super::stage::{self, Staged};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -56,8 +63,10 @@ const XZ_MEMORY: u64 = 256 << 20;
 const ZSTD_WINDOW: u32 = 27;
 /// Most CPU time, in seconds.
 const CPU_SECONDS: u64 = 4 * 3600;
+/// Files that may be open while a mounted tree is walked: a directory on each level of it.
+const OPEN_DIRECTORIES: u64 = 512;
 /// The user that owns nothing.
-const NOBODY: u32 = 65_534;
+pub(super) const NOBODY: u32 = 65_534;
 
 /// What the child is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +84,44 @@ pub enum Task {
         /// Any directory, to mount an empty file system on, in private.
         directory: PathBuf,
         /// Most that may be in it.
+        limits: Limits,
+    },
+    /// Find the root file system on the disk image that standard input is.
+    FindRoot {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+    },
+    /// A part of the disk whose image standard input is to standard output, as [`part`] writes it.
+    DiskPart {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+        /// Where it begins on the disk.
+        start: u64,
+        /// Its bytes.
+        size: u64,
+    },
+    /// Mount a file system in private, and write it to standard output as a tar archive.
+    Mounted {
+        /// Any directory, to mount it on.
+        directory: PathBuf,
+        /// The block device that it is on.
+        device: PathBuf,
+        /// What it is.
+        file_system: FileSystem,
+        /// Most that may be in it.
+        limits: Limits,
+    },
+    /// Become `qemu-img`, which converts the image that standard input is too.
+    Convert {
+        /// Any directory, to mount a file system of programs on, in private.
+        directory: PathBuf,
+        /// The image.
+        image: PathBuf,
+        /// What it was recognised as.
+        format: Disk,
+        /// The file that the raw disk is written to, which nobody owns.
+        disk: PathBuf,
+        /// Most that may be written.
         limits: Limits,
     },
     /// Recognise plain standard input and take an image archive apart.
@@ -102,6 +149,10 @@ pub enum Outcome {
     Decompressed,
     /// All of the root file system was written.
     Disk,
+    /// The root file system was found.
+    Root(RootPlace),
+    /// All of the part was written.
+    DiskPart,
     /// All was staged.
     Staged(Staged),
     /// All was unpacked.
@@ -168,6 +219,10 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
     let file = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
     let input = file(std::io::stdin().as_fd()).or_fault("taking standard input")?;
     let output = file(std::io::stdout().as_fd()).or_fault("taking standard output")?;
+    if let Task::Convert { format, limits, .. } = task {
+        disk::check_foreign(input, *format, limits.bytes)?;
+        return Err(become_converter(*format));
+    }
     run(task, root, input, output)
 }
 
@@ -180,6 +235,14 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         Task::Disk { limits, .. } => {
             disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
+        Task::FindRoot { .. } => disk::find_root(input).map(Outcome::Root),
+        Task::DiskPart { start, size, .. } => {
+            part::write(input, *start, *size, output).map(|()| Outcome::DiskPart)
+        }
+        Task::Mounted { limits, .. } => {
+            disk::write_mounted(root, output, *limits).map(|()| Outcome::Disk)
+        }
+        Task::Convert { .. } => Err(Fault::internal("converting a disk", "it takes a jail")),
         Task::Stage { limits, in_place, .. } => match in_place {
             true => stage::stage_in_place(&root, input, *limits),
             false => stage::stage(&root, input, *limits),
@@ -187,6 +250,18 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         .map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
+}
+
+/// Only returns when that failed.
+fn become_converter(format: Disk) -> Fault {
+    use std::os::unix::process::CommandExt;
+    let driver = foreign::driver(format).unwrap_or_default();
+    let error = Command::new(foreign::PROGRAM)
+        .env_clear()
+        // The progress it shows tells its parent that it lives.
+        .args(["convert", "-p", "-f", driver, "-O", "raw", foreign::IMAGE, foreign::DISK])
+        .exec();
+    Fault::internal(format_args!("starting {}", foreign::PROGRAM), error)
 }
 
 fn decompress(compression: Compression, input: impl Read, mut output: impl Write) -> Result<()> {
@@ -232,16 +307,27 @@ fn confine(task: &Task) -> Result<()> {
     )
     .or_fault("taking namespaces for the jail")?;
     let (keep, bytes) = match task {
-        Task::Decompress { directory, .. } | Task::Disk { directory, .. } => {
-            change_root(directory, true)?;
+        Task::Decompress { directory, .. }
+        | Task::Disk { directory, .. }
+        | Task::FindRoot { directory }
+        | Task::DiskPart { directory, .. } => {
+            change_root(directory, Root::Empty)?;
             (CapabilitySet::empty(), 0)
         }
+        Task::Mounted { directory, device, file_system, .. } => {
+            change_root(directory, Root::Device(device, *file_system))?;
+            (CapabilitySet::DAC_READ_SEARCH, 0)
+        }
+        Task::Convert { directory, image, disk, limits, .. } => {
+            change_root(directory, Root::Programs { image, disk })?;
+            (CapabilitySet::empty(), limits.bytes)
+        }
         Task::Stage { directory, limits, .. } => {
-            change_root(directory, false)?;
+            change_root(directory, Root::Directory)?;
             (CapabilitySet::empty(), limits.bytes)
         }
         Task::Layer { directory, limits } => {
-            change_root(directory, false)?;
+            change_root(directory, Root::Directory)?;
             let keep = CapabilitySet::CHOWN
                 | CapabilitySet::DAC_OVERRIDE
                 | CapabilitySet::FOWNER
@@ -251,40 +337,102 @@ fn confine(task: &Task) -> Result<()> {
             (keep, limits.bytes)
         }
     };
-    limit(bytes).or_fault("limiting the jail")?;
+    let files = if matches!(task, Task::Mounted { .. }) { OPEN_DIRECTORIES } else { 64 };
+    limit(bytes, files).or_fault("limiting the jail")?;
     rustix::process::umask(rustix::fs::Mode::empty());
     drop_privileges(keep)
 }
 
-/// Makes `directory`, or an empty file system, all that there is.
-fn change_root(directory: &Path, empty: bool) -> Result<()> {
-    let none = None::<&str>;
-    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let change = || {
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        if empty {
-            let flags = safe | MsFlags::MS_RDONLY;
-            mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some("mode=0555"))?;
-        } else {
-            mount(Some(directory), directory, none, MsFlags::MS_BIND, none)?;
-            let flags = safe | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-            mount(none, directory, none, flags, none)?;
-        }
-        nix::unistd::chdir(directory)?;
-        // The old root lands on top of the new one and goes.
-        nix::unistd::pivot_root(".", ".")?;
-        umount2(".", MntFlags::MNT_DETACH)?;
-        nix::unistd::chdir("/")
-    };
-    change().or_fault(format_args!("making {} the jail's root", directory.display()))
+/// What the jail sees.
+#[derive(Clone, Copy)]
+enum Root<'a> {
+    /// Nothing.
+    Empty,
+    /// The directory itself.
+    Directory,
+    /// What is on a device.
+    Device(&'a Path, FileSystem),
+    /// The host's programs, an image to read and a disk to write.
+    Programs { image: &'a Path, disk: &'a Path },
 }
 
-fn limit(file_bytes: u64) -> nix::Result<()> {
+/// Makes `directory`, or what is mounted on it, all that there is.
+fn change_root(directory: &Path, root: Root<'_>) -> Result<()> {
+    let none = None::<&str>;
+    let doing = || format!("making {} the jail's root", directory.display());
+    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let read_only = safe | MsFlags::MS_RDONLY;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).or_fault(doing())?;
+    match root {
+        Root::Empty => mount(Some("tmpfs"), directory, Some("tmpfs"), read_only, Some("mode=0555")),
+        Root::Directory => {
+            let flags = safe | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+            mount(Some(directory), directory, none, MsFlags::MS_BIND, none)
+                .and_then(|()| mount(none, directory, none, flags, none))
+        }
+        Root::Programs { image, disk } => programs(directory, image, disk),
+        Root::Device(device, file_system) => {
+            let (driver, options) = (mounted::driver(file_system), mounted::options(file_system));
+            return mount(Some(device), directory, driver, read_only, options)
+                .map_err(|errno| mounted::not_mounted(file_system, errno))
+                .and_then(|()| enter(directory).or_fault(doing()));
+        }
+    }
+    .and_then(|()| enter(directory))
+    .or_fault(doing())
+}
+
+/// Mounts a file system of what `qemu-img` needs.
+fn programs(directory: &Path, image: &Path, disk: &Path) -> nix::Result<()> {
+    let none = None::<&str>;
+    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    let bind = |from: &Path, to: &Path, flags: MsFlags| {
+        mount(Some(from), to, none, MsFlags::MS_BIND, none)?;
+        mount(none, to, none, flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT, none)
+    };
+    mount(Some("tmpfs"), directory, Some("tmpfs"), safe, Some("mode=0755,size=1m"))?;
+    for name in ["usr", "lib", "lib64"] {
+        let (from, to) = (Path::new("/").join(name), directory.join(name));
+        match std::fs::read_link(&from) {
+            Ok(target) => std::os::unix::fs::symlink(target, &to).map_err(errno)?,
+            Err(_) if from.is_dir() => {
+                std::fs::create_dir(&to).map_err(errno)?;
+                bind(&from, &to, safe | MsFlags::MS_RDONLY)?;
+            }
+            Err(_) => {}
+        }
+    }
+    let file = |from: &Path, name: &str, flags: MsFlags| {
+        let to = directory.join(name);
+        File::create(&to).map_err(errno)?;
+        bind(from, &to, flags | MsFlags::MS_NOEXEC)
+    };
+    std::fs::create_dir(directory.join("etc")).map_err(errno)?;
+    let cache = Path::new("/etc/ld.so.cache");
+    if cache.exists() {
+        file(cache, "etc/ld.so.cache", safe | MsFlags::MS_RDONLY)?;
+    }
+    file(image, foreign::IMAGE, safe | MsFlags::MS_RDONLY)?;
+    file(disk, foreign::DISK, safe)?;
+    mount(none, directory, none, safe | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)
+}
+
+/// Makes a mount point all that there is.
+fn enter(directory: &Path) -> nix::Result<()> {
+    nix::unistd::chdir(directory)?;
+    // The old root lands on top of the new one and goes.
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    nix::unistd::chdir("/")
+}
+
+fn limit(file_bytes: u64, files: u64) -> nix::Result<()> {
     for (resource, value) in [
         (Resource::RLIMIT_AS, ADDRESS_SPACE),
         (Resource::RLIMIT_CPU, CPU_SECONDS),
         (Resource::RLIMIT_FSIZE, file_bytes),
-        (Resource::RLIMIT_NOFILE, 64),
+        (Resource::RLIMIT_NOFILE, files),
         (Resource::RLIMIT_CORE, 0),
     ] {
         // The host may have set less already, and only less is possible without SYS_RESOURCE.

@@ -316,8 +316,8 @@ pub fn refusal(content: Content) -> Fault {
             "it is for installing from; give an image of what it installs"
         }
         Content::FileSystem(_) => {
-            "of file systems, only ext2, ext3 and ext4 are read; convert it to one, or give the \
-             files as a tar archive"
+            "berth reads ext2, ext3 and ext4 itself, and lets the host's kernel read others where \
+             images.kernel_mounts allows it; give the image with ext4 or as a tar archive"
         }
         Content::Compressed(Compression::Bzip2 | Compression::Lz4 | Compression::Lzip) => {
             "compress it with gzip, xz or zstd"

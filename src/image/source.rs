@@ -29,12 +29,8 @@ impl Source {
                 open_file(path, config).map(|(file, size)| Source::File(file, size))
             }
             ImageSource::Glance { endpoint, token, service_token } => {
-                let access = Access {
-                    section: "source",
-                    endpoint: endpoint.as_deref(),
-                    token: token.as_deref(),
-                    service_token: service_token.as_deref(),
-                };
+                let access =
+                    glance(endpoint.as_deref(), token.as_deref(), service_token.as_deref());
                 Download::new(access, image, config)
                     .map(|download| Source::Glance(Box::new(download)))
             }
@@ -69,6 +65,24 @@ impl Source {
             Source::Glance(download) => download.read(buffer),
         }
     }
+}
+
+/// The way to Glance that a request names.
+pub fn access(source: &ImageSource) -> Option<Access<'_>> {
+    match source {
+        ImageSource::File { .. } => None,
+        ImageSource::Glance { endpoint, token, service_token } => {
+            Some(glance(endpoint.as_deref(), token.as_deref(), service_token.as_deref()))
+        }
+    }
+}
+
+fn glance<'a>(
+    endpoint: Option<&'a str>,
+    token: Option<&'a str>,
+    service_token: Option<&'a str>,
+) -> Access<'a> {
+    Access { section: "source", endpoint, token, service_token }
 }
 
 /// Opens a regular file, below one of `images.file_roots` if there are any.

@@ -46,6 +46,7 @@ impl Store {
             source: ImageSource::File { path },
             hash: None,
             size: None,
+            signature_verified: false,
         }
     }
 
@@ -401,6 +402,7 @@ fn imports_with_another_hash_do_not_join() {
         source: ImageSource::File { path: "/x".into() },
         hash,
         size: None,
+        signature_verified: false,
     };
     let flight = Flight::new(request(hash("a")));
     assert!(flight.serves(&request(hash("a"))) && flight.serves(&request(None)));

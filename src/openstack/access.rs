@@ -125,6 +125,13 @@ impl Granted {
 
     /// Where an image's content is: `{endpoint}/v2/images/{id}/file`.
     pub(super) fn file_url(&self, image: Uuid, config: &config::Images) -> Result<Url> {
+        let mut url = self.image_url(image, config)?;
+        url.set_path(&format!("{}/file", url.path()));
+        Ok(url)
+    }
+
+    /// Where an image's description is: `{endpoint}/v2/images/{id}`.
+    pub(super) fn image_url(&self, image: Uuid, config: &config::Images) -> Result<Url> {
         let bad = |why: &str| Err(Fault::invalid(format!("{}.endpoint", self.section), why));
         let Ok(mut url) = Url::parse(&self.endpoint) else {
             return bad("must be a URL such as https://cloud.example:9292");
@@ -144,7 +151,7 @@ impl Granted {
         // Catalogues hold the endpoint with and without the version.
         let base = url.path().trim_end_matches('/');
         let base = base.strip_suffix("/v2").unwrap_or(base);
-        let path = format!("{base}/v2/images/{image}/file");
+        let path = format!("{base}/v2/images/{image}");
         url.set_path(&path);
         Ok(url)
     }

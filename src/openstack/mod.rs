@@ -1,6 +1,7 @@
 //! OpenStack's services, as far as the service on the host speaks to them itself.
 
 mod access;
+pub mod describe;
 pub mod glance;
 mod keystone;
 pub mod upload;

@@ -73,6 +73,17 @@ pub struct LoopDevice {
 /// `direct_io` goes past the host's page cache where the host's file system
 /// can; the kernel quietly does without where it cannot.
 pub fn attach(file: &Path, read_only: bool, direct_io: bool) -> Result<LoopDevice> {
+    attach_part(file, (0, 0), read_only, direct_io)
+}
+
+/// [`attach`] of a part of `file`: where it begins and its bytes, both multiples
+/// of 512; 0 bytes: all that follow.
+pub fn attach_part(
+    file: &Path,
+    part: (u64, u64),
+    read_only: bool,
+    direct_io: bool,
+) -> Result<LoopDevice> {
     let doing = || format!("attaching {} to a loop device", file.display());
     // The lock belongs to the open file, and the device keeps that open: whoever
     // gets the lock knows that no device of ours has the file.
@@ -80,7 +91,9 @@ pub fn attach(file: &Path, read_only: bool, direct_io: bool) -> Result<LoopDevic
     let backing = OpenOptions::new().read(true).write(!read_only).open(file).or_fault(doing())?;
     for _ in 0..TRIES {
         match flock(&backing, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return configure_free(&backing, read_only, direct_io).or_fault(doing()),
+            Ok(()) => {
+                return configure_free(&backing, part, read_only, direct_io).or_fault(doing());
+            }
             Err(Errno::WOULDBLOCK) => {}
             Err(e) => return Err(e).or_fault(doing()),
         }
@@ -168,7 +181,12 @@ impl LoopDevice {
 /// number and try again in vain. Other programs can still come between.
 static ATTACHING: Mutex<()> = Mutex::new(());
 
-fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Result<LoopDevice> {
+fn configure_free(
+    backing: &File,
+    part: (u64, u64),
+    read_only: bool,
+    direct_io: bool,
+) -> io::Result<LoopDevice> {
     let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
     let mut flags = LO_FLAGS_AUTOCLEAR;
     if read_only {
@@ -182,7 +200,7 @@ fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Resul
         // SAFETY: the descriptor is open; this request takes no argument.
         let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })?;
         let device = open_free(number.unsigned_abs(), read_only)?;
-        match configure(&device.file, backing, flags) {
+        match configure(&device.file, backing, part, flags) {
             Ok(()) => return Ok(device),
             // Somebody else was faster.
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
@@ -191,11 +209,18 @@ fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Resul
     }
 }
 
-fn configure(device: &File, backing: &File, flags: u32) -> io::Result<()> {
+fn configure(
+    device: &File,
+    backing: &File,
+    (offset, size): (u64, u64),
+    flags: u32,
+) -> io::Result<()> {
     // SAFETY: all-zero is valid: integers and arrays of integers.
     let mut config: LoopConfig = unsafe { zeroed() };
     config.fd = backing.as_raw_fd().unsigned_abs();
     config.info.flags = flags;
+    config.info.offset = offset;
+    config.info.size_limit = size;
     // SAFETY: the request reads a loop_config, which lives through the call;
     // both descriptors are open.
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }).map(drop)

@@ -22,6 +22,10 @@ pub struct ImageImport {
     /// Size of the content in bytes; when given, other content is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// Nova verified the content's signature: then `images.kernel_mounts = "signed"`
+    /// lets the host's kernel read its file system.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub signature_verified: bool,
 }
 
 /// Where an image's content is read from.
@@ -146,6 +150,14 @@ pub enum ImageFormat {
     Qcow2,
     /// A disk byte by byte, or a file system without partitions.
     Raw,
+    /// A disk in VMware's format.
+    Vmdk,
+    /// A disk in Virtual PC's format.
+    Vhd,
+    /// A disk in Hyper-V's format.
+    Vhdx,
+    /// A disk in VirtualBox's format.
+    Vdi,
 }
 
 /// An image in this host's store.

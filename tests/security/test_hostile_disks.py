@@ -120,12 +120,45 @@ for name, tries, says, data in [
     ("vmdk-descriptor", "has the host's files opened as its extents", "are the host's",
      lambda: b'# Disk DescriptorFile\nversion=1\ncreateType="monolithicFlat"\n'
              b'RW 8 FLAT "/etc/shadow" 0\n'),
-    ("vmdk-embedded", "has a descriptor inside that names the host's files", "qemu-img convert",
+    ("vmdk-embedded", "has a descriptor inside that names the host's files", "descriptor of other files",
      lambda: b"KDMV\1\0\0\0" + bytes(504) + b'# Disk DescriptorFile\nRW 8 FLAT "/etc/shadow" 0\n'),
-    ("vhd-differencing", "has a parent on the host", "qemu-img convert",
+    ("vmdk-extent", "has QEMU open a host's file as its content", "names a file of the host",
+     lambda: vmdk('RW 8 FLAT "/etc/shadow" 0')),
+    ("vmdk-extent-sparse", "has QEMU open a host's file as its content", "names a file of the host",
+     lambda: vmdk('RW 8 SPARSE "/etc/shadow"')),
+    ("vmdk-extent-nbd", "has QEMU connect to the network", "names a file of the host",
+     lambda: vmdk('RW 8 SPARSE "nbd:127.0.0.1:1"')),
+    ("vmdk-parent", "has QEMU open a host's file below it", "has a parent",
+     lambda: vmdk('parentFileNameHint="/etc/shadow"\nRW 8 SPARSE "x"')),
+    ("vmdk-flat", "is a kind that has its content elsewhere", "only monolithicSparse",
+     lambda: vmdk('RW 8 SPARSE "x"', "monolithicFlat")),
+    ("vmdk-two-extents", "has QEMU open another file too", "several files",
+     lambda: vmdk('RW 8 SPARSE "x"\nRW 8 SPARSE "y"')),
+    ("vmdk-no-size", "has QEMU read the descriptor instead of the header", "descriptor of other files",
+     lambda: vmdk('RW 8 SPARSE "x"', size=0)),
+    ("vmdk-endless", "is a disk of exabytes", "images.max_unpacked_bytes",
+     lambda: vmdk('RW 8 SPARSE "x"', size=1 << 53)),
+    ("vmdk-tables-outside", "reads behind the file", "neither a partition table",
+     lambda: vmdk('RW 8 SPARSE "x"', tables=1 << 40)),
+    ("vmdk-two-headers", "shows QEMU another header than the first", "two headers disagree",
+     lambda: vmdk('RW 8 SPARSE "x"', tables=(1 << 64) - 1) + vmdk("", size=9)[:512] + bytes(512)),
+    ("vhd-differencing", "has a parent on the host", "has a parent",
      lambda: b"conectix" + bytes(52) + struct.pack(">I", 4) + bytes(960)),
+    ("vhd-endless", "is a disk of exabytes", "images.max_unpacked_bytes",
+     lambda: b"conectix" + bytes(40) + struct.pack(">QII", 1 << 60, 0, 3) + bytes(960)),
+    ("vdi-differencing", "has a parent on the host", "has a parent",
+     lambda: bytes(64) + b"\x7f\x10\xda\xbe" + struct.pack("<III", 0x10001, 400, 4) + bytes(960)),
+    ("vhdx-noise", "breaks QEMU", "converting the disk image",
+     lambda: b"vhdxfile" + bytes(64) + os.urandom(1 << 20)),
 ]:  # fmt: skip
     simple(name, tries, says, data)
+
+
+def vmdk(extents: str, kind: str = "monolithicSparse", size: int = 8, tables: int = 100) -> bytes:
+    """A VMDK's header and its descriptor."""
+    header = b"KDMV" + struct.pack("<IIQQQQIQQ", 1, 3, size, 128, 1, 20, 512, 0, tables)
+    text = f'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="{kind}"\n{extents}\n'
+    return header.ljust(512, b"\0") + text.encode().ljust(65_024, b"\0")
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -287,8 +320,6 @@ class Ext:
 
 SUPER = 1024
 for name, tries, says, at, value in [
-    ("ext-dirty", "has changes in a journal that is not read", "run e2fsck", 96,
-     (0x46).to_bytes(4, "little")),
     ("ext-unknown-feature", "is read by guess", "not known here", 96, b"\0\0\0\x40"),
     ("ext-journal-device", "is no file system but a journal", "journal", 96, b"\x08\0\0\0"),
     ("ext-larger-than-its-disk", "reads behind the disk", "larger than the disk", 4, b"\xff\xff\xff\x0f"),
@@ -471,6 +502,99 @@ def device_nodes(path: Path, work: Path) -> None:
 @hostile("leads out by links, and writes through them")
 def links_out(path: Path, work: Path) -> None:
     Ext(path, work, "ext4").debugfs("symlink up ../../../../../../etc", "symlink root /etc/shadow")
+
+
+# ── Journals ──────────────────────────────────────────────────────────────────
+
+
+def block(kind: int, sequence: int, rest: bytes) -> bytes:
+    """One of a journal's own blocks."""
+    return struct.pack(">III", 0xC03B3998, kind, sequence) + rest
+
+
+def descriptor(*numbers: int, sequence: int = 1) -> bytes:
+    """Says which blocks of the file system follow."""
+    tags = [struct.pack(">II", number, 2) for number in numbers]
+    tags[-1] = struct.pack(">II", numbers[-1], 2 | 8)
+    return block(1, sequence, b"".join(tags))
+
+
+COMMIT = block(2, 1, b"")
+
+
+def journal(name: str, tries: str, says: str | None, *blocks: bytes, **fields: int) -> None:
+    """A file system whose journal holds these blocks; `fields` of its superblock are changed."""
+
+    def make(path: Path, work: Path) -> None:
+        ext = Ext(path, work, "ext3")
+        ext.set(SUPER + 96, ext.number(SUPER + 96) | 4)
+        at = ext.block("<8>")
+        for field, value in ({"sequence": 1, "start": 1} | fields).items():
+            offset = {"length": 16, "first": 20, "sequence": 24, "start": 28, "features": 40}[field]
+            ext.set(at + offset, value.to_bytes(4))
+        for number, content in enumerate(blocks, 1):
+            ext.set(at + number * 1024, content.ljust(1024, b"\0"))
+        ext.write()
+
+    CORPUS[name] = Hostile(tries, make, says)
+
+
+journal("journal-writes-outside", "puts a block behind the file system", "none that it has",
+        descriptor(0x00FFFFFF), b"", COMMIT)  # fmt: skip
+journal("journal-wipes-the-root", "puts zeros where all inodes are described", "none that it has",
+        descriptor(2), b"", COMMIT)  # fmt: skip
+journal("journal-wipes-the-superblock", "replaces the superblock by noise", "no superblock",
+        descriptor(1), b"noise", COMMIT)  # fmt: skip
+journal("journal-never-commits", "has a transaction that did not happen", None, descriptor(2), b"")
+journal("journal-revokes-itself", "frees the block that it wrote", None,
+        descriptor(2), b"", block(5, 1, struct.pack(">II", 20, 2)), COMMIT)  # fmt: skip
+journal("journal-starts-outside", "reads behind its journal", "begins outside itself", start=0x10000)
+journal("journal-too-long", "reads behind its journal", "sizes are impossible", length=0xFFFFFFFF)
+journal("journal-first-0", "takes its superblock for a transaction", "sizes are impossible", first=0)
+journal("journal-unknown-kind", "is replayed by guess", "unknown kind", block(9, 1, b""))
+journal("journal-list-too-long", "reads freed blocks from behind their list", "longer than its block",
+        block(5, 1, b"\xff\xff\xff\xff"))  # fmt: skip
+journal("journal-unknown-feature", "is replayed by guess", "not known here", features=0x8000)
+journal("journal-fast-commits", "is replayed without what only the kernel replays", "fast commits",
+        features=0x20)  # fmt: skip
+journal("journal-without-sums", "says that sums are there, which are not", "check sum in it is wrong",
+        features=0x10)  # fmt: skip
+journal("journal-in-a-circle", "has descriptors without end", "longer than itself",
+        descriptor(*[30] * 120), length=40)  # fmt: skip
+
+
+@hostile("has its journal nowhere", "on another device")
+def journal_elsewhere(path: Path, work: Path) -> None:
+    ext = Ext(path, work, "ext3")
+    ext.set(SUPER + 96, ext.number(SUPER + 96) | 4)
+    ext.set(SUPER + 224, 0)
+    ext.write()
+
+
+@hostile("takes a directory for its journal", "it is no file")
+def journal_is_a_directory(path: Path, work: Path) -> None:
+    ext = Ext(path, work, "ext3")
+    ext.set(SUPER + 96, ext.number(SUPER + 96) | 4)
+    ext.set(SUPER + 224, 2)
+    ext.write()
+
+
+# ── File systems that only the kernel reads ───────────────────────────────────
+
+KERNEL = "images.kernel_mounts"
+for name, tries, says, data in [
+    ("xfs-noise", "has the kernel mount noise as XFS", KERNEL,
+     lambda: b"XFSB" + os.urandom(65_532 * 4)),
+    ("btrfs-noise", "has the kernel mount noise as Btrfs", KERNEL,
+     lambda: bytes(65_536 + 64) + b"_BHRfS_M" + bytes(64) + (1).to_bytes(8, "little") + os.urandom(65_536)),
+    ("btrfs-two-devices", "has the kernel look for its other half on the host", "on 2 devices",
+     lambda: bytes(65_536 + 64) + b"_BHRfS_M" + bytes(64) + (2).to_bytes(8, "little") + bytes(65_536)),
+    ("squashfs-noise", "has the kernel mount noise as SquashFS", KERNEL,
+     lambda: b"hsqs" + os.urandom(65_532)),
+    ("erofs-noise", "has the kernel mount noise as EROFS", KERNEL,
+     lambda: bytes(1024) + b"\xe2\xe1\xf5\xe0" + os.urandom(65_532)),
+]:  # fmt: skip
+    simple(name, tries, says, data)
 
 
 # ── The tests ─────────────────────────────────────────────────────────────────

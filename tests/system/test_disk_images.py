@@ -106,7 +106,7 @@ def test_a_compressed_qcow2_boots_and_is_used_like_any_other(service, parts, tmp
 
 def test_what_is_no_disk_that_can_be_read_is_refused_with_the_remedy(service, tmp_path):
     path = tmp_path / "image"
-    disklib.qemu_img("create", "-f", "vdi", path, "1M")
+    disklib.qemu_img("create", "-f", "qed", path, "1M")
     made = service.run_berth("image", "import", str(path))
     assert made.returncode != 0
     assert "qemu-img convert -O qcow2" in made.stderr

@@ -52,6 +52,10 @@ class BerthDriver(driver.ComputeDriver):
         'supports_image_type_ami': True,
         'supports_image_type_qcow2': True,
         'supports_image_type_raw': True,
+        'supports_image_type_vdi': True,
+        'supports_image_type_vhd': True,
+        'supports_image_type_vhdx': True,
+        'supports_image_type_vmdk': True,
         'supports_pcpus': True,
         'supports_trusted_certs': True,
     }

@@ -56,8 +56,9 @@ class Images:
             self._import(image_id, image, glance_access(context))
         return self.client.get('/v1/images/%s' % image_id), True
 
-    def _import(self, image_id, image, source):
-        self.client.put('/v1/images/%s' % image_id, translate.image_import(image, source),
+    def _import(self, image_id, image, source, verified=False):
+        self.client.put('/v1/images/%s' % image_id,
+                        translate.image_import(image, source, verified),
                         seconds=self.options.image_timeout)
 
     def _import_verified(self, context, image_id, image, trusted_certs):
@@ -66,7 +67,8 @@ class Images:
         with tempfile.TemporaryDirectory(dir=directory) as place:
             path = os.path.join(place, image_id)
             self.api.download(context, image_id, dest_path=path, trusted_certs=trusted_certs)
-            self._import(image_id, image, translate.file_source(path))
+            # Only after nova-compute verified it: otherwise the download raised.
+            self._import(image_id, image, translate.file_source(path), verified=True)
 
     def evict(self, needed):
         """Removes images that nobody has used for as long as Nova keeps them.

@@ -274,11 +274,12 @@ def injected_files(pairs):
 HASHES = ('sha512', 'sha384', 'sha256')
 
 
-def image_import(image, source):
+def image_import(image, source, verified=False):
     """The body that has an image in the service's store.
 
     :param image: the image as Nova's Glance API gives it
     :param source: where its content is read from
+    :param verified: whether nova-compute verified the content's signature
     """
     properties = image.get('properties') or {}
     algorithm = image.get('os_hash_algo') or properties.get('os_hash_algo')
@@ -288,6 +289,8 @@ def image_import(image, source):
         body['hash'] = {'algorithm': algorithm, 'value': value}
     if image.get('size'):
         body['size'] = image['size']
+    if verified:
+        body['signature_verified'] = True
     return body
 
 

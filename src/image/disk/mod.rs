@@ -1,12 +1,15 @@
 //! Disk images: the root file system in them, as the tar archive of a layer.
 //!
 //! ```text
-//! content ─► qcow2 | raw ─► partitions ─► the root one ─► ext2/3/4 ─► tar
+//! content ─► qcow2 | raw (by [`foreign`]) ─► partitions ─► the root one ─► ext2/3/4 ─► tar
+//!                                                  └─► [`mounted`] ─► tar
 //! ```
 //!
-//! All of it is read in user space, inside the jail, and the kernel never
-//! mounts any of it. What comes out goes through [`super::layer`] like every
-//! other archive, so that owners, names and limits are checked in one place.
+//! All of it is read in user space, inside the jail. Only a file system that
+//! is not read here is mounted by the kernel, and only where the operator
+//! allows that (`images.kernel_mounts`). What comes out goes through
+//! [`super::layer`] like every other archive, so that owners, names and limits
+//! are checked in one place.
 //!
 //! Libraries that were weighed: `imago` reads no zstd clusters, `gpt` panics
 //! on the sizes that a header may name, `mbrman` follows a chain of extended
@@ -14,15 +17,22 @@
 //! nor which names are one file.
 
 pub mod ext;
+pub mod foreign;
+pub mod mounted;
 mod pack;
+pub mod part;
 pub mod partitions;
 pub mod qcow2;
 mod root;
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
+
+use rustix::fs::{SeekFrom, seek};
+use serde::{Deserialize, Serialize};
 
 use super::layer::Limits;
 use super::recognise::{self, Content, Disk, FileSystem};
@@ -36,6 +46,12 @@ pub trait Blocks {
 
     /// Fills the buffer from `offset`; a fault when the bytes end before that.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// How many bytes from `offset` on are known to be zeros without a look at
+    /// them; may be less than there are.
+    fn hole(&self, _offset: u64) -> u64 {
+        0
+    }
 }
 
 /// A file's bytes.
@@ -52,6 +68,13 @@ impl Blocks for Raw {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         check_range(self, offset, buffer.len())?;
         self.file.read_exact_at(buffer, offset).or_fault("reading the disk image")
+    }
+
+    fn hole(&self, offset: u64) -> u64 {
+        match seek(self.file.as_fd(), SeekFrom::Data(offset)) {
+            Ok(data) => data.saturating_sub(offset),
+            Err(_) => 0,
+        }
     }
 }
 
@@ -94,6 +117,10 @@ impl Blocks for Part {
         check_range(self, offset, buffer.len())?;
         self.disk.read_at(self.start + offset, buffer)
     }
+
+    fn hole(&self, offset: u64) -> u64 {
+        self.disk.hole(self.start + offset).min(self.size.saturating_sub(offset))
+    }
 }
 
 fn check_range(blocks: &impl Blocks, offset: u64, length: usize) -> Result<()> {
@@ -111,23 +138,80 @@ fn beyond() -> Fault {
 pub fn reads(content: Content) -> bool {
     matches!(
         content,
-        Content::Disk(Disk::Qcow2 | Disk::RawGpt | Disk::RawMbr)
-            | Content::FileSystem(FileSystem::Ext)
+        Content::Disk(
+            Disk::Qcow2
+                | Disk::RawGpt
+                | Disk::RawMbr
+                | Disk::Vmdk
+                | Disk::Vhd
+                | Disk::Vhdx
+                | Disk::Vdi
+        ) | Content::FileSystem(
+            FileSystem::Ext
+                | FileSystem::Xfs
+                | FileSystem::Btrfs
+                | FileSystem::Squashfs
+                | FileSystem::Erofs
+        )
     )
+}
+
+/// A root file system and its place on its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootPlace {
+    /// What it is.
+    pub file_system: FileSystem,
+    /// Where it begins on the disk.
+    pub start: u64,
+    /// Its bytes.
+    pub size: u64,
+    /// The disk's bytes are the file's own.
+    pub plain: bool,
+}
+
+/// Finds the root file system in a disk image.
+pub fn find_root(file: File) -> Result<RootPlace> {
+    let image: Rc<dyn Blocks> = raw(file)?;
+    let plain = content(&*image)? != Content::Disk(Disk::Qcow2);
+    let root = root::find(&open(image)?)?;
+    if root.file_system == FileSystem::Btrfs {
+        part::check_btrfs(&*root.blocks)?;
+    }
+    let size = root.blocks.size();
+    Ok(RootPlace { file_system: root.file_system, start: root.start, size, plain })
+}
+
+/// Refuses an image in another program's format that names other files, or
+/// whose disk has more than `most` bytes.
+pub fn check_foreign(file: File, disk: Disk, most: u64) -> Result<()> {
+    foreign::check(&*raw(file)?, disk, most)
+}
+
+/// Writes the file system that is mounted at a directory as a tar archive.
+pub fn write_mounted(top: OwnedFd, sink: impl Write, limits: Limits) -> Result<()> {
+    pack::write(&mounted::Mounted::new(top)?, sink, limits)
 }
 
 /// What an image of content that is read here is called.
 pub fn format(content: Content) -> ImageFormat {
     match content {
         Content::Disk(Disk::Qcow2) => ImageFormat::Qcow2,
+        Content::Disk(Disk::Vmdk) => ImageFormat::Vmdk,
+        Content::Disk(Disk::Vhd) => ImageFormat::Vhd,
+        Content::Disk(Disk::Vhdx) => ImageFormat::Vhdx,
+        Content::Disk(Disk::Vdi) => ImageFormat::Vdi,
         _ => ImageFormat::Raw,
     }
 }
 
 /// Writes the root file system in a disk image as a tar archive.
 pub fn write_tar(file: File, sink: impl Write, limits: Limits) -> Result<()> {
+    write_tar_of(raw(file)?, sink, limits)
+}
+
+fn raw(file: File) -> Result<Rc<dyn Blocks>> {
     let size = file.metadata().or_fault("looking at the disk image")?.len();
-    write_tar_of(Rc::new(Raw { file, size }), sink, limits)
+    Ok(Rc::new(Raw { file, size }))
 }
 
 /// [`write_tar`] of an image wherever its bytes are.

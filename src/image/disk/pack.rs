@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use tar::EntryType;
 
-use super::ext::{Entry, Ext, Extent, Inode, Kind, ROOT};
+use super::ext::{Attributes, Extent, Kind};
 use super::unacceptable;
 use crate::fault::{OrFault, Result};
 use crate::image::layer::Limits;
@@ -21,10 +21,73 @@ const MAX_HOLES: usize = 4096;
 const MAX_DEPTH: usize = 256;
 const DOING: &str = "writing the layer of a disk image";
 
+/// A file system, whoever reads it. Nothing that it says is trusted.
+pub(super) trait Tree {
+    /// A name in a directory.
+    type Entry;
+    /// A file.
+    type Node;
+
+    /// The root directory.
+    fn root(&self) -> Result<Self::Node>;
+
+    /// A directory's names in their order, without `.` and `..`; a fault when
+    /// there are more than `most`.
+    fn list(&self, directory: &Self::Node, most: u64) -> Result<Vec<Self::Entry>>;
+
+    /// The name itself.
+    fn name<'a>(&self, entry: &'a Self::Entry) -> &'a [u8];
+
+    /// What the name means.
+    fn file(&self, directory: &Self::Node, entry: &Self::Entry) -> Result<Self::Node>;
+
+    /// Kind, owner and the like.
+    fn about(&self, node: &Self::Node) -> About;
+
+    /// Extended attributes of a regular file or directory.
+    fn attributes(&self, node: &Self::Node) -> Result<Attributes>;
+
+    /// Target of a symbolic link.
+    fn target(&self, node: &Self::Node) -> Result<Vec<u8>>;
+
+    /// The beginning of a file that is all it holds, when no extents hold it.
+    fn inline(&self, node: &Self::Node) -> Result<Option<Vec<u8>>>;
+
+    /// The pieces of a regular file that are stored; the rest of it is zeros.
+    fn extents(&self, node: &Self::Node) -> Result<Vec<Extent>>;
+
+    /// Reads data at the place that an extent of the file names.
+    fn read(&self, node: &Self::Node, place: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Most bytes that its files can store without sharing any.
+    fn capacity(&self) -> u64;
+}
+
+/// What is known of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct About {
+    /// The same for all names of one file, and for no other.
+    pub identity: (u64, u64),
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Modification time: seconds since the epoch, and nanoseconds.
+    pub mtime: (i64, u32),
+    /// How many names it has.
+    pub links: u64,
+}
+
 /// Writes all that is in the file system.
-pub(super) fn write(ext: &Ext, sink: impl Write, limits: Limits) -> Result<()> {
+pub(super) fn write(files: &impl Tree, sink: impl Write, limits: Limits) -> Result<()> {
     let mut pack = Pack {
-        ext,
+        files,
         limits,
         writer: TarWriter::new(sink),
         entries: 0,
@@ -38,8 +101,11 @@ pub(super) fn write(ext: &Ext, sink: impl Write, limits: Limits) -> Result<()> {
     pack.writer.finish().map(drop).or_fault(DOING)
 }
 
-struct Pack<'a, W> {
-    ext: &'a Ext,
+/// A directory that is being walked: its path, itself, the names that are left.
+type Open<T> = (Vec<u8>, <T as Tree>::Node, std::vec::IntoIter<<T as Tree>::Entry>);
+
+struct Pack<'a, T, W> {
+    files: &'a T,
     limits: Limits,
     writer: TarWriter<W>,
     entries: u64,
@@ -47,41 +113,41 @@ struct Pack<'a, W> {
     /// Bytes of data on the disk.
     stored: u64,
     /// Directories that were met.
-    directories: HashSet<u32>,
+    directories: HashSet<(u64, u64)>,
     /// The first name of files with several.
-    names: HashMap<u32, Vec<u8>>,
+    names: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Pack<'_, W> {
+impl<T: Tree, W: Write> Pack<'_, T, W> {
     /// Each directory before what is in it.
     fn tree(&mut self) -> Result<()> {
-        let root = self.ext.inode(ROOT)?;
-        let mut open = vec![(Vec::new(), self.directory(&[], &root)?)];
-        while let Some((parent, entries)) = open.last_mut() {
+        let root = self.files.root()?;
+        let mut open = vec![self.directory(Vec::new(), root)?];
+        while let Some((parent, directory, entries)) = open.last_mut() {
             let Some(entry) = entries.next() else {
                 open.pop();
                 continue;
             };
+            let name = self.files.name(&entry);
             let path = match parent.as_slice() {
-                b"" => entry.name.clone(),
-                parent => [parent, b"/", &entry.name].concat(),
+                b"" => name.to_vec(),
+                parent => [parent, b"/", name].concat(),
             };
-            if whiteout::meaning(&entry.name) != Meaning::Plain {
+            if whiteout::meaning(name) != Meaning::Plain {
                 return Err(unacceptable(format!(
                     "{}: in a layer, that name deletes others; rename it",
                     printable(&path)
                 )));
             }
-            let inode = self.ext.inode(entry.inode)?;
-            if inode.kind != Kind::Directory {
-                self.file(&path, &inode).map_err(|f| f.context(printable(&path)))?;
+            let shown = printable(&path);
+            let node = self.files.file(directory, &entry).map_err(|f| f.context(&shown))?;
+            if self.files.about(&node).kind != Kind::Directory {
+                self.file(&path, &node).map_err(|f| f.context(shown))?;
             } else if open.len() >= MAX_DEPTH {
                 return Err(unacceptable("it has directories more than 256 deep"));
             } else {
-                let entries =
-                    self.directory(&path, &inode).map_err(|f| f.context(printable(&path)))?;
-                open.push((path, entries));
+                open.push(self.directory(path, node).map_err(|f| f.context(shown))?);
             }
         }
         Ok(())
@@ -102,121 +168,111 @@ impl<W: Write> Pack<'_, W> {
         )))
     }
 
-    fn directory(&mut self, path: &[u8], inode: &Inode) -> Result<std::vec::IntoIter<Entry>> {
-        if !self.directories.insert(inode.number) {
+    fn directory(&mut self, path: Vec<u8>, node: T::Node) -> Result<Open<T>> {
+        let about = self.files.about(&node);
+        if !self.directories.insert(about.identity) {
             return Err(unacceptable("a directory has two names, or is in itself"));
         }
         self.count(0)?;
-        let entries = self.ext.directory(inode, self.limits.entries)?;
-        let path = if path.is_empty() { b"./".to_vec() } else { [path, b"/"].concat() };
-        let head = self.head(&path, inode, EntryType::Directory)?;
+        let entries = self.files.list(&node, self.limits.entries)?;
+        let name = if path.is_empty() { b"./".to_vec() } else { [&path[..], b"/"].concat() };
+        let records = self.records(&node)?;
+        let head = Head { records, ..head(&name, &about, EntryType::Directory) };
         self.writer.member(&head, b"").or_fault(DOING)?;
-        Ok(entries.into_iter())
+        Ok((path, node, entries.into_iter()))
     }
 
-    fn file(&mut self, path: &[u8], inode: &Inode) -> Result<()> {
-        if inode.kind == Kind::Other {
+    fn file(&mut self, path: &[u8], node: &T::Node) -> Result<()> {
+        let about = self.files.about(node);
+        if about.kind == Kind::Other {
             // Sockets end with their process; devices no instance can open.
             return Ok(());
         }
-        if inode.links > 1
-            && let Some(first) = self.names.get(&inode.number)
+        if about.links > 1
+            && let Some(first) = self.names.get(&about.identity)
         {
             let head = Head { kind: EntryType::Link, link: first, path, ..Head::file("", 0) };
             self.writer.member(&head, b"").or_fault(DOING)?;
             return self.count(0);
         }
-        match inode.kind {
-            Kind::Regular => self.regular(path, inode)?,
+        match about.kind {
+            Kind::Regular => self.regular(path, node, &about)?,
             Kind::Symlink => {
                 self.count(0)?;
-                let target = self.ext.target(inode)?;
-                let head = self.head(path, inode, EntryType::Symlink)?;
-                self.writer.member(&Head { link: &target, ..head }, b"").or_fault(DOING)?;
+                let target = self.files.target(node)?;
+                let head = Head { link: &target, ..head(path, &about, EntryType::Symlink) };
+                self.writer.member(&head, b"").or_fault(DOING)?;
             }
             _ => {
                 self.count(0)?;
-                let head = self.head(path, inode, EntryType::Fifo)?;
+                let head = head(path, &about, EntryType::Fifo);
                 self.writer.member(&head, b"").or_fault(DOING)?;
             }
         }
-        if inode.links > 1 {
-            self.names.insert(inode.number, path.to_vec());
+        if about.links > 1 {
+            self.names.insert(about.identity, path.to_vec());
         }
         Ok(())
     }
 
-    fn head<'a>(&self, path: &'a [u8], inode: &Inode, kind: EntryType) -> Result<Head<'a>> {
+    /// The records of a file's extended attributes. Linux has none on links
+    /// and pipes that an image keeps.
+    fn records(&self, node: &T::Node) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut records = Vec::new();
-        // Linux has none on links and pipes that an image keeps.
-        if matches!(kind, EntryType::Regular | EntryType::Directory) {
-            for (name, value) in self.ext.attributes(inode)? {
-                // Part of the content.
-                if name == b"system.data" {
-                    continue;
-                }
-                if name.contains(&b'=') {
-                    return Err(unacceptable("an extended attribute has a '=' in its name"));
-                }
-                records.push(([b"SCHILY.xattr.", &name[..]].concat(), value));
+        for (name, value) in self.files.attributes(node)? {
+            if name.contains(&b'=') {
+                return Err(unacceptable("an extended attribute has a '=' in its name"));
             }
+            records.push(([b"SCHILY.xattr.", &name[..]].concat(), value));
         }
-        Ok(Head {
-            path,
-            link: b"",
-            kind,
-            mode: inode.mode,
-            uid: inode.uid,
-            gid: inode.gid,
-            mtime: inode.mtime,
-            size: 0,
-            records,
-        })
+        Ok(records)
     }
 
-    fn regular(&mut self, path: &[u8], inode: &Inode) -> Result<()> {
-        self.count(inode.size)?;
-        let mut head = self.head(path, inode, EntryType::Regular)?;
-        if let Some(bytes) = self.ext.inline(inode)? {
+    fn regular(&mut self, path: &[u8], node: &T::Node, about: &About) -> Result<()> {
+        let size = about.size;
+        self.count(size)?;
+        let mut head =
+            Head { records: self.records(node)?, ..head(path, about, EntryType::Regular) };
+        if let Some(bytes) = self.files.inline(node)? {
             // What it holds may end in a hole.
-            head.size = inode.size;
+            head.size = size;
             self.writer.begin(&head).or_fault(DOING)?;
             self.writer.put(&bytes).or_fault(DOING)?;
-            self.zeros(inode.size - bytes.len() as u64)?;
+            self.zeros(size - bytes.len() as u64)?;
             return self.writer.end().or_fault(DOING);
         }
-        let extents = self.ext.extents(inode)?;
+        let extents = self.files.extents(node)?;
         let stored: u64 = extents.iter().map(|extent| extent.length).sum();
-        self.stored += stored;
-        if self.stored > self.ext.bytes() {
+        self.stored = self.stored.saturating_add(stored);
+        if self.stored > self.files.capacity() {
             return Err(unacceptable(
                 "its files hold more than the whole file system; blocks belong to several files",
             ));
         }
-        if stored == inode.size || extents.len() > MAX_HOLES {
-            head.size = inode.size;
+        if stored == size || extents.len() > MAX_HOLES {
+            head.size = size;
             self.writer.begin(&head).or_fault(DOING)?;
-            self.dense(inode, &extents)?;
+            self.dense(node, size, &extents)?;
         } else {
-            let map = sparse_map(&extents, inode.size);
+            let map = sparse_map(&extents, size);
             head.size = map.len() as u64 + stored;
-            head.records.extend(sparse_records(path, inode.size));
+            head.records.extend(sparse_records(path, size));
             self.writer.begin(&head).or_fault(DOING)?;
             self.writer.put(&map).or_fault(DOING)?;
-            extents.iter().try_for_each(|extent| self.copy(extent))?;
+            extents.iter().try_for_each(|extent| self.copy(node, extent))?;
         }
         self.writer.end().or_fault(DOING)
     }
 
     /// Data with zeros in the holes.
-    fn dense(&mut self, inode: &Inode, extents: &[Extent]) -> Result<()> {
+    fn dense(&mut self, node: &T::Node, size: u64, extents: &[Extent]) -> Result<()> {
         let mut at = 0;
         for extent in extents {
             self.zeros(extent.offset - at)?;
-            self.copy(extent)?;
+            self.copy(node, extent)?;
             at = extent.offset + extent.length;
         }
-        self.zeros(inode.size - at)
+        self.zeros(size - at)
     }
 
     fn zeros(&mut self, count: u64) -> Result<()> {
@@ -225,16 +281,30 @@ impl<W: Write> Pack<'_, W> {
         zeros.map(drop).or_fault(DOING)
     }
 
-    fn copy(&mut self, extent: &Extent) -> Result<()> {
+    fn copy(&mut self, node: &T::Node, extent: &Extent) -> Result<()> {
         let mut done = 0;
         while done < extent.length {
             let length = PIECE.min(usize::try_from(extent.length - done).unwrap_or(usize::MAX));
             let piece = &mut self.buffer[..length];
-            self.ext.read_data(extent.place + done, piece)?;
+            self.files.read(node, extent.place + done, piece)?;
             self.writer.put(piece).or_fault(DOING)?;
             done += length as u64;
         }
         Ok(())
+    }
+}
+
+fn head<'a>(path: &'a [u8], about: &About, kind: EntryType) -> Head<'a> {
+    Head {
+        path,
+        link: b"",
+        kind,
+        mode: about.mode,
+        uid: about.uid,
+        gid: about.gid,
+        mtime: about.mtime,
+        size: 0,
+        records: Vec::new(),
     }
 }
 

@@ -255,6 +255,19 @@ impl Blocks for Qcow2 {
         self.size
     }
 
+    fn hole(&self, offset: u64) -> u64 {
+        let table = u64::from(self.cluster_bits) + u64::from(self.cluster_bits) - 3;
+        let empty = usize::try_from(offset >> table)
+            .is_ok_and(|at| self.l1.get(at).is_none_or(|table| *table == 0));
+        let span = if empty { 1 << table } else { self.cluster() };
+        let left = (span - offset % span).min(self.size.saturating_sub(offset));
+        match self.place(offset) {
+            Ok(Place::Zeros) => left,
+            // The fault comes when it is read.
+            _ => 0,
+        }
+    }
+
     fn read_at(&self, offset: u64, mut buffer: &mut [u8]) -> Result<()> {
         super::check_range(self, offset, buffer.len())?;
         let mut guest = offset;

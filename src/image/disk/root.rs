@@ -2,8 +2,9 @@
 //!
 //! In this order: the partition that the table says is this architecture's
 //! root, the one whose label says so, the one that an fstab mounts on `/`, the
-//! one with an init, and the only one with a file system at all. Each step
-//! decides only when it leaves one.
+//! one with an init, the only one that may have one (only ext2/3/4 is looked
+//! into here), and the only one with a file system at all. Each step decides
+//! only when it leaves one.
 
 use std::rc::Rc;
 
@@ -25,6 +26,8 @@ const MAX_FSTAB: u64 = 1 << 20;
 pub struct Root {
     /// What it is.
     pub file_system: FileSystem,
+    /// Where it begins.
+    pub start: u64,
     /// Its bytes.
     pub blocks: Rc<dyn Blocks>,
 }
@@ -36,6 +39,7 @@ struct Volume {
     blocks: Rc<dyn Blocks>,
     /// Only of ext2/3/4.
     ext: Option<Result<Ext>>,
+    label: String,
 }
 
 impl Volume {
@@ -45,15 +49,16 @@ impl Volume {
         let content = content(&*blocks)?;
         let ext = (content == Content::FileSystem(FileSystem::Ext))
             .then(|| Ext::open(Rc::clone(&blocks)));
-        Ok(Volume { partition, content, blocks, ext })
+        let label = match (&ext, content) {
+            (Some(Ok(ext)), _) => ext.label.clone(),
+            (_, Content::FileSystem(file_system)) => label(file_system, &*blocks)?,
+            _ => String::new(),
+        };
+        Ok(Volume { partition, content, blocks, ext, label })
     }
 
     fn ext(&self) -> Option<&Ext> {
         self.ext.as_ref().and_then(|ext| ext.as_ref().ok())
-    }
-
-    fn label(&self) -> &str {
-        self.ext().map_or("", |ext| ext.label.as_str())
     }
 
     fn is_root_type(&self) -> bool {
@@ -61,7 +66,7 @@ impl Volume {
     }
 
     fn is_labelled_root(&self) -> bool {
-        let names = [self.label(), &self.partition.name];
+        let names = [&self.label, &self.partition.name];
         names.iter().any(|name| LABELS.contains(&name.to_lowercase().as_str()))
     }
 
@@ -73,6 +78,11 @@ impl Volume {
         self.ext().is_some_and(|ext| CANDIDATES.iter().any(|path| is_program(ext, path)))
     }
 
+    /// Whether it has an init, or a file system that is not looked into here.
+    fn may_have_init(&self) -> bool {
+        matches!(self.content, Content::FileSystem(_)) && (self.ext.is_none() || self.has_init())
+    }
+
     /// Whether this is what an fstab's first field means.
     fn is(&self, specification: &str) -> bool {
         let Some((key, value)) = specification.split_once('=') else {
@@ -82,7 +92,7 @@ impl Volume {
         };
         let value = value.trim_matches('"');
         match key {
-            "LABEL" => !value.is_empty() && self.label() == value,
+            "LABEL" => !value.is_empty() && self.label == value,
             "UUID" => self.ext().is_some_and(|ext| ext.uuid.eq_ignore_ascii_case(value)),
             "PARTUUID" => self.partition.uuid.eq_ignore_ascii_case(value),
             "PARTLABEL" => !value.is_empty() && self.partition.name == value,
@@ -99,6 +109,20 @@ impl Volume {
     }
 }
 
+/// The name that a file system gives itself, of those that are not looked into.
+fn label(file_system: FileSystem, blocks: &dyn Blocks) -> Result<String> {
+    let (offset, length) = match file_system {
+        FileSystem::Xfs => (108, 12),
+        FileSystem::Btrfs => (65_536 + 299, 256),
+        FileSystem::Erofs => (1024 + 64, 16),
+        _ => return Ok(String::new()),
+    };
+    let mut text = vec![0; length];
+    blocks.read_at(offset, &mut text)?;
+    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
 /// The first field of the line that mounts `/`.
 fn fstab_root(text: &str) -> Option<String> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
@@ -113,7 +137,7 @@ fn fstab_root(text: &str) -> Option<String> {
 pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     let whole = content(&**disk)?;
     if let Content::FileSystem(file_system) = whole {
-        return Ok(Root { file_system, blocks: Rc::clone(disk) });
+        return Ok(Root { file_system, start: 0, blocks: Rc::clone(disk) });
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
@@ -128,7 +152,8 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     let volume = choose(&volumes)?;
     match volume.content {
         Content::FileSystem(file_system) => {
-            Ok(Root { file_system, blocks: Rc::clone(&volume.blocks) })
+            let start = volume.partition.start;
+            Ok(Root { file_system, start, blocks: Rc::clone(&volume.blocks) })
         }
         other => Err(unacceptable(format!(
             "partition {}, the disk's root, holds {other}",
@@ -139,11 +164,12 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
 
 fn choose(volumes: &[Volume]) -> Result<&Volume> {
     let by_fstab: Vec<_> = volumes.iter().filter_map(Volume::fstab_root).collect();
-    let steps: [&dyn Fn(&Volume) -> bool; 5] = [
+    let steps: [&dyn Fn(&Volume) -> bool; 6] = [
         &Volume::is_root_type,
         &Volume::is_labelled_root,
         &|volume| by_fstab.iter().any(|specification| volume.is(specification)),
         &Volume::has_init,
+        &Volume::may_have_init,
         &|volume| matches!(volume.content, Content::FileSystem(_)),
     ];
     for step in steps {

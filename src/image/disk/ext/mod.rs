@@ -3,15 +3,19 @@
 //! Everything that a root file system is made of is read: block maps and
 //! extents, inline data, directories (hashed ones as the lists that they also
 //! are), extended attributes in the inode, in a block and in inodes of their
-//! own. Check sums are not verified: the image's own hash was, and a reader
+//! own, and a journal that must be replayed first. Check sums are not verified
+//! outside of that: the image's own hash was, and a reader
 //! that believes nothing does not need them.
 
 mod attributes;
 mod directory;
+mod journal;
 mod map;
+mod tree;
 
 use std::rc::Rc;
 
+pub use attributes::Attributes;
 pub use directory::Entry;
 pub use map::{Extent, MAX_PIECES};
 
@@ -36,6 +40,7 @@ mod incompatible {
     /// protection, flexible groups, attributes in inodes, seeds of check sums,
     /// large directories, inline data, encryption (of single files), folded case.
     pub const KNOWN: u32 = 0x2
+        | RECOVER
         | 0x40
         | META_BG
         | WIDE
@@ -119,10 +124,21 @@ pub struct Inode {
 }
 
 impl Ext {
-    /// Reads the superblock.
+    /// Reads the superblock, and replays the journal if there is need.
     pub fn open(disk: Rc<dyn Blocks>) -> Result<Ext> {
         let mut sb = [0; 1024];
         disk.read_at(1024, &mut sb)?;
+        let ext = Ext::with(disk, sb)?;
+        if ext.incompatible & incompatible::RECOVER == 0 {
+            return Ok(ext);
+        }
+        let disk = journal::replayed(&ext, le32(&sb, 224))?;
+        // The superblock may be in the journal as well.
+        disk.read_at(1024, &mut sb)?;
+        Ext::with(disk, sb)
+    }
+
+    fn with(disk: Rc<dyn Blocks>, sb: [u8; 1024]) -> Result<Ext> {
         if le16(&sb, 56) != 0xef53 {
             return Err(corrupt("it has no superblock"));
         }
@@ -227,7 +243,12 @@ impl Ext {
         Ok(inode)
     }
 
-    /// Where a block is, in bytes.
+    /// Where a block is, in bytes, of all blocks.
+    fn block_offset_from_0(&self, block: u64) -> Result<u64> {
+        if block == 0 { Ok(0) } else { self.block_offset(block) }
+    }
+
+    /// Where a block that a file may have is, in bytes.
     fn block_offset(&self, block: u64) -> Result<u64> {
         if block == 0 || block >= self.blocks {
             return Err(corrupt(format!("block {block} is none that it has")));
@@ -332,10 +353,6 @@ impl Ext {
 
 fn check_features(incompatible: u32) -> Result<()> {
     for (bit, why) in [
-        (
-            incompatible::RECOVER,
-            "it was not unmounted, and its journal holds changes; run e2fsck on it first",
-        ),
         (incompatible::COMPRESSION, "its files are compressed"),
         (incompatible::JOURNAL_DEVICE, "it is another file system's journal"),
         (incompatible::DIRDATA, "its directories hold data"),
