@@ -230,6 +230,9 @@ fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWrite
     std::thread::spawn(move || {
         let (Task::Decompress { directory, .. }
         | Task::Disk { directory, .. }
+        | Task::Frame { directory }
+        | Task::Grow { directory, .. }
+        | Task::Fill { directory, .. }
         | Task::Stage { directory, .. }
         | Task::Layer { directory, .. }) = &task;
         let root = OwnedFd::from(File::open(directory).unwrap());

@@ -11,6 +11,8 @@
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
 //! * reading of a disk image ([`super::disk`]): none, in the same;
+//! * filling of a new file system: as for a layer, with that file system,
+//!   mounted by the child in its own namespace, for a directory;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -40,6 +42,7 @@ use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use super::disk;
+use super::disk::frame::{Frame, Patch};
 use super::layer::{self, Limits, Report};
 use super::recognise::{Compression, Content, refusal};
 use super::stage::{self, Staged};
@@ -77,6 +80,28 @@ pub enum Task {
         /// Most that may be in it.
         limits: Limits,
     },
+    /// What the disk image that standard input is has outside its root file
+    /// system, to standard output.
+    Frame {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+    },
+    /// How the disk that standard input is changes when its root partition grows.
+    Grow {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+        /// Where the partition begins.
+        start: u64,
+        /// Bytes to grow by.
+        by: u64,
+    },
+    /// Unpack the plain archive on standard input into a new file system.
+    Fill {
+        /// Any directory, to mount it on, in private.
+        directory: PathBuf,
+        /// The block device with an empty ext2, ext3 or ext4, which berth made.
+        device: PathBuf,
+    },
     /// Recognise plain standard input and take an image archive apart.
     Stage {
         /// An empty directory.
@@ -102,6 +127,12 @@ pub enum Outcome {
     Decompressed,
     /// All of the root file system was written.
     Disk,
+    /// All outside the root file system was written.
+    Frame(Frame),
+    /// What the disk looks like, where it changes.
+    Grown(Vec<Patch>),
+    /// All was unpacked and is on the device.
+    Filled,
     /// All was staged.
     Staged(Staged),
     /// All was unpacked.
@@ -180,6 +211,9 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         Task::Disk { limits, .. } => {
             disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
+        Task::Frame { .. } => disk::write_frame(input, output).map(Outcome::Frame),
+        Task::Grow { start, by, .. } => disk::grow(input, *start, *by).map(Outcome::Grown),
+        Task::Fill { .. } => fill(root, input).map(|()| Outcome::Filled),
         Task::Stage { limits, in_place, .. } => match in_place {
             true => stage::stage_in_place(&root, input, *limits),
             false => stage::stage(&root, input, *limits),
@@ -187,6 +221,15 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         .map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
+}
+
+/// Unpacks an archive that berth made of an instance's files.
+fn fill(root: OwnedFd, input: File) -> Result<()> {
+    let doing = "filling the disk";
+    // Opened before anything is written: it then tells of every write that fails later.
+    let whole = root.try_clone().or_fault(doing)?;
+    layer::extract(root, input, Limits { entries: u64::MAX, bytes: u64::MAX })?;
+    rustix::fs::syncfs(&whole).or_fault(doing)
 }
 
 fn decompress(compression: Compression, input: impl Read, mut output: impl Write) -> Result<()> {
@@ -232,23 +275,24 @@ fn confine(task: &Task) -> Result<()> {
     )
     .or_fault("taking namespaces for the jail")?;
     let (keep, bytes) = match task {
-        Task::Decompress { directory, .. } | Task::Disk { directory, .. } => {
-            change_root(directory, true)?;
+        Task::Decompress { directory, .. }
+        | Task::Disk { directory, .. }
+        | Task::Frame { directory }
+        | Task::Grow { directory, .. } => {
+            change_root(directory, NewRoot::Empty)?;
             (CapabilitySet::empty(), 0)
         }
         Task::Stage { directory, limits, .. } => {
-            change_root(directory, false)?;
+            change_root(directory, NewRoot::Itself)?;
             (CapabilitySet::empty(), limits.bytes)
         }
         Task::Layer { directory, limits } => {
-            change_root(directory, false)?;
-            let keep = CapabilitySet::CHOWN
-                | CapabilitySet::DAC_OVERRIDE
-                | CapabilitySet::FOWNER
-                | CapabilitySet::FSETID
-                | CapabilitySet::MKNOD
-                | CapabilitySet::SETFCAP;
-            (keep, limits.bytes)
+            change_root(directory, NewRoot::Itself)?;
+            (unpacking(), limits.bytes)
+        }
+        Task::Fill { directory, device } => {
+            change_root(directory, NewRoot::Device(device))?;
+            (unpacking(), u64::MAX)
         }
     };
     limit(bytes).or_fault("limiting the jail")?;
@@ -256,19 +300,47 @@ fn confine(task: &Task) -> Result<()> {
     drop_privileges(keep)
 }
 
-/// Makes `directory`, or an empty file system, all that there is.
-fn change_root(directory: &Path, empty: bool) -> Result<()> {
+/// What unpacking takes.
+fn unpacking() -> CapabilitySet {
+    CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::MKNOD
+        | CapabilitySet::SETFCAP
+}
+
+/// What becomes all that there is.
+#[derive(Clone, Copy)]
+enum NewRoot<'a> {
+    /// The directory.
+    Itself,
+    /// An empty file system.
+    Empty,
+    /// The file system on a block device.
+    Device(&'a Path),
+}
+
+/// Makes `directory`, or what is mounted there in private, all that there is.
+fn change_root(directory: &Path, new: NewRoot<'_>) -> Result<()> {
     let none = None::<&str>;
     let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let change = || {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        if empty {
-            let flags = safe | MsFlags::MS_RDONLY;
-            mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some("mode=0555"))?;
-        } else {
-            mount(Some(directory), directory, none, MsFlags::MS_BIND, none)?;
-            let flags = safe | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
-            mount(none, directory, none, flags, none)?;
+        match new {
+            NewRoot::Empty => {
+                let flags = safe | MsFlags::MS_RDONLY;
+                mount(Some("tmpfs"), directory, Some("tmpfs"), flags, Some("mode=0555"))?;
+            }
+            NewRoot::Itself => {
+                mount(Some(directory), directory, none, MsFlags::MS_BIND, none)?;
+                let flags = safe | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+                mount(none, directory, none, flags, none)?;
+            }
+            // The driver of ext4 knows all three.
+            NewRoot::Device(device) => {
+                mount(Some(device), directory, Some("ext4"), safe, Some("acl,user_xattr"))?;
+            }
         }
         nix::unistd::chdir(directory)?;
         // The old root lands on top of the new one and goes.

@@ -80,7 +80,10 @@ pub fn attach(file: &Path, read_only: bool, direct_io: bool) -> Result<LoopDevic
     let backing = OpenOptions::new().read(true).write(!read_only).open(file).or_fault(doing())?;
     for _ in 0..TRIES {
         match flock(&backing, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return configure_free(&backing, read_only, direct_io).or_fault(doing()),
+            Ok(()) => {
+                let flags = flags(read_only, direct_io);
+                return configure_free(&backing, flags, (0, 0)).or_fault(doing());
+            }
             Err(Errno::WOULDBLOCK) => {}
             Err(e) => return Err(e).or_fault(doing()),
         }
@@ -91,6 +94,16 @@ pub fn attach(file: &Path, read_only: bool, direct_io: bool) -> Result<LoopDevic
         sleep(Duration::from_millis(10));
     }
     Err(Fault::internal(doing(), "another process keeps the file locked"))
+}
+
+/// Attaches the `size` bytes from `offset` of a file that nobody else uses.
+pub fn attach_part(file: &Path, offset: u64, size: u64) -> Result<LoopDevice> {
+    let attach = || {
+        let backing = OpenOptions::new().read(true).write(true).open(file)?;
+        flock(&backing, FlockOperation::NonBlockingLockExclusive)?;
+        configure_free(&backing, flags(false, false), (offset, size))
+    };
+    attach().or_fault(format_args!("attaching {} to a loop device", file.display()))
 }
 
 /// Waits until no device of ours has `file`, and keeps it from getting one
@@ -168,8 +181,7 @@ impl LoopDevice {
 /// number and try again in vain. Other programs can still come between.
 static ATTACHING: Mutex<()> = Mutex::new(());
 
-fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Result<LoopDevice> {
-    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+fn flags(read_only: bool, direct_io: bool) -> u32 {
     let mut flags = LO_FLAGS_AUTOCLEAR;
     if read_only {
         flags |= LO_FLAGS_READ_ONLY;
@@ -177,12 +189,19 @@ fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Resul
     if direct_io {
         flags |= LO_FLAGS_DIRECT_IO;
     }
+    flags
+}
+
+/// `part`: the first byte and how many, all for none.
+fn configure_free(backing: &File, flags: u32, part: (u64, u64)) -> io::Result<LoopDevice> {
+    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+    let read_only = flags & LO_FLAGS_READ_ONLY != 0;
     let _one = ATTACHING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     loop {
         // SAFETY: the descriptor is open; this request takes no argument.
         let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })?;
         let device = open_free(number.unsigned_abs(), read_only)?;
-        match configure(&device.file, backing, flags) {
+        match configure(&device.file, backing, flags, part) {
             Ok(()) => return Ok(device),
             // Somebody else was faster.
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
@@ -191,11 +210,17 @@ fn configure_free(backing: &File, read_only: bool, direct_io: bool) -> io::Resul
     }
 }
 
-fn configure(device: &File, backing: &File, flags: u32) -> io::Result<()> {
+fn configure(
+    device: &File,
+    backing: &File,
+    flags: u32,
+    (offset, size): (u64, u64),
+) -> io::Result<()> {
     // SAFETY: all-zero is valid: integers and arrays of integers.
     let mut config: LoopConfig = unsafe { zeroed() };
     config.fd = backing.as_raw_fd().unsigned_abs();
     config.info.flags = flags;
+    (config.info.offset, config.info.size_limit) = (offset, size);
     // SAFETY: the request reads a loop_config, which lives through the call;
     // both descriptors are open.
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) }).map(drop)

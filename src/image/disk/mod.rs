@@ -14,6 +14,7 @@
 //! nor which names are one file.
 
 pub mod ext;
+pub mod frame;
 mod pack;
 pub mod partitions;
 pub mod qcow2;
@@ -126,8 +127,7 @@ pub fn format(content: Content) -> ImageFormat {
 
 /// Writes the root file system in a disk image as a tar archive.
 pub fn write_tar(file: File, sink: impl Write, limits: Limits) -> Result<()> {
-    let size = file.metadata().or_fault("looking at the disk image")?.len();
-    write_tar_of(Rc::new(Raw { file, size }), sink, limits)
+    write_tar_of(raw(file)?, sink, limits)
 }
 
 /// [`write_tar`] of an image wherever its bytes are.
@@ -138,6 +138,21 @@ pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: Limits) -> 
         FileSystem::Ext => pack::write(&ext::Ext::open(root.blocks)?, sink, limits),
         other => Err(recognise::refusal(Content::FileSystem(other))),
     }
+}
+
+/// Writes what [`frame`] keeps of a disk image.
+pub fn write_frame(file: File, mut sink: impl Write) -> Result<frame::Frame> {
+    frame::write(raw(file)?, &mut sink)
+}
+
+/// What changes on the disk that a file is when its root partition grows.
+pub fn grow(file: File, start: u64, by: u64) -> Result<Vec<frame::Patch>> {
+    frame::grow(&*raw(file)?, start, by)
+}
+
+fn raw(file: File) -> Result<Rc<dyn Blocks>> {
+    let size = file.metadata().or_fault("looking at the disk image")?.len();
+    Ok(Rc::new(Raw { file, size }))
 }
 
 /// The bytes of the disk that an image's bytes describe.

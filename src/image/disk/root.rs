@@ -27,6 +27,8 @@ pub struct Root {
     pub file_system: FileSystem,
     /// Its bytes.
     pub blocks: Rc<dyn Blocks>,
+    /// First of them on the disk.
+    pub start: u64,
 }
 
 /// A partition and what is on it.
@@ -113,7 +115,7 @@ fn fstab_root(text: &str) -> Option<String> {
 pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     let whole = content(&**disk)?;
     if let Content::FileSystem(file_system) = whole {
-        return Ok(Root { file_system, blocks: Rc::clone(disk) });
+        return Ok(Root { file_system, blocks: Rc::clone(disk), start: 0 });
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
@@ -128,7 +130,8 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     let volume = choose(&volumes)?;
     match volume.content {
         Content::FileSystem(file_system) => {
-            Ok(Root { file_system, blocks: Rc::clone(&volume.blocks) })
+            let start = volume.partition.start;
+            Ok(Root { file_system, blocks: Rc::clone(&volume.blocks), start })
         }
         other => Err(unacceptable(format!(
             "partition {}, the disk's root, holds {other}",

@@ -8,11 +8,13 @@
 
 mod attributes;
 mod directory;
+mod layout;
 mod map;
 
 use std::rc::Rc;
 
 pub use directory::Entry;
+pub use layout::Layout;
 pub use map::{Extent, MAX_PIECES};
 
 use super::{Blocks, le16, le32, unacceptable};
