@@ -686,6 +686,39 @@ def test_the_snapshot_is_what_the_configuration_and_the_base_say(
     assert ('image-of-it', {'disk_format': 'raw', 'container_format': container}) in states[0]
 
 
+DISK = {'size': 5 << 30, 'stored': 1 << 20}
+
+
+@pytest.mark.parametrize('wanted,base,disk,format_,told', [
+    ('as-base', 'qcow2', DISK, 'qcow2', {'disk_format': 'qcow2', 'container_format': 'bare'}),
+    ('as-base', 'raw', DISK, 'qcow2', {'disk_format': 'qcow2', 'container_format': 'bare'}),
+    ('qcow2', 'raw', {**DISK, 'size': (5 << 30) + 1}, 'qcow2',
+     {'disk_format': 'qcow2', 'container_format': 'bare', 'min_disk': 6}),
+    ('as-base', 'qcow2', {'size': 0, 'stored': 0, 'refusal': 'xfs'}, 'docker-archive',
+     {'disk_format': 'raw', 'container_format': 'docker'}),
+    # Imported by an older service.
+    ('as-base', 'qcow2', None, 'docker-archive', {'disk_format': 'raw', 'container_format': 'docker'}),
+    ('qcow2', 'rootfs-tar', None, 'docker-archive',
+     {'disk_format': 'raw', 'container_format': 'docker'}),
+    ('rootfs-tar', 'qcow2', DISK, 'rootfs-tar',
+     {'disk_format': 'raw', 'container_format': 'compressed'}),
+])
+def test_the_snapshot_of_a_disk_is_one_where_one_can_be_made(
+        spawn, driver, context, service, states, wanted, base, disk, format_, told):
+    spawn()
+    for image in service.images.values():
+        image.update(format=base, config={'init': 'systemd'}, **({'disk': disk} if disk else {}))
+    driver.images.api.get.return_value['min_disk'] = 5
+    service.extra[('POST', '.*/snapshot')] = None
+    CONF.set_override('snapshot_format', wanted, 'berth')
+    try:
+        driver.snapshot(context, make_instance(), 'image-of-it', states[1])
+    finally:
+        CONF.clear_override('snapshot_format', 'berth')
+    assert service.body('POST', PATH + '/snapshot')['format'] == format_
+    assert ('image-of-it', told) in states[0]
+
+
 @pytest.mark.parametrize('code,raised', [
     ('instance-not-found', exception.InstanceNotFound),  # Nova then deletes the image.
     ('glance-unavailable', exception.GlanceConnectionFailed),

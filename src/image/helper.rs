@@ -259,6 +259,9 @@ fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWrite
         | Task::DiskPart { directory, .. }
         | Task::Mounted { directory, .. }
         | Task::Convert { directory, .. }
+        | Task::Frame { directory }
+        | Task::Grow { directory, .. }
+        | Task::Fill { directory, .. }
         | Task::Stage { directory, .. }
         | Task::Layer { directory, .. }) = &task;
         let root = OwnedFd::from(File::open(directory).unwrap());

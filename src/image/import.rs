@@ -18,6 +18,7 @@ use super::flight::Progress;
 use super::helper::{Input, Running};
 use super::init;
 use super::jail::{Outcome, Task};
+use super::kept::Kept;
 use super::layer::{Limits, Report, mark_opaque};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
@@ -29,7 +30,7 @@ use super::store::{
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic;
-use crate::types::{Image, ImageConfig, ImageFormat, ImageHash, ImageImport};
+use crate::types::{Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport};
 
 mod disk;
 
@@ -37,6 +38,8 @@ mod disk;
 const PIECE: usize = 1 << 17;
 /// Bytes between two reports of progress.
 const REPORT_EVERY: u64 = 1 << 20;
+/// In an import's directory: what is kept of a disk.
+const KEPT: &str = "kept";
 /// Most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
@@ -79,6 +82,7 @@ pub(super) fn run(
         layers: Vec::new(),
         unpacked: 0,
         pins: Vec::new(),
+        disk: None,
     };
     import.run(id, request)
 }
@@ -93,6 +97,8 @@ struct Import<'a> {
     layers: Vec<Digest>,
     unpacked: u64,
     pins: Vec<Pin<'a>>,
+    /// Of a disk image: what is kept of it, or why nothing is.
+    disk: Option<Result<Kept, String>>,
 }
 
 /// Content that was read, verified and put aside.
@@ -102,11 +108,11 @@ struct Fetched {
     hash: Digest,
 }
 
-/// The directory of an import.
-struct Workspace(PathBuf);
+/// The directory of an import, or of a disk in the making: gone when this value is.
+pub struct Workspace(PathBuf);
 
 impl Workspace {
-    fn new(parent: &Path) -> Result<Workspace> {
+    pub(super) fn new(parent: &Path) -> Result<Workspace> {
         let path = parent.join(Uuid::new_v4().to_string());
         make_directory(&path, 0o700)?;
         let workspace = Workspace(path);
@@ -116,15 +122,21 @@ impl Workspace {
         Ok(workspace)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// A directory with nothing in it.
+    pub fn empty(&self) -> PathBuf {
+        self.path("empty")
     }
 }
 
 impl Drop for Workspace {
     fn drop(&mut self) {
         if let Err(fault) = remove_tree(&self.0) {
-            tracing::warn!(%fault, "an import's directory stays until the next start");
+            tracing::warn!(%fault, "a temporary directory stays until the next start");
         }
     }
 }
@@ -156,6 +168,17 @@ impl Import<'_> {
         let layers: Vec<String> = self.layers.iter().map(Digest::to_string).collect();
         let directories: Vec<_> = layers.iter().map(|l| self.store.layer_dir(l)).collect();
         config.init = init::detect(&directories);
+        let (disk, kept) = match self.disk {
+            None => (None, None),
+            Some(Err(refusal)) => {
+                (Some(ImageDisk { size: 0, stored: 0, refusal: Some(refusal) }), None)
+            }
+            Some(Ok(kept)) => {
+                self.store.put_disk(id, &self.workspace.path(KEPT))?;
+                let (size, stored) = (kept.frame.size, kept.stored);
+                (Some(ImageDisk { size, stored, refusal: None }), Some(kept))
+            }
+        };
         let now = Utc::now();
         let image = Image {
             id,
@@ -169,11 +192,12 @@ impl Import<'_> {
             layers,
             unpacked_size: self.unpacked,
             config,
+            disk,
             created_at: now,
             last_used_at: now,
             users: Vec::new(),
         };
-        Ok(Record { schema: SCHEMA, image, declared: request.hash.clone() })
+        Ok(Record { schema: SCHEMA, image, declared: request.hash.clone(), kept })
     }
 
     /// Reads the content into a file, and refuses other content than was asked for.
@@ -435,7 +459,7 @@ impl<'a> Plain<'a> {
         let jail = match compression {
             None => None,
             Some(compression) => {
-                let directory = import.workspace.path("empty");
+                let directory = import.workspace.empty();
                 let input = file.get_ref().try_clone().or_fault("opening the content")?;
                 let task = Task::Decompress { compression, directory };
                 Some(import.store.helper.start(&task, Input::File(input))?)
@@ -614,7 +638,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .or_fault(format_args!("making {}", path.display()))
 }
 
-fn create_file(path: &Path) -> Result<File> {
+pub(super) fn create_file(path: &Path) -> Result<File> {
     File::options()
         .write(true)
         .create_new(true)

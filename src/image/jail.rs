@@ -17,6 +17,8 @@
 //! * conversion of other disk formats: none, and the child becomes `qemu-img`,
 //!   in a file system of the programs' directories, the image and the disk to be
 //!   written;
+//! * filling of a new file system: as for a layer, with that file system,
+//!   mounted by the child in its own namespace, for a directory;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -46,6 +48,7 @@ use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
+use super::disk::frame::{Frame, Patch};
 use super::disk::{self, RootPlace, foreign, mounted, part};
 use super::layer::{self, Limits, Report};
 use super::recognise::{Compression, Content, Disk, FileSystem, refusal};
@@ -124,6 +127,28 @@ pub enum Task {
         /// Most that may be written.
         limits: Limits,
     },
+    /// What the disk image that standard input is has outside its root file
+    /// system, to standard output.
+    Frame {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+    },
+    /// How the disk that standard input is changes when its root partition grows.
+    Grow {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+        /// Where the partition begins.
+        start: u64,
+        /// Bytes to grow by.
+        by: u64,
+    },
+    /// Unpack the plain archive on standard input into a new file system.
+    Fill {
+        /// Any directory, to mount it on, in private.
+        directory: PathBuf,
+        /// The block device with an empty ext2, ext3 or ext4, which berth made.
+        device: PathBuf,
+    },
     /// Recognise plain standard input and take an image archive apart.
     Stage {
         /// An empty directory.
@@ -153,6 +178,12 @@ pub enum Outcome {
     Root(RootPlace),
     /// All of the part was written.
     DiskPart,
+    /// All outside the root file system was written.
+    Frame(Frame),
+    /// What the disk looks like, where it changes.
+    Grown(Vec<Patch>),
+    /// All was unpacked and is on the device.
+    Filled,
     /// All was staged.
     Staged(Staged),
     /// All was unpacked.
@@ -243,6 +274,9 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
             disk::write_mounted(root, output, *limits).map(|()| Outcome::Disk)
         }
         Task::Convert { .. } => Err(Fault::internal("converting a disk", "it takes a jail")),
+        Task::Frame { .. } => disk::write_frame(input, output).map(Outcome::Frame),
+        Task::Grow { start, by, .. } => disk::grow(input, *start, *by).map(Outcome::Grown),
+        Task::Fill { .. } => fill(root, input).map(|()| Outcome::Filled),
         Task::Stage { limits, in_place, .. } => match in_place {
             true => stage::stage_in_place(&root, input, *limits),
             false => stage::stage(&root, input, *limits),
@@ -262,6 +296,15 @@ fn become_converter(format: Disk) -> Fault {
         .args(["convert", "-p", "-f", driver, "-O", "raw", foreign::IMAGE, foreign::DISK])
         .exec();
     Fault::internal(format_args!("starting {}", foreign::PROGRAM), error)
+}
+
+/// Unpacks an archive that berth made of an instance's files.
+fn fill(root: OwnedFd, input: File) -> Result<()> {
+    let doing = "filling the disk";
+    // Opened before anything is written: it then tells of every write that fails later.
+    let whole = root.try_clone().or_fault(doing)?;
+    layer::extract(root, input, Limits { entries: u64::MAX, bytes: u64::MAX })?;
+    rustix::fs::syncfs(&whole).or_fault(doing)
 }
 
 fn decompress(compression: Compression, input: impl Read, mut output: impl Write) -> Result<()> {
@@ -310,7 +353,9 @@ fn confine(task: &Task) -> Result<()> {
         Task::Decompress { directory, .. }
         | Task::Disk { directory, .. }
         | Task::FindRoot { directory }
-        | Task::DiskPart { directory, .. } => {
+        | Task::DiskPart { directory, .. }
+        | Task::Frame { directory }
+        | Task::Grow { directory, .. } => {
             change_root(directory, Root::Empty)?;
             (CapabilitySet::empty(), 0)
         }
@@ -328,19 +373,27 @@ fn confine(task: &Task) -> Result<()> {
         }
         Task::Layer { directory, limits } => {
             change_root(directory, Root::Directory)?;
-            let keep = CapabilitySet::CHOWN
-                | CapabilitySet::DAC_OVERRIDE
-                | CapabilitySet::FOWNER
-                | CapabilitySet::FSETID
-                | CapabilitySet::MKNOD
-                | CapabilitySet::SETFCAP;
-            (keep, limits.bytes)
+            (unpacking(), limits.bytes)
+        }
+        Task::Fill { directory, device } => {
+            change_root(directory, Root::NewDevice(device))?;
+            (unpacking(), u64::MAX)
         }
     };
     let files = if matches!(task, Task::Mounted { .. }) { OPEN_DIRECTORIES } else { 64 };
     limit(bytes, files).or_fault("limiting the jail")?;
     rustix::process::umask(rustix::fs::Mode::empty());
     drop_privileges(keep)
+}
+
+/// What unpacking takes.
+fn unpacking() -> CapabilitySet {
+    CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::MKNOD
+        | CapabilitySet::SETFCAP
 }
 
 /// What the jail sees.
@@ -352,6 +405,8 @@ enum Root<'a> {
     Directory,
     /// What is on a device.
     Device(&'a Path, FileSystem),
+    /// The empty ext2, ext3 or ext4 that berth made on a device, to be filled.
+    NewDevice(&'a Path),
     /// The host's programs, an image to read and a disk to write.
     Programs { image: &'a Path, disk: &'a Path },
 }
@@ -371,6 +426,10 @@ fn change_root(directory: &Path, root: Root<'_>) -> Result<()> {
                 .and_then(|()| mount(none, directory, none, flags, none))
         }
         Root::Programs { image, disk } => programs(directory, image, disk),
+        // The driver of ext4 knows all three.
+        Root::NewDevice(device) => {
+            mount(Some(device), directory, Some("ext4"), safe, Some("acl,user_xattr"))
+        }
         Root::Device(device, file_system) => {
             let (driver, options) = (mounted::driver(file_system), mounted::options(file_system));
             return mount(Some(device), directory, driver, read_only, options)

@@ -4,7 +4,7 @@
 //! source ─ bytes, hashed ─► tmp ─► recognise ─► jail: take the archive apart
 //!                                                  │ manifest (pure)
 //!                                                  ▼
-//!              a disk: jail: read it as an archive ([`disk`])
+//!              a disk: jail: read it as an archive ([`disk`]), and keep the rest of it
 //!            each layer: jail: decompress ─► hash ─► jail: unpack ─► layers/sha256/HEX
 //! ```
 //!
@@ -27,6 +27,8 @@ pub mod helper;
 mod import;
 pub mod init;
 pub mod jail;
+#[cfg(feature = "service")]
+mod kept;
 pub mod layer;
 pub mod manifest;
 pub mod merged;
@@ -47,6 +49,10 @@ pub mod xattr;
 
 #[cfg(feature = "service")]
 pub use flight::Progress;
+#[cfg(feature = "service")]
+pub use import::Workspace;
+#[cfg(feature = "service")]
+pub use kept::KeptDisk;
 #[cfg(feature = "service")]
 pub use store::ImageStore;
 #[cfg(feature = "service")]

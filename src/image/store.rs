@@ -15,12 +15,13 @@ use super::digest::Digest;
 use super::fingerprint;
 use super::flight::{Flight, Progress, crashed};
 use super::helper::Helper;
-use super::import;
+use super::import::{self, Workspace};
+use super::kept::{Kept, KeptDisk};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic;
 use crate::store::layout::Layout;
-use crate::types::{Image, ImageHash, ImageImport};
+use crate::types::{Image, ImageDisk, ImageFormat, ImageHash, ImageImport};
 
 /// Version of [`Record`] and [`LayerRecord`].
 pub(super) const SCHEMA: u32 = 1;
@@ -38,6 +39,9 @@ pub(super) struct Record {
     pub image: Image,
     /// The hash that the import was told and that was verified.
     pub declared: Option<ImageHash>,
+    /// Of a disk image: what is kept of it, in a file of [`Layout::image_disks`].
+    #[serde(default)]
+    pub kept: Option<Kept>,
 }
 
 /// What is known about an unpacked layer.
@@ -101,6 +105,7 @@ impl ImageStore {
             layout.images(),
             layout.image_layers(),
             layout.image_records(),
+            layout.image_disks(),
             layout.images_temporary(),
         ] {
             fs::DirBuilder::new()
@@ -118,6 +123,7 @@ impl ImageStore {
             landed: Condvar::new(),
         };
         store.collect()?;
+        store.collect_disks()?;
         Ok(store)
     }
 
@@ -195,7 +201,7 @@ impl ImageStore {
         atomic::remove_file(&path)?;
         atomic::sync_parent(&path).or_fault("removing the image's record")?;
         state.records.remove(&id);
-        Ok(())
+        atomic::remove_file(&self.layout.image_disk(id))
     }
 
     /// Notes that an instance stands on an image. Idempotent.
@@ -253,6 +259,59 @@ impl ImageStore {
         condemned.iter().try_for_each(|path| remove_tree(path))
     }
 
+    /// Removes what was kept of disks whose images have no record: a crash came between.
+    fn collect_disks(&self) -> Result<()> {
+        let state = self.lock();
+        if state.unreadable {
+            return Ok(());
+        }
+        let needed: BTreeSet<String> = state.records.keys().map(Uuid::to_string).collect();
+        for entry in entries(&self.layout.image_disks())? {
+            if !entry.file_name().to_str().is_some_and(|name| needed.contains(name)) {
+                remove_tree(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what is kept of a disk to its place, before the record that names it.
+    pub(super) fn put_disk(&self, id: Uuid, from: &Path) -> Result<()> {
+        let to = self.layout.image_disk(id);
+        fs::rename(from, &to).or_fault(format_args!("moving a disk to {}", to.display()))?;
+        atomic::sync_parent(&to).or_fault("writing a disk's layout to disk")
+    }
+
+    /// What a disk of an image's layout is made of. The fault says why there is none.
+    pub fn kept_disk(&self, id: Uuid) -> Result<KeptDisk> {
+        let state = self.lock();
+        let unsupported = |why: &str| Err(Fault::new(FaultKind::InstanceUnsupported, why));
+        let Some(record) = state.records.get(&id) else {
+            return unsupported("the instance's image is no longer in this host's store");
+        };
+        match (&record.kept, &record.image.disk) {
+            (Some(kept), _) => KeptDisk::open(kept, &self.layout.image_disk(id)),
+            (None, Some(ImageDisk { refusal: Some(why), .. })) => unsupported(&format!(
+                "of the disk that the instance's image is, no other can be made: {why}"
+            )),
+            _ if matches!(record.image.format, ImageFormat::Qcow2 | ImageFormat::Raw) => {
+                unsupported(
+                    "the instance's image was imported by an older berth, which kept nothing of                      its disk",
+                )
+            }
+            _ => unsupported("the instance's image is no disk"),
+        }
+    }
+
+    /// A directory to make a disk in; what is left of it goes at the next start.
+    pub fn workspace(&self) -> Result<Workspace> {
+        Workspace::new(&self.layout.images_temporary())
+    }
+
+    /// The way into the jail.
+    pub fn jail(&self) -> &Helper {
+        &self.helper
+    }
+
     /// Looks through an image's layers, once for each since the start. Those
     /// that are not as they were unpacked go, and all images that need them,
     /// to be fetched again; what an instance stands on stays.
@@ -301,6 +360,7 @@ impl ImageStore {
         for id in images {
             atomic::remove_file(&self.layout.image_record(id))?;
             state.records.remove(&id);
+            atomic::remove_file(&self.layout.image_disk(id))?;
         }
         let layer = self.layout.image_layer(&hex);
         if !layer.exists() {
@@ -350,13 +410,14 @@ impl ImageStore {
         self.collect()
     }
 
-    /// Bytes of all layers that images need, each counted once.
+    /// Bytes of all layers that images need, each counted once, and of what is kept of disks.
     fn stored(&self, state: &State) -> Result<u64> {
         let mut bytes = 0;
         for hex in state.needed_layers() {
             bytes += layer_record(&self.layout, hex)?.map_or(0, |record| record.stored);
         }
-        Ok(bytes)
+        let disks = state.records.values().filter_map(|record| record.kept.as_ref());
+        Ok(bytes + disks.map(|kept| kept.stored).sum::<u64>())
     }
 
     /// The directory of an unpacked layer (`sha256:HEX`), its root file system:
@@ -385,6 +446,10 @@ impl ImageStore {
         let slot = self.slot(&report);
         let result = import::run(self, id, request, &report).and_then(|record| self.add(record));
         drop(slot);
+        if result.is_err() {
+            // Without a record it is nobody's; the next start removes it too.
+            let _ = atomic::remove_file(&self.layout.image_disk(id));
+        }
         if result.is_ok()
             && let Err(fault) = self.make_room(id)
         {
@@ -558,7 +623,7 @@ fn load(layout: &Layout) -> Result<State> {
         match load_record(layout, &path) {
             Ok(Some(record)) => drop(state.records.insert(record.image.id, record)),
             Ok(None) => {
-                tracing::warn!(path = %path.display(), "an image lost a layer; import it again")
+                tracing::warn!(path = %path.display(), "an image lost a part; import it again")
             }
             Err(fault) => {
                 state.unreadable = true;
@@ -569,7 +634,7 @@ fn load(layout: &Layout) -> Result<State> {
     Ok(state)
 }
 
-/// A record; `None` when one of its layers is gone.
+/// A record; `None` when one of its layers, or what is kept of its disk, is gone.
 fn load_record(layout: &Layout, path: &Path) -> Result<Option<Record>> {
     let unreadable = |why: &str| Fault::internal(format_args!("reading {}", path.display()), why);
     let record: Record = atomic::read_json(path)?.ok_or_else(|| unreadable("it vanished"))?;
@@ -583,6 +648,9 @@ fn load_record(layout: &Layout, path: &Path) -> Result<Option<Record>> {
         if layer_record(layout, Digest::parse(layer)?.hex())?.is_none() {
             return Ok(None);
         }
+    }
+    if record.kept.is_some() && !layout.image_disk(record.image.id).is_file() {
+        return Ok(None);
     }
     Ok(Some(record))
 }

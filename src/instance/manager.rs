@@ -303,9 +303,10 @@ impl Manager {
                 crate::rootfs::seed::check_files(files, root_gb.max(1) << 30)?;
             }
             Action::Snapshot(wanted) => {
-                ops::snapshot::check(&self.inner.parts, wanted)?;
-                handle
-                    .with_view(|view| ops::snapshot::check_format(&view.record, wanted.format))?;
+                let parts = &self.inner.parts;
+                ops::snapshot::check(parts, wanted)?;
+                let record = handle.with_view(|view| view.record.clone());
+                ops::snapshot::check_format(parts, &record, wanted.format)?;
             }
             Action::AttachInterface(vif) => {
                 self.inner.parts.network.validate(std::slice::from_ref(vif), None)?;

@@ -8,7 +8,7 @@ use zstd::Encoder;
 
 use super::layer::{self, Files};
 use super::tree::Tree;
-use crate::fault::{OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 use crate::image::digest::{Algorithm, Hasher};
 use crate::image::recognise::host_architecture;
 use crate::image::tar_writer::{Head, TarWriter};
@@ -38,6 +38,7 @@ pub fn write<W: Write>(
     match format {
         SnapshotFormat::DockerArchive => write_docker(contents, sink, progress),
         SnapshotFormat::RootfsTar => write_rootfs(contents, sink, progress),
+        SnapshotFormat::Qcow2 => Err(Fault::internal("writing an archive", "a disk is none")),
     }
 }
 

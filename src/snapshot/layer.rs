@@ -24,7 +24,10 @@ pub(super) enum Files<'a> {
 }
 
 impl Files<'_> {
-    fn walk(self, visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>) -> Result<()> {
+    pub(super) fn walk(
+        self,
+        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
+    ) -> Result<()> {
         match self {
             Files::Layer(tree) => tree.walk(visit),
             Files::Merged(trees) => merged::walk(trees, visit),

@@ -8,9 +8,11 @@
 //! what the instance changed. Or it is the root file system as the instance
 //! sees it, in one tarball ([`merged`] lays the trees on each other). Everything
 //! is read from trees that no longer change, so a first walk tells how large each
-//! layer will be, and the second streams it: nothing is kept on the way.
+//! layer will be, and the second streams it: nothing is kept on the way. Or it
+//! is a disk of the base image's layout ([`disk`]), which is made in a file first.
 
 mod archive;
+pub mod disk;
 mod layer;
 mod merged;
 mod tree;

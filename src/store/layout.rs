@@ -57,7 +57,17 @@ impl Layout {
         self.image_records().join(format!("{id}.json"))
     }
 
-    /// Imports at work; emptied at every start.
+    /// What is kept of disk images besides their root file systems.
+    pub fn image_disks(&self) -> PathBuf {
+        self.images().join("disks")
+    }
+
+    /// That of one image: a sparse file of the disk's size.
+    pub fn image_disk(&self, id: Uuid) -> PathBuf {
+        self.image_disks().join(id.to_string())
+    }
+
+    /// Imports at work, and disks that are made for snapshots; emptied at every start.
     pub fn images_temporary(&self) -> PathBuf {
         self.images().join("tmp")
     }

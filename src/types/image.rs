@@ -78,7 +78,7 @@ pub struct Snapshot {
     pub format: SnapshotFormat,
 }
 
-/// What a snapshot's content is, compressed with zstd.
+/// What a snapshot's content is. Archives are compressed with zstd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotFormat {
@@ -90,6 +90,9 @@ pub enum SnapshotFormat {
     /// The root file system in one tarball, nothing deleted left in it. Only
     /// for instances that start by their own init.
     RootfsTar,
+    /// A disk of the same layout as the base image's, in QEMU's format
+    /// and compressed. Only for instances of disk images.
+    Qcow2,
 }
 
 /// Where an image's content is written.
@@ -179,6 +182,10 @@ pub struct Image {
     pub unpacked_size: u64,
     /// How it starts.
     pub config: ImageConfig,
+    /// Of a disk image: what is kept to make such a disk again. Images that an
+    /// older version imported have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<ImageDisk>,
     /// When it was imported.
     pub created_at: DateTime<Utc>,
     /// When it was imported or, if that was later, the last instance that
@@ -188,6 +195,19 @@ pub struct Image {
     /// Instances whose root file system stands on it.
     #[serde(default)]
     pub users: Vec<Uuid>,
+}
+
+/// What is kept of a disk image besides its root file system: partition
+/// table, boot code and other partitions, for snapshots that are disks again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageDisk {
+    /// Bytes of the disk; 0 where nothing is kept.
+    pub size: u64,
+    /// Bytes that this takes in the store.
+    pub stored: u64,
+    /// Why nothing is kept; such an instance's snapshots are archives only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
 }
 
 /// How an image starts: the OCI image configuration's part that berth obeys.

@@ -18,8 +18,8 @@ pub use event::{Event, EventKind};
 pub use flavor::{ExtraSpecs, Flavor};
 pub use host::{Capabilities, Check, CheckStatus, HostInfo, HostStats, Inventory, RuntimeInfo};
 pub use image::{
-    Image, ImageConfig, ImageDestination, ImageFormat, ImageHash, ImageImport, ImageSource,
-    InitKind, Snapshot, SnapshotFormat,
+    Image, ImageConfig, ImageDestination, ImageDisk, ImageFormat, ImageHash, ImageImport,
+    ImageSource, InitKind, Snapshot, SnapshotFormat,
 };
 pub use instance::{
     Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot, RebootType,

@@ -527,6 +527,7 @@ fn image(id: Uuid, name: &str) -> Image {
         layers: vec![],
         unpacked_size: 1,
         config: ImageConfig::default(),
+        disk: None,
         created_at: Utc::now(),
         last_used_at: Utc::now(),
         users: vec![],

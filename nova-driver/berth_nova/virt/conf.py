@@ -69,10 +69,14 @@ OPTIONS = [
              'difference; a host that has the base unpacks only that'),
             ('rootfs-tar', 'the root file system in one tarball; instances '
              'that start by the config of their image still get an archive'),
+            ('qcow2', 'a disk of the layout of the base image, which boots as a '
+             'machine too; instances of images that are no disks still get '
+             'an archive'),
             ('as-base', 'what the base image is'),
         ],
         help='What a snapshot is in Glance: `container_format` docker for an '
-             'archive, compressed for a tarball. Both are packed by zstd.'),
+             'archive, compressed for a tarball, both packed by zstd; '
+             '`disk_format` qcow2 for a disk.'),
 ]
 
 

@@ -18,6 +18,7 @@
 
 pub mod ext;
 pub mod foreign;
+pub mod frame;
 pub mod mounted;
 mod pack;
 pub mod part;
@@ -222,6 +223,16 @@ pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: Limits) -> 
         FileSystem::Ext => pack::write(&ext::Ext::open(root.blocks)?, sink, limits),
         other => Err(recognise::refusal(Content::FileSystem(other))),
     }
+}
+
+/// Writes what [`frame`] keeps of a disk image.
+pub fn write_frame(file: File, mut sink: impl Write) -> Result<frame::Frame> {
+    frame::write(raw(file)?, &mut sink)
+}
+
+/// What changes on the disk that a file is when its root partition grows.
+pub fn grow(file: File, start: u64, by: u64) -> Result<Vec<frame::Patch>> {
+    frame::grow(&*raw(file)?, start, by)
 }
 
 /// The bytes of the disk that an image's bytes describe.

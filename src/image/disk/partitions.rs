@@ -54,10 +54,8 @@ impl fmt::Display for Kind {
 
 /// The partitions of a disk; `None` when it has no table.
 pub fn read(disk: &dyn Blocks) -> Result<Option<Vec<Partition>>> {
-    for sector in [512, 4096] {
-        if at(disk, sector, 8)?.as_deref() == Some(b"EFI PART") {
-            return gpt(disk, sector).and_then(|found| checked(disk, found)).map(Some);
-        }
+    if let Some(sector) = find_gpt(disk)? {
+        return gpt(disk, sector).and_then(|found| checked(disk, found)).map(Some);
     }
     match at(disk, 0, 512)? {
         Some(record) if has_mbr(&record) => {
@@ -65,6 +63,20 @@ pub fn read(disk: &dyn Blocks) -> Result<Option<Vec<Partition>>> {
         }
         _ => Ok(None),
     }
+}
+
+/// Bytes of a sector, on a disk with a GUID table.
+pub fn gpt_sector(disk: &dyn Blocks) -> Result<u64> {
+    find_gpt(disk)?.ok_or_else(|| corrupt("it has no GUID table"))
+}
+
+fn find_gpt(disk: &dyn Blocks) -> Result<Option<u64>> {
+    for sector in [512, 4096] {
+        if at(disk, sector, 8)?.as_deref() == Some(b"EFI PART") {
+            return Ok(Some(sector));
+        }
+    }
+    Ok(None)
 }
 
 fn at(disk: &dyn Blocks, offset: u64, length: usize) -> Result<Option<Vec<u8>>> {
@@ -215,7 +227,8 @@ fn logical(
     }
 }
 
-fn crc32(bytes: &[u8]) -> u32 {
+/// The check sum that a GUID table has.
+pub fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Fetched, Import, Meter, PIECE, Place, Plain, create_file, wrong_answer};
+use super::{Fetched, Import, KEPT, Meter, PIECE, Place, Plain, create_file, wrong_answer};
 use crate::config::KernelMounts;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::disk::{RootPlace, foreign, mounted, part};
 use crate::image::flight::Progress;
 use crate::image::helper::Input;
 use crate::image::jail::{NOBODY, Outcome, Task};
+use crate::image::kept;
 use crate::image::layer::write_sparsely;
 use crate::image::recognise::{self, Content, Disk, FileSystem};
 use crate::image::source;
@@ -49,9 +50,10 @@ impl Import<'_> {
             path = self.convert(&path, format)?;
         }
         let root = self.find_root(&path)?;
-        let directory = self.workspace.path("empty");
+        let directory = self.workspace.empty();
         if root.file_system == FileSystem::Ext {
-            return self.pack(&path, &Task::Disk { directory, limits: self.left });
+            self.pack(&path, &Task::Disk { directory, limits: self.left })?;
+            return self.keep_layout(&path);
         }
         if mounted::driver(root.file_system).is_none() {
             return Err(recognise::refusal(Content::FileSystem(root.file_system)));
@@ -71,6 +73,7 @@ impl Import<'_> {
             file_system: root.file_system,
             limits: self.left,
         };
+        self.disk = Some(Err("its root file system is none that berth makes".to_owned()));
         self.pack(&file, &task)
     }
 
@@ -79,6 +82,18 @@ impl Import<'_> {
         let plain = Plain::of_task(self, path, task, Meter::new(self.report, "unpacking"))?;
         let (digest, record) = self.unpack(plain, None)?;
         self.put_on_top(digest, &record);
+        Ok(())
+    }
+
+    /// Keeps what a disk like this is made of besides that layer.
+    fn keep_layout(&mut self, path: &Path) -> Result<()> {
+        let image = File::open(path).or_fault("opening the disk image")?;
+        let (empty, to) = (self.workspace.empty(), self.workspace.path(KEPT));
+        self.disk = Some(match kept::keep(&self.store.helper, &empty, image, &to) {
+            // It boots all the same; only its snapshots are no disks.
+            Err(fault) if fault.kind == FaultKind::ImageUnacceptable => Err(fault.detail),
+            other => Ok(other?),
+        });
         Ok(())
     }
 
@@ -107,7 +122,7 @@ impl Import<'_> {
         std::os::unix::fs::fchown(create_file(&disk)?, nobody, nobody).or_fault(doing)?;
         fs::set_permissions(path, Permissions::from_mode(0o444)).or_fault(doing)?;
         let task = Task::Convert {
-            directory: self.workspace.path("empty"),
+            directory: self.workspace.empty(),
             image: path.to_owned(),
             format,
             disk: disk.clone(),
@@ -123,7 +138,7 @@ impl Import<'_> {
 
     fn find_root(&self, path: &Path) -> Result<RootPlace> {
         let input = File::open(path).or_fault("opening the disk image")?;
-        let task = Task::FindRoot { directory: self.workspace.path("empty") };
+        let task = Task::FindRoot { directory: self.workspace.empty() };
         match self.store.helper.start(&task, Input::File(input))?.finish()? {
             Outcome::Root(root) => Ok(root),
             _ => Err(wrong_answer()),
@@ -189,7 +204,7 @@ impl Import<'_> {
     /// The root's partition in a file of its own.
     fn extract(&self, path: &Path, root: &RootPlace) -> Result<PathBuf> {
         let task = Task::DiskPart {
-            directory: self.workspace.path("empty"),
+            directory: self.workspace.empty(),
             start: root.start,
             size: root.size,
         };

@@ -11,7 +11,8 @@ use chrono::Utc;
 use uuid::Uuid;
 
 use super::create;
-use crate::fault::{Fault, OrFault, Result};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::image::KeptDisk;
 use crate::instance::parts::Parts;
 use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
@@ -26,7 +27,10 @@ pub fn check(parts: &Parts, wanted: &Snapshot) -> Result<()> {
 }
 
 /// Whether the format holds all that the instance needs to boot again.
-pub fn check_format(record: &Record, format: SnapshotFormat) -> Result<()> {
+pub fn check_format(parts: &Parts, record: &Record, format: SnapshotFormat) -> Result<()> {
+    if format == SnapshotFormat::Qcow2 {
+        return kept_disk(parts, record).map(drop);
+    }
     let ImageConfig { entrypoint, cmd, init, .. } = &record.image_config;
     let by_config = !entrypoint.is_empty() || !cmd.is_empty() || init.is_none();
     if format == SnapshotFormat::RootfsTar && by_config {
@@ -37,6 +41,17 @@ pub fn check_format(record: &Record, format: SnapshotFormat) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// What a disk like that of the instance's image is made of.
+fn kept_disk(parts: &Parts, record: &Record) -> Result<KeptDisk> {
+    parts.images.kept_disk(record.definition.image_id).map_err(|fault| match fault.kind {
+        FaultKind::InstanceUnsupported => Fault::invalid(
+            "format",
+            format!("must be docker-archive or rootfs-tar: {}", fault.detail),
+        ),
+        _ => fault,
+    })
 }
 
 fn access(destination: &ImageDestination) -> (Access<'_>, Uuid) {
@@ -60,7 +75,11 @@ pub fn snapshot<T>(
     report: &dyn Fn(&str, u64, Option<u64>),
     taken: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
-    check_format(record, wanted.format)?;
+    check_format(parts, record, wanted.format)?;
+    let disk = match wanted.format {
+        SnapshotFormat::Qcow2 => Some(kept_disk(parts, record)?),
+        SnapshotFormat::DockerArchive | SnapshotFormat::RootfsTar => None,
+    };
     // The instance may be deleted meanwhile, and its image after it.
     let _pins = parts.images.keep_layers(&record.layers)?;
     report("copying", 0, None);
@@ -72,10 +91,19 @@ pub fn snapshot<T>(
     layers.push(Tree::new(upper, left_out));
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
+    let disk = disk.map(|kept| {
+        let progress = |done, total| report("making the disk", done, Some(total));
+        snapshot::disk::make(&parts.images, &kept, &contents.layers, &progress)
+    });
+    let disk = disk.transpose()?;
     let (access, image_id) = access(&wanted.destination);
     let mut upload = Upload::start(access, image_id, &parts.config.images)?;
     let progress = |done, total| report("uploading", done, Some(total));
-    match snapshot::write(wanted.format, &contents, &mut upload, &progress) {
+    let sent = match disk {
+        Some(disk) => disk.send(&mut upload, &progress),
+        None => snapshot::write(wanted.format, &contents, &mut upload, &progress),
+    };
+    match sent {
         Ok(()) => upload.finish(),
         Err(fault) => Err(upload.give_up(fault)),
     }

@@ -10,6 +10,7 @@
 mod attributes;
 mod directory;
 mod journal;
+mod layout;
 mod map;
 mod tree;
 
@@ -17,6 +18,7 @@ use std::rc::Rc;
 
 pub use attributes::Attributes;
 pub use directory::Entry;
+pub use layout::Layout;
 pub use map::{Extent, MAX_PIECES};
 
 use super::{Blocks, le16, le32, unacceptable};
