@@ -10,7 +10,8 @@
 //!
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
-//! * reading of a disk image ([`super::disk`]): none, in the same;
+//! * reading of a disk image ([`super::disk`]), and a look at what an archive
+//!   is: none, in the same;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
@@ -68,6 +69,13 @@ pub enum Task {
         compression: Compression,
         /// Any directory, to mount an empty file system on, in private.
         directory: PathBuf,
+        /// Bytes of it, when standard input goes on after them.
+        size: Option<u64>,
+    },
+    /// Whether the beginning of a plain tar archive, on standard input, is that of a root file system.
+    Look {
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
     },
     /// The disk image that standard input is to standard output, as the tar
     /// archive of its root file system.
@@ -77,14 +85,13 @@ pub enum Task {
         /// Most that may be in it.
         limits: Limits,
     },
-    /// Recognise plain standard input and take an image archive apart.
+    /// Take the plain image archive that standard input is apart. It is a file, and
+    /// its members stay in it.
     Stage {
         /// An empty directory.
         directory: PathBuf,
         /// Most that may be written.
         limits: Limits,
-        /// Standard input is a file whose plain members need not be written.
-        in_place: bool,
     },
     /// Unpack the plain layer on standard input.
     Layer {
@@ -100,6 +107,8 @@ pub enum Task {
 pub enum Outcome {
     /// All was decompressed.
     Decompressed,
+    /// It is a root file system's, or it may be anything.
+    Looked(bool),
     /// All of the root file system was written.
     Disk,
     /// All was staged.
@@ -174,17 +183,15 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
 /// Does a task in the directory `root`, with no jail around it.
 pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -> Result<Outcome> {
     match task {
-        Task::Decompress { compression, .. } => {
+        Task::Decompress { compression, size, .. } => {
+            let input = input.take(size.unwrap_or(u64::MAX));
             decompress(*compression, input, output).map(|()| Outcome::Decompressed)
         }
+        Task::Look { .. } => Ok(Outcome::Looked(stage::is_root_file_system(input))),
         Task::Disk { limits, .. } => {
             disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
-        Task::Stage { limits, in_place, .. } => match in_place {
-            true => stage::stage_in_place(&root, input, *limits),
-            false => stage::stage(&root, input, *limits),
-        }
-        .map(Outcome::Staged),
+        Task::Stage { limits, .. } => stage::stage(&root, input, *limits).map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
 }
@@ -232,7 +239,9 @@ fn confine(task: &Task) -> Result<()> {
     )
     .or_fault("taking namespaces for the jail")?;
     let (keep, bytes) = match task {
-        Task::Decompress { directory, .. } | Task::Disk { directory, .. } => {
+        Task::Decompress { directory, .. }
+        | Task::Look { directory }
+        | Task::Disk { directory, .. } => {
             change_root(directory, true)?;
             (CapabilitySet::empty(), 0)
         }
