@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from .client import Client, Fault  # noqa: E402
+from .glance import Glance  # noqa: E402
 from .hosts import Hugetlb, Lxcfs, cgroup_dir  # noqa: E402
 from .service import Instance, Service, wait_for  # noqa: E402
 
@@ -17,6 +18,7 @@ __all__ = [
     "ROOT",
     "Client",
     "Fault",
+    "Glance",
     "Hugetlb",
     "Instance",
     "Lxcfs",
