@@ -192,6 +192,8 @@ pub struct Images {
     pub cache_bytes: u64,
     /// Whose file systems the host's kernel may read, when nothing else does.
     pub kernel_mounts: KernelMounts,
+    /// Seconds after which an image that nobody used goes; 0: never.
+    pub unused_seconds: i64,
     /// Directories from which `source.type = "file"` may read; empty: anywhere.
     pub file_roots: Vec<PathBuf>,
     /// PEM file: authorities for Glance's certificate, besides the system's.
@@ -298,6 +300,7 @@ impl Default for Images {
             concurrency: 2,
             cache_bytes: 0,
             kernel_mounts: KernelMounts::None,
+            unused_seconds: 0,
             file_roots: Vec::new(),
             glance_ca: None,
             glance_plain_http: true,
@@ -462,6 +465,7 @@ impl Config {
         )?;
         check(m.max_entries >= 1, "images.max_entries", "must be at least 1")?;
         check((1..=64).contains(&m.concurrency), "images.concurrency", "must be 1 to 64")?;
+        check(m.unused_seconds >= 0, "images.unused_seconds", "must be at least 0")?;
         if let Some(keystone) = &m.keystone {
             keystone.validate(m.glance_plain_http)?;
         }

@@ -2,11 +2,12 @@
 #![no_main]
 
 use std::fs::File;
+use std::io::Cursor;
 use std::path::Path;
 
 use berth::image::layer::Limits;
 use berth::image::recognise::{Content, Members, content, refusal};
-use berth::image::stage::stage;
+use berth::image::stage::{is_root_file_system, stage};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -20,7 +21,8 @@ fuzz_target!(|bytes: &[u8]| {
         let directory = tempfile::tempdir_in(parent).unwrap();
         let root = File::open(directory.path()).unwrap().into();
         let limits = Limits { entries: 64, bytes: 1 << 20 };
-        if let Ok(staged) = stage(&root, bytes, limits) {
+        is_root_file_system(bytes);
+        if let Ok(staged) = stage(&root, Cursor::new(bytes), limits) {
             staged.members.keys().for_each(|name| drop(staged.find(name)));
         }
     }

@@ -64,8 +64,8 @@ fn recognise_seeds_are_told() {
         assert!(!recognise::refusal(content).detail.is_empty());
         let directory = tempfile::tempdir().unwrap();
         let root = OwnedFd::from(fs::File::open(directory.path()).unwrap());
-        if let Ok(staged) = stage::stage(&root, &bytes[..], LIMITS) {
-            assert_eq!(staged.content, content);
+        stage::is_root_file_system(&bytes[..]);
+        if let Ok(staged) = stage::stage(&root, std::io::Cursor::new(bytes), LIMITS) {
             staged.members.keys().for_each(|name| drop(staged.find(name)));
         }
     }

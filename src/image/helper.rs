@@ -8,6 +8,8 @@ use std::io::{ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -35,10 +37,18 @@ pub enum Helper {
 
 /// A child at work.
 pub struct Running {
-    input: Option<PipeWriter>,
+    input: Option<Feed>,
     output: Option<PipeReader>,
     verdict: PipeReader,
     worker: Worker,
+    /// Its feed waits for bytes: that it gives none is not its fault.
+    starving: Arc<AtomicBool>,
+}
+
+/// The way in of a child or of a pipe.
+pub struct Feed {
+    input: PipeWriter,
+    starving: Arc<AtomicBool>,
 }
 
 enum Worker {
@@ -55,20 +65,61 @@ pub enum Input {
     Pipe,
 }
 
+/// A way through this process alone, for bytes that need no child.
+pub fn pipe() -> Result<(Feed, PipeReader)> {
+    let (reader, writer) = new_pipe()?;
+    Ok((Feed::new(writer)?, reader))
+}
+
+fn new_pipe() -> Result<(PipeReader, PipeWriter)> {
+    std::io::pipe().or_fault("making a pipe to the jail")
+}
+
+impl Feed {
+    fn new(input: PipeWriter) -> Result<Feed> {
+        rustix::io::ioctl_fionbio(&input, true).or_fault("making a pipe to the jail")?;
+        Ok(Feed { input, starving: Arc::default() })
+    }
+
+    /// Gives bytes. False when no more are taken.
+    pub fn give(&mut self, mut bytes: &[u8]) -> Result<bool> {
+        while !bytes.is_empty() {
+            match self.input.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) => match error.kind() {
+                    ErrorKind::WouldBlock if has_come(&self.input, PollFlags::POLLOUT)? => {}
+                    ErrorKind::WouldBlock => return Err(stands_still()),
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::BrokenPipe => return Ok(false),
+                    _ => return Err(error).or_fault("feeding the jail"),
+                },
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for bytes to give, which has a time limit of its own.
+    pub fn starving<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.starving.store(true, Ordering::Relaxed);
+        let result = wait();
+        self.starving.store(false, Ordering::Relaxed);
+        result
+    }
+}
+
 impl Helper {
     /// Starts a child.
     pub fn start(&self, task: &Task, input: Input) -> Result<Running> {
-        let pipe = || std::io::pipe().or_fault("making a pipe to the jail");
         let (child_input, input) = match input {
             Input::File(file) => (OwnedFd::from(file), None),
             Input::Pipe => {
-                let (reader, writer) = pipe()?;
-                rustix::io::ioctl_fionbio(&writer, true).or_fault("making a pipe to the jail")?;
-                (OwnedFd::from(reader), Some(writer))
+                let (feed, reader) = pipe()?;
+                (OwnedFd::from(reader), Some(feed))
             }
         };
-        let (output, child_output) = pipe()?;
-        let (verdict, child_verdict) = pipe()?;
+        let starving = input.as_ref().map(|feed| Arc::clone(&feed.starving)).unwrap_or_default();
+        let (output, child_output) = new_pipe()?;
+        let (verdict, child_verdict) = new_pipe()?;
         let worker = match self {
             Helper::Program(program) => {
                 let task = serde_json::to_string(task).or_fault("describing a task")?;
@@ -94,32 +145,29 @@ impl Helper {
                 Worker::Thread
             }
         };
-        Ok(Running { input, output: Some(output), verdict, worker })
+        Ok(Running { input, output: Some(output), verdict, worker, starving })
     }
 }
 
 impl Running {
     /// Gives bytes to the child. False when it takes no more; its verdict says why.
-    pub fn give(&mut self, mut bytes: &[u8]) -> Result<bool> {
-        let Some(input) = &mut self.input else { return Ok(false) };
-        while !bytes.is_empty() {
-            match input.write(bytes) {
-                Ok(n) => bytes = &bytes[n..],
-                Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock => wait_for(&*input, PollFlags::POLLOUT)?,
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::BrokenPipe => return Ok(false),
-                    _ => return Err(error).or_fault("feeding the jail"),
-                },
-            }
-        }
-        Ok(true)
+    pub fn give(&mut self, bytes: &[u8]) -> Result<bool> {
+        self.input.as_mut().map_or(Ok(false), |feed| feed.give(bytes))
+    }
+
+    /// Hands its way in to somebody else.
+    pub fn feed(&mut self) -> Result<Feed> {
+        self.input.take().ok_or_else(|| Fault::internal("feeding the jail", "it has no way in"))
     }
 
     /// Takes bytes that the child gives; 0 at the end.
     pub fn take(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let Some(output) = &mut self.output else { return Ok(0) };
-        wait_for(&*output, PollFlags::POLLIN)?;
+        while !has_come(&*output, PollFlags::POLLIN)? {
+            if !self.starving.load(Ordering::Relaxed) {
+                return Err(stands_still());
+            }
+        }
         output.read(buffer).or_fault("reading from the jail")
     }
 
@@ -158,7 +206,9 @@ impl Running {
         let mut said = Vec::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            wait_for(&self.verdict, PollFlags::POLLIN)?;
+            if !has_come(&self.verdict, PollFlags::POLLIN)? {
+                return Err(stands_still());
+            }
             match self.verdict.read(&mut buffer).or_fault("reading the jail's verdict")? {
                 0 => return Ok(said),
                 n => said.extend_from_slice(&buffer[..n]),
@@ -237,17 +287,19 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
     }
 }
 
-fn wait_for(fd: impl AsFd, flags: PollFlags) -> Result<()> {
+/// Waits for a pipe; false when nothing happens.
+fn has_come(fd: impl AsFd, flags: PollFlags) -> Result<bool> {
     let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
     loop {
         match poll(&mut [PollFd::new(fd.as_fd(), flags)], timeout) {
-            Ok(0) => {
-                return Err(Fault::internal("unpacking in the jail", "it stands still"));
-            }
             Err(Errno::EINTR) => {}
-            other => return other.map(drop).or_fault("waiting for the jail"),
+            other => return other.map(|ready| ready > 0).or_fault("waiting for the jail"),
         }
     }
+}
+
+fn stands_still() -> Fault {
+    Fault::internal("unpacking in the jail", "it stands still")
 }
 
 #[cfg(test)]
@@ -262,6 +314,7 @@ fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWrite
         | Task::Frame { directory }
         | Task::Grow { directory, .. }
         | Task::Fill { directory, .. }
+        | Task::Look { directory }
         | Task::Stage { directory, .. }
         | Task::Layer { directory, .. }) = &task;
         let root = OwnedFd::from(File::open(directory).unwrap());

@@ -4,7 +4,7 @@
 //! that directory goes when the import ends, however it ends.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Take, Write};
+use std::io::{Read, Seek, SeekFrom, Take};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use chrono::Utc;
 use uuid::Uuid;
 
+use super::arrival::{self, Arriving, Reception};
 use super::digest::{Algorithm, Digest, Hasher};
 use super::fingerprint;
 use super::flight::Progress;
@@ -19,7 +20,7 @@ use super::helper::{Input, Running};
 use super::init;
 use super::jail::{Outcome, Task};
 use super::kept::Kept;
-use super::layer::{Limits, Report, mark_opaque};
+use super::layer::{Limits, Report, mark_opaque, write_sparsely};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
 use super::source::Source;
@@ -35,11 +36,13 @@ use crate::types::{Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageI
 mod disk;
 
 /// Bytes that are handed on at once.
-const PIECE: usize = 1 << 17;
+pub(super) const PIECE: usize = 1 << 17;
 /// Bytes between two reports of progress.
 const REPORT_EVERY: u64 = 1 << 20;
 /// In an import's directory: what is kept of a disk.
 const KEPT: &str = "kept";
+/// Plain bytes that are looked at for what an archive is.
+const LOOK: usize = 1 << 20;
 /// Most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
@@ -65,13 +68,14 @@ pub(super) fn validate(request: &ImageImport, config: &config::Images) -> Result
     }
 }
 
-/// Imports an image; the record is for the caller to write.
-pub(super) fn run(
-    store: &ImageStore,
+/// Imports an image; the record is for the caller to write, as long as the pins
+/// keep the layers.
+pub(super) fn run<'a>(
+    store: &'a ImageStore,
     id: Uuid,
     request: &ImageImport,
-    report: &dyn Fn(Progress),
-) -> Result<Record> {
+    report: Listener<'a>,
+) -> Result<(Record, Vec<Pin<'a>>)> {
     let limits =
         Limits { entries: store.config.max_entries, bytes: store.config.max_unpacked_bytes };
     let import = Import {
@@ -89,7 +93,7 @@ pub(super) fn run(
 
 struct Import<'a> {
     store: &'a ImageStore,
-    report: &'a dyn Fn(Progress),
+    report: Listener<'a>,
     workspace: Workspace,
     /// What further layers may need.
     left: Limits,
@@ -101,11 +105,21 @@ struct Import<'a> {
     disk: Option<Result<Kept, String>>,
 }
 
-/// Content that was read, verified and put aside.
-struct Fetched {
+/// What was made of the content while it arrived.
+enum Arrived {
+    /// The only layer of the image, aside.
+    Layer(Unpacked),
+    /// An archive that may be anything, plain, in a file.
+    Archive(PathBuf),
+    /// A disk image, in a file.
+    Disk(PathBuf, Content),
+}
+
+/// A layer that lies aside.
+struct Unpacked {
     path: PathBuf,
-    size: u64,
-    hash: Digest,
+    report: Report,
+    digest: Digest,
 }
 
 /// The directory of an import, or of a disk in the making: gone when this value is.
@@ -141,29 +155,29 @@ impl Drop for Workspace {
     }
 }
 
-impl Import<'_> {
-    fn run(mut self, id: Uuid, request: &ImageImport) -> Result<Record> {
+impl<'a> Import<'a> {
+    fn run(mut self, id: Uuid, request: &ImageImport) -> Result<(Record, Vec<Pin<'a>>)> {
         let source = Source::open(&request.source, id, &self.store.config)?;
-        let content = self.fetch(source, request)?;
-        let staged = self.stage(&content.path)?;
-        let whole = Place::whole(&content.path);
-        let (format, mut config) = match staged.archive {
-            _ if super::disk::reads(staged.content) => {
-                self.disk(id, request, &content, staged.content)?;
-                (super::disk::format(staged.content), ImageConfig::default())
+        let directory = self.workspace.empty();
+        let reception = Reception {
+            helper: &self.store.helper,
+            directory: &directory,
+            request,
+            max_bytes: self.store.config.max_bytes,
+            report: self.report,
+        };
+        let (content, arrived) =
+            arrival::receive(&reception, source, |arriving| self.take(arriving))?;
+        let (format, mut config) = match arrived {
+            Arrived::Layer(unpacked) => {
+                self.rootfs(unpacked)?;
+                (ImageFormat::RootfsTar, ImageConfig::default())
             }
-            _ if staged.content != Content::Tar => {
-                return Err(recognise::refusal(staged.content));
+            Arrived::Disk(path, kind) => {
+                self.disk(id, request, &content, path, kind)?;
+                (super::disk::format(kind), ImageConfig::default())
             }
-            Archive::Rootfs => (ImageFormat::RootfsTar, self.rootfs(&whole, content.size)?),
-            archive @ (Archive::Docker | Archive::Oci) => {
-                if !staged.members.values().any(|body| matches!(body, Body::Part { .. })) {
-                    // The members are staged; the archive itself only takes space.
-                    remove_tree(&content.path)?;
-                }
-                self.archive(archive, &staged, &content.path)?
-            }
-            archive => return Err(recognise::archive_refusal(archive)),
+            Arrived::Archive(path) => self.archive(&path)?,
         };
         let layers: Vec<String> = self.layers.iter().map(Digest::to_string).collect();
         let directories: Vec<_> = layers.iter().map(|l| self.store.layer_dir(l)).collect();
@@ -197,81 +211,101 @@ impl Import<'_> {
             last_used_at: now,
             users: Vec::new(),
         };
-        Ok(Record { schema: SCHEMA, image, declared: request.hash.clone(), kept })
+        let record = Record { schema: SCHEMA, image, declared: request.hash.clone(), kept };
+        Ok((record, self.pins))
     }
 
-    /// Reads the content into a file, and refuses other content than was asked for.
-    fn fetch(&self, mut source: Source, request: &ImageImport) -> Result<Fetched> {
+    /// Recognises content while it arrives, and makes of it what can be made of
+    /// it in one go: of a root file system a layer, of all else a file.
+    fn take(&self, arriving: &mut Arriving) -> Result<Arrived> {
+        match recognise::content(arriving.peek(recognise::HEAD)?) {
+            Content::Tar if self.is_root_file_system(arriving.peek(LOOK)?)? => {
+                self.aside(|buffer| arriving.read(buffer)).map(Arrived::Layer)
+            }
+            Content::Tar => {
+                let (most, key) = (self.left.bytes, "images.max_unpacked_bytes");
+                self.keep_plain(arriving, most, key).map(Arrived::Archive)
+            }
+            kind if super::disk::reads(kind) => {
+                let (most, key) = (self.store.config.max_bytes, "images.max_bytes");
+                self.keep_plain(arriving, most, key).map(|path| Arrived::Disk(path, kind))
+            }
+            kind => Err(recognise::refusal(kind)),
+        }
+    }
+
+    fn is_root_file_system(&self, beginning: &[u8]) -> Result<bool> {
+        let task = Task::Look { directory: self.workspace.empty() };
+        let mut jail = self.store.helper.start(&task, Input::Pipe)?;
+        jail.give(beginning)?;
+        match jail.finish()? {
+            Outcome::Looked(answer) => Ok(answer),
+            _ => Err(wrong_answer()),
+        }
+    }
+
+    /// Writes plain content into a file, to be read at any place.
+    fn keep_plain(&self, arriving: &mut Arriving, most: u64, key: &str) -> Result<PathBuf> {
+        let doing = "keeping the content";
         let path = self.workspace.path("content");
-        let mut file = create_file(&path)?;
-        let mut hasher = Hasher::new(Algorithm::Sha512)?;
-        let declared = request.hash.as_ref().filter(|hash| hash.algorithm != "sha512");
-        let mut second = declared
-            .and_then(|hash| Algorithm::named(&hash.algorithm))
-            .map(Hasher::new)
-            .transpose()?;
-        let most = request.size.unwrap_or(self.store.config.max_bytes);
-        let mut meter = Meter::new(self.report, source.stage());
+        let file = create_file(&path)?;
         let mut buffer = vec![0; PIECE];
         let mut size = 0;
         loop {
-            let n = source.read(&mut buffer)?;
+            let n = arriving.read(&mut buffer)?;
             if n == 0 {
                 break;
             }
-            let piece = &buffer[..n];
+            if size + n as u64 > most {
+                return Err(Fault::new(
+                    FaultKind::ImageUnacceptable,
+                    format!("the content has more than {most} bytes, the value of {key}"),
+                ));
+            }
+            write_sparsely(&file, size, &buffer[..n]).or_fault(doing)?;
             size += n as u64;
-            if size > most {
-                return Err(too_long(request, most));
-            }
-            hasher.update(piece)?;
-            if let Some(second) = &mut second {
-                second.update(piece)?;
-            }
-            file.write_all(piece).or_fault("keeping the content")?;
-            meter.at(size, request.size.or(source.total()));
         }
-        let hash = hasher.finish()?;
-        let compared = second.map(Hasher::finish).transpose()?;
-        verify(request, size, compared.as_ref().unwrap_or(&hash))?;
-        Ok(Fetched { path, size, hash })
+        file.set_len(size).or_fault(doing)?;
+        Ok(path)
     }
 
-    /// Recognises the content and takes an image archive apart.
+    /// Takes an image archive apart.
     fn stage(&self, content: &Path) -> Result<Staged> {
-        let mut meter = Meter::new(self.report, "recognising");
-        let mut file = File::open(content).or_fault("opening the content")?;
-        let in_place = compression(&mut file)?.is_none();
-        let directory = self.workspace.path("staged");
-        let task = Task::Stage { directory, limits: self.left, in_place };
-        let jail = if in_place {
-            meter.at(0, None);
-            self.store.helper.start(&task, Input::File(file))?
-        } else {
-            let mut jail = self.store.helper.start(&task, Input::Pipe)?;
-            let mut plain = Plain::open(self, &Place::whole(content), meter)?;
-            let mut buffer = vec![0; PIECE];
-            loop {
-                let n = plain.read(&mut buffer)?;
-                if n == 0 || !jail.give(&buffer[..n])? {
-                    break;
-                }
-            }
-            jail
-        };
-        match jail.finish()? {
+        Meter::new(self.report, "recognising").at(0, None);
+        let file = File::open(content).or_fault("opening the content")?;
+        let task = Task::Stage { directory: self.workspace.path("staged"), limits: self.left };
+        match self.store.helper.start(&task, Input::File(file))?.finish()? {
             Outcome::Staged(staged) => Ok(staged),
             _ => Err(wrong_answer()),
         }
     }
 
-    fn rootfs(&mut self, content: &Place, size: u64) -> Result<ImageConfig> {
-        let meter = Meter::new(self.report, "unpacking").whole(size);
-        self.layer(content, None, meter)?;
-        Ok(ImageConfig::default())
+    /// Makes a root file system that was unpacked the image's layer.
+    fn rootfs(&mut self, unpacked: Unpacked) -> Result<()> {
+        let done = unpacked.report.bytes;
+        (self.report)(Progress { stage: "unpacking", done, total: Some(done) });
+        let (digest, record) = self.keep(unpacked)?;
+        self.put_on_top(digest, &record);
+        Ok(())
     }
 
-    fn archive(
+    /// Makes the layers of an image archive, or the root file system that it
+    /// turns out to be, the image's.
+    fn archive(&mut self, content: &Path) -> Result<(ImageFormat, ImageConfig)> {
+        let staged = self.stage(content)?;
+        match staged.archive {
+            Archive::Rootfs => {
+                let size = fs::metadata(content).or_fault("looking at the content")?.len();
+                let meter = Meter::new(self.report, "unpacking").whole(size);
+                self.layer(&Place::whole(content), None, meter)?;
+                Ok((ImageFormat::RootfsTar, ImageConfig::default()))
+            }
+            archive @ (Archive::Docker | Archive::Oci) => self.layers(archive, &staged, content),
+            archive => Err(recognise::archive_refusal(archive)),
+        }
+    }
+
+    fn layers(
         &mut self,
         archive: Archive,
         staged: &Staged,
@@ -359,16 +393,23 @@ impl Import<'_> {
         mut plain: Plain<'_>,
         expected: Option<&Digest>,
     ) -> Result<(Digest, LayerRecord)> {
-        let aside = self.workspace.path(&Uuid::new_v4().to_string());
-        let root = aside.join(LAYER_ROOT);
-        make_directory(&aside, 0o700)?;
+        let unpacked = self.aside(|buffer| plain.read(buffer))?;
+        check_digest(&unpacked.digest, expected)?;
+        self.keep(unpacked)
+    }
+
+    /// Unpacks a layer aside.
+    fn aside(&self, mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<Unpacked> {
+        let path = self.workspace.path(&Uuid::new_v4().to_string());
+        let root = path.join(LAYER_ROOT);
+        make_directory(&path, 0o700)?;
         make_directory(&root, 0o755)?;
-        let task = Task::Layer { directory: root.clone(), limits: self.left };
+        let task = Task::Layer { directory: root, limits: self.left };
         let mut jail = self.store.helper.start(&task, Input::Pipe)?;
         let mut hasher = Hasher::new(Algorithm::Sha256)?;
         let mut buffer = vec![0; PIECE];
         loop {
-            let n = plain.read(&mut buffer)?;
+            let n = read(&mut buffer)?;
             hasher.update(&buffer[..n])?;
             if n == 0 || !jail.give(&buffer[..n])? {
                 break;
@@ -376,15 +417,21 @@ impl Import<'_> {
         }
         let Outcome::Layer(report) = jail.finish()? else { return Err(wrong_answer()) };
         // The jail reads to the end before it answers well, so all was hashed.
-        let digest = hasher.finish()?;
-        check_digest(&digest, expected)?;
+        Ok(Unpacked { path, report, digest: hasher.finish()? })
+    }
+
+    /// Puts an unpacked layer in place, and keeps it there until the import ends.
+    fn keep(&mut self, unpacked: Unpacked) -> Result<(Digest, LayerRecord)> {
+        let Unpacked { path, report, digest } = unpacked;
+        // One that is there and was altered is no use, and only goes while it has no pin.
+        self.store.sound_layer(&digest)?;
         self.pins.push(self.store.pin(&digest));
-        let record = self.keep(&aside, &report, &digest)?;
+        let record = self.publish(&path, &report, &digest)?;
         Ok((digest, record))
     }
 
     /// Makes an unpacked layer durable and moves it to its address.
-    fn keep(&self, aside: &Path, report: &Report, digest: &Digest) -> Result<LayerRecord> {
+    fn publish(&self, aside: &Path, report: &Report, digest: &Digest) -> Result<LayerRecord> {
         let mut opaque = report.opaque.clone();
         let record = LayerRecord {
             schema: SCHEMA,
@@ -412,7 +459,7 @@ impl Import<'_> {
     }
 }
 
-/// Where bytes lie: in a file, or in a part of one that is not compressed.
+/// Where bytes lie: in a file, or in a part of one.
 struct Place {
     path: PathBuf,
     part: Option<(u64, u64)>,
@@ -450,18 +497,20 @@ struct Plain<'a> {
 
 impl<'a> Plain<'a> {
     fn open(import: &Import<'_>, place: &Place, meter: Meter<'a>) -> Result<Plain<'a>> {
-        let mut file = place.open()?;
-        let compression = match place.part {
-            None => compression(file.get_mut())?,
-            // The jail said that it is not; if it is, it will be no archive.
-            Some(_) => None,
-        };
-        let jail = match compression {
+        let mut head = Vec::new();
+        place
+            .open()?
+            .take(recognise::HEAD as u64)
+            .read_to_end(&mut head)
+            .or_fault("reading the content")?;
+        let file = place.open()?;
+        let jail = match compression(&head)? {
             None => None,
             Some(compression) => {
                 let directory = import.workspace.empty();
                 let input = file.get_ref().try_clone().or_fault("opening the content")?;
-                let task = Task::Decompress { compression, directory };
+                let size = place.part.map(|(_, size)| size);
+                let task = Task::Decompress { compression, directory, size };
                 Some(import.store.helper.start(&task, Input::File(input))?)
             }
         };
@@ -518,12 +567,9 @@ impl Plain<'_> {
     }
 }
 
-/// How a file is compressed; its position is its beginning afterwards.
-fn compression(file: &mut File) -> Result<Option<Compression>> {
-    let mut head = Vec::new();
-    file.take(recognise::HEAD as u64).read_to_end(&mut head).or_fault("reading the content")?;
-    file.rewind().or_fault("reading the content")?;
-    match recognise::content(&head) {
+/// How content that begins so is compressed.
+pub(super) fn compression(head: &[u8]) -> Result<Option<Compression>> {
+    match recognise::content(head) {
         Content::Compressed(
             compression @ (Compression::Gzip | Compression::Xz | Compression::Zstd),
         ) => Ok(Some(compression)),
@@ -532,9 +578,12 @@ fn compression(file: &mut File) -> Result<Option<Compression>> {
     }
 }
 
+/// Where progress goes.
+pub(super) type Listener<'a> = &'a (dyn Fn(Progress) + Sync);
+
 /// Reports progress, not too often.
-struct Meter<'a> {
-    report: &'a dyn Fn(Progress),
+pub(super) struct Meter<'a> {
+    report: Listener<'a>,
     stage: &'static str,
     total: Option<u64>,
     before: u64,
@@ -542,7 +591,7 @@ struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    fn new(report: &'a dyn Fn(Progress), stage: &'static str) -> Meter<'a> {
+    pub(super) fn new(report: Listener<'a>, stage: &'static str) -> Meter<'a> {
         Meter { report, stage, total: None, before: 0, next: 0 }
     }
 
@@ -554,7 +603,7 @@ impl<'a> Meter<'a> {
         Meter { before, ..self }
     }
 
-    fn at(&mut self, done: u64, total: Option<u64>) {
+    pub(super) fn at(&mut self, done: u64, total: Option<u64>) {
         if done >= self.next {
             self.next = done + REPORT_EVERY;
             let total = self.total.or(total);
@@ -591,38 +640,6 @@ fn check_stored(layer: &PlannedLayer, place: &Place, size: u64) -> Result<()> {
         return Ok(());
     }
     Err(Fault::new(FaultKind::ImageCorrupt, format!("it is not {digest} of {declared} bytes")))
-}
-
-fn verify(request: &ImageImport, size: u64, hash: &Digest) -> Result<()> {
-    let corrupt = |why| Err(Fault::new(FaultKind::ImageCorrupt, why));
-    match &request.size {
-        Some(declared) if *declared != size => {
-            return corrupt(format!("the content has {size} bytes, not {declared}"));
-        }
-        _ => {}
-    }
-    match &request.hash {
-        Some(declared) if declared.value != hash.hex() => corrupt(format!(
-            "the content's {} is {}, not {}",
-            declared.algorithm,
-            hash.hex(),
-            declared.value
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn too_long(request: &ImageImport, most: u64) -> Fault {
-    match request.size {
-        Some(_) => Fault::new(
-            FaultKind::ImageCorrupt,
-            format!("the content has more than the {most} bytes that it should have"),
-        ),
-        None => Fault::new(
-            FaultKind::ImageUnacceptable,
-            format!("the content has more than {most} bytes, the value of images.max_bytes"),
-        ),
-    }
 }
 
 fn wrong_answer() -> Fault {

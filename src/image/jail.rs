@@ -10,7 +10,8 @@
 //!
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
-//! * reading of a disk image ([`super::disk`]): none, in the same;
+//! * reading of a disk image ([`super::disk`]), and a look at what an archive
+//!   is: none, in the same;
 //! * reading of a file system that the kernel mounts for it, where the
 //!   operator allows that: `DAC_READ_SEARCH`. The mount is the child's alone
 //!   (read-only, `nodev,nosuid,noexec`) and ends with it;
@@ -78,6 +79,13 @@ pub enum Task {
     Decompress {
         /// How it is compressed.
         compression: Compression,
+        /// Any directory, to mount an empty file system on, in private.
+        directory: PathBuf,
+        /// Bytes of it, when standard input goes on after them.
+        size: Option<u64>,
+    },
+    /// Whether the beginning of a plain tar archive, on standard input, is that of a root file system.
+    Look {
         /// Any directory, to mount an empty file system on, in private.
         directory: PathBuf,
     },
@@ -149,14 +157,13 @@ pub enum Task {
         /// The block device with an empty ext2, ext3 or ext4, which berth made.
         device: PathBuf,
     },
-    /// Recognise plain standard input and take an image archive apart.
+    /// Take the plain image archive that standard input is apart. It is a file, and
+    /// its members stay in it.
     Stage {
         /// An empty directory.
         directory: PathBuf,
         /// Most that may be written.
         limits: Limits,
-        /// Standard input is a file whose plain members need not be written.
-        in_place: bool,
     },
     /// Unpack the plain layer on standard input.
     Layer {
@@ -172,6 +179,8 @@ pub enum Task {
 pub enum Outcome {
     /// All was decompressed.
     Decompressed,
+    /// It is a root file system's, or it may be anything.
+    Looked(bool),
     /// All of the root file system was written.
     Disk,
     /// The root file system was found.
@@ -260,9 +269,11 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
 /// Does a task in the directory `root`, with no jail around it.
 pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -> Result<Outcome> {
     match task {
-        Task::Decompress { compression, .. } => {
+        Task::Decompress { compression, size, .. } => {
+            let input = input.take(size.unwrap_or(u64::MAX));
             decompress(*compression, input, output).map(|()| Outcome::Decompressed)
         }
+        Task::Look { .. } => Ok(Outcome::Looked(stage::is_root_file_system(input))),
         Task::Disk { limits, .. } => {
             disk::write_tar(input, output, *limits).map(|()| Outcome::Disk)
         }
@@ -277,11 +288,7 @@ pub(super) fn run(task: &Task, root: OwnedFd, input: File, output: impl Write) -
         Task::Frame { .. } => disk::write_frame(input, output).map(Outcome::Frame),
         Task::Grow { start, by, .. } => disk::grow(input, *start, *by).map(Outcome::Grown),
         Task::Fill { .. } => fill(root, input).map(|()| Outcome::Filled),
-        Task::Stage { limits, in_place, .. } => match in_place {
-            true => stage::stage_in_place(&root, input, *limits),
-            false => stage::stage(&root, input, *limits),
-        }
-        .map(Outcome::Staged),
+        Task::Stage { limits, .. } => stage::stage(&root, input, *limits).map(Outcome::Staged),
         Task::Layer { limits, .. } => layer::extract(root, input, *limits).map(Outcome::Layer),
     }
 }
@@ -352,6 +359,7 @@ fn confine(task: &Task) -> Result<()> {
     let (keep, bytes) = match task {
         Task::Decompress { directory, .. }
         | Task::Disk { directory, .. }
+        | Task::Look { directory }
         | Task::FindRoot { directory }
         | Task::DiskPart { directory, .. }
         | Task::Frame { directory }

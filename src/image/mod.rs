@@ -1,18 +1,24 @@
 //! Images: recognised by content, unpacked into content-addressed layers.
 //!
 //! ```text
-//! source ─ bytes, hashed ─► tmp ─► recognise ─► jail: take the archive apart
-//!                                                  │ manifest (pure)
-//!                                                  ▼
-//!              a disk: jail: read it as an archive ([`disk`]), and keep the rest of it
-//!            each layer: jail: decompress ─► hash ─► jail: unpack ─► layers/sha256/HEX
+//! source ─► hash ─► jail: decompress ─► recognise
+//!   a root file system ─────────────────────► hash ─► jail: unpack ─► layers/sha256/HEX
+//!   an image archive ─► tmp ─► jail: take it apart
+//!                                │ manifest (pure)
+//!                                ▼
+//!          each layer ─► jail: decompress ──► hash ─► jail: unpack ─► layers/sha256/HEX
+//!   a disk ─► tmp ─► jail: read as archive ─► hash ─► jail: unpack ─► layers/sha256/HEX
+//!     and what is outside its root file system is kept ([`disk::frame`])
 //! ```
 //!
-//! Images are hostile. Their bytes are hashed before they are looked at,
-//! parsed only inside [`jail`], and what the jail says is checked where it
-//! matters: the address of a layer is a hash that this process computed.
+//! Images are hostile. Their bytes are parsed only inside [`jail`], and what
+//! the jail says is checked where it matters: the address of a layer is a hash
+//! that this process computed. What they become lies aside until all of them
+//! came with the hash that was asked for.
 //! [`ImageStore`] is the door; everything behind it is synchronous.
 
+#[cfg(feature = "service")]
+mod arrival;
 pub mod digest;
 pub mod disk;
 #[cfg(feature = "service")]

@@ -1,24 +1,21 @@
-//! Takes an image archive apart: its members become numbered files, or parts
-//! of the archive where that is plain.
+//! Takes an image archive apart: its members are found in it, to be read where
+//! they are, so that their bytes are not written a second time.
 //!
 //! The names of a docker-archive or an OCI layout are only keys here, never
-//! paths: the jail writes file 0, 1, 2… and reports which member each one is.
-//! A member of a plain archive that is plain itself is read where it is, once
-//! it is unpacked: its bytes are not written a second time.
+//! paths. A member with holes is not there in one piece: the jail writes file
+//! 0, 1, 2… and reports which member each one is.
 //! Members may come in any order, and some writers store a layer that occurs
 //! twice as a link; both is sorted out by [`Staged::find`].
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Cursor, ErrorKind, Read, Seek};
+use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::layer::Limits;
-use super::recognise::{self, Archive, Content, Members, plain};
+use super::recognise::{Archive, Members, plain};
 use super::tar_reader::{Kind, Member, TarReader, printable};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -28,10 +25,8 @@ const MAX_MEMBERS: usize = 100_000;
 /// What an archive turned out to be, and where its members are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Staged {
-    /// What the plain bytes are.
-    pub content: Content,
-    /// When that is a tar archive, of what. After [`Archive::Rootfs`] nothing
-    /// more was read, and the members are of no use.
+    /// Of what it is an archive. After [`Archive::Rootfs`] nothing more was read,
+    /// and the members are of no use.
     pub archive: Archive,
     /// Regular files and links, by name.
     pub members: BTreeMap<String, Body>,
@@ -76,61 +71,43 @@ impl Staged {
     }
 }
 
-/// Reads plain bytes, recognises them, and writes the members of an image
-/// archive into the directory `root`.
-pub fn stage(root: &OwnedFd, mut source: impl Read, limits: Limits) -> Result<Staged> {
-    let head = head(&mut source)?;
-    let mut stage = Stage::new(root, limits, &head);
-    if stage.staged.content == Content::Tar {
-        stage.members(TarReader::new(Cursor::new(head).chain(source)))?;
+/// Whether the beginning of an archive shows that it is a root file system.
+/// False means nothing: it may be one yet, or no archive at all.
+pub fn is_root_file_system(beginning: impl Read) -> bool {
+    let mut reader = TarReader::new(beginning);
+    let mut names = Members::default();
+    while let Ok(Some(member)) = reader.next() {
+        if names.add(&member.path) {
+            return true;
+        }
     }
-    Ok(stage.staged)
+    false
 }
 
-/// [`stage`] of a file that will be kept: what it has plain is not copied.
-pub fn stage_in_place(root: &OwnedFd, mut source: File, limits: Limits) -> Result<Staged> {
-    let doing = "reading the content";
-    let head = head(&mut source)?;
-    source.rewind().or_fault(doing)?;
-    let mut stage = Stage::new(root, limits, &head);
-    if stage.staged.content == Content::Tar {
-        // They share the position.
-        stage.in_place = Some(source.try_clone().or_fault(doing)?);
-        stage.members(TarReader::seeking(source))?;
-    }
+/// Reads a plain archive that will be kept, and finds its members in it. What
+/// is not there in one piece is written into the directory `root`.
+pub fn stage(root: &OwnedFd, archive: impl Read + Seek, limits: Limits) -> Result<Staged> {
+    let mut stage = Stage {
+        root,
+        limits,
+        bytes: 0,
+        names: Members::default(),
+        staged: Staged { archive: Archive::Other, members: BTreeMap::new() },
+    };
+    stage.members(TarReader::seeking(archive))?;
     Ok(stage.staged)
-}
-
-fn head(source: &mut impl Read) -> Result<Vec<u8>> {
-    let mut head = Vec::new();
-    source.take(recognise::HEAD as u64).read_to_end(&mut head).or_fault("reading the content")?;
-    Ok(head)
 }
 
 struct Stage<'a> {
     root: &'a OwnedFd,
     limits: Limits,
-    /// The archive, when its members may be read where they are.
-    in_place: Option<File>,
     bytes: u64,
     names: Members,
     staged: Staged,
 }
 
 impl Stage<'_> {
-    fn new<'a>(root: &'a OwnedFd, limits: Limits, head: &[u8]) -> Stage<'a> {
-        let content = recognise::content(head);
-        Stage {
-            root,
-            limits,
-            in_place: None,
-            bytes: 0,
-            names: Members::default(),
-            staged: Staged { content, archive: Archive::Other, members: BTreeMap::new() },
-        }
-    }
-
-    fn members<R: Read>(&mut self, mut reader: TarReader<R>) -> Result<()> {
+    fn members<R: Read + Seek>(&mut self, mut reader: TarReader<R>) -> Result<()> {
         while let Some(member) = reader.next()? {
             let certain = self.names.add(&member.path);
             self.staged.archive = self.names.archive();
@@ -142,7 +119,7 @@ impl Stage<'_> {
         reader.drain()
     }
 
-    fn member<R: Read>(&mut self, reader: &mut TarReader<R>, member: &Member) -> Result<()> {
+    fn member<R: Read + Seek>(&mut self, reader: &mut TarReader<R>, member: &Member) -> Result<()> {
         let Ok(name) = std::str::from_utf8(plain(&member.path)) else { return Ok(()) };
         let body = match member.kind {
             Kind::Regular => self.file(reader, member)?,
@@ -165,32 +142,15 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// A member that can be read where it is.
-    fn part(&mut self, member: &Member) -> Result<Option<Body>> {
-        let doing = "reading the content";
-        let Some(archive) = &mut self.in_place else { return Ok(None) };
-        if !member.is_whole() {
-            return Ok(None);
-        }
-        let offset = archive.stream_position().or_fault(doing)?;
-        let mut head = vec![0; recognise::HEAD.min(usize::try_from(member.size).unwrap_or(0))];
-        match archive.read_exact_at(&mut head, offset) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-            other => other.or_fault(doing)?,
-        }
-        let compressed = matches!(recognise::content(&head), Content::Compressed(_));
-        Ok((!compressed).then_some(Body::Part { offset, size: member.size }))
-    }
-
-    fn file<R: Read>(&mut self, reader: &mut TarReader<R>, member: &Member) -> Result<Body> {
+    fn file<R: Read + Seek>(&mut self, reader: &mut TarReader<R>, member: &Member) -> Result<Body> {
         self.bytes = self.bytes.saturating_add(member.size);
         if self.bytes > self.limits.bytes {
             return Err(unacceptable(
                 "the image archive holds more bytes than images.max_unpacked_bytes allows",
             ));
         }
-        if let Some(part) = self.part(member)? {
-            return Ok(part);
+        if member.is_whole() {
+            return Ok(Body::Part { offset: reader.position()?, size: member.size });
         }
         // MAX_MEMBERS bounds the number.
         let number = self.staged.members.len() as u32;
@@ -240,6 +200,7 @@ fn unacceptable(why: impl Into<String>) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Cursor;
 
     const LIMITS: Limits = Limits { entries: 1000, bytes: 1 << 20 };
 
@@ -271,12 +232,12 @@ mod tests {
     fn run(bytes: &[u8]) -> (tempfile::TempDir, Result<Staged>) {
         let directory = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(std::fs::File::open(directory.path()).unwrap());
-        let staged = stage(&fd, bytes, LIMITS);
+        let staged = stage(&fd, Cursor::new(bytes), LIMITS);
         (directory, staged)
     }
 
     #[test]
-    fn members_become_numbered_files_and_links_are_followed() {
+    fn members_are_found_where_they_are_and_links_are_followed() {
         let bytes = archive(&[
             ("b/layer.tar", Err("../a/layer.tar")),
             ("a/layer.tar", Ok(b"layer")),
@@ -284,13 +245,46 @@ mod tests {
         ]);
         let (directory, staged) = run(&bytes);
         let staged = staged.unwrap();
-        assert_eq!((staged.content, staged.archive), (Content::Tar, Archive::Docker));
-        let Body::File { number, size: 5 } = staged.find("b/layer.tar").unwrap() else {
-            panic!("no file of 5 bytes")
+        assert_eq!(staged.archive, Archive::Docker);
+        let Body::Part { offset, size: 5 } = staged.find("b/layer.tar").unwrap() else {
+            panic!("no part of 5 bytes")
         };
-        let file = directory.path().join(number.to_string());
-        assert_eq!(std::fs::read(file).unwrap(), b"layer");
+        let offset = usize::try_from(*offset).unwrap();
+        assert_eq!(&bytes[offset..offset + 5], b"layer");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         assert!(staged.find("c").is_err());
+        // Stepping over a member does not step over its missing end.
+        let (_directory, staged) = run(&bytes[..offset + 3]);
+        assert_eq!(staged.unwrap_err().kind, FaultKind::ImageCorrupt);
+    }
+
+    #[test]
+    fn a_member_with_holes_becomes_a_file() {
+        let sparse = super::super::testing::Archive::new()
+            .pax(&[
+                ("GNU.sparse.major", b"0"),
+                ("GNU.sparse.minor", b"1"),
+                ("GNU.sparse.size", b"8192"),
+                ("GNU.sparse.map", b"4096,3"),
+            ])
+            .file("a/layer.tar", b"abc")
+            .bytes();
+        let (directory, staged) = run(&sparse);
+        let Body::File { number, size: 8192 } = *staged.unwrap().find("a/layer.tar").unwrap()
+        else {
+            panic!("no file of 8192 bytes")
+        };
+        let content = std::fs::read(directory.path().join(number.to_string())).unwrap();
+        assert_eq!((content.len(), &content[4096..4099]), (8192, &b"abc"[..]));
+    }
+
+    #[test]
+    fn a_beginning_tells_a_root_file_system_and_nothing_else() {
+        let root = archive(&[("readme", Ok(b"1")), ("etc/x", Ok(&[1; 5000]))]);
+        assert!(is_root_file_system(&root[..2000]));
+        assert!(!is_root_file_system(&root[..1000]));
+        assert!(!is_root_file_system(&archive(&[("manifest.json", Ok(b""))])[..]));
+        assert!(!is_root_file_system(&[7; 2000][..]));
     }
 
     #[test]
@@ -315,42 +309,5 @@ mod tests {
         assert!(staged.unwrap().find("a").is_err());
         let (_directory, staged) = run(&archive(&[("a", Ok(&vec![1; 2 << 20]))]));
         assert!(staged.unwrap_err().detail.contains("max_unpacked_bytes"));
-    }
-
-    #[test]
-    fn other_content_is_told_not_read() {
-        let (_directory, staged) = run(b"QFI\xfb\0\0\0\x03");
-        assert_eq!(staged.unwrap().content, Content::Disk(recognise::Disk::Qcow2));
-    }
-
-    #[test]
-    fn in_place_only_what_is_compressed_is_written() {
-        let packed = [&b"\x1f\x8b"[..], &[7; 3000]].concat();
-        let bytes = archive(&[
-            ("a/layer.tar", Ok(&[5; 100_000])),
-            ("b/layer.tar.gz", Ok(&packed)),
-            ("manifest.json", Ok(b"[]")),
-        ]);
-        let directory = tempfile::tempdir().unwrap();
-        let fd = OwnedFd::from(File::open(directory.path()).unwrap());
-        let file = |length: usize| {
-            let mut file = tempfile::tempfile().unwrap();
-            std::io::Write::write_all(&mut file, &bytes[..length]).unwrap();
-            file.rewind().unwrap();
-            file
-        };
-        let kept = file(bytes.len());
-        let staged = stage_in_place(&fd, kept.try_clone().unwrap(), LIMITS).unwrap();
-        let Body::Part { offset, size: 100_000 } = staged.find("a/layer.tar").unwrap() else {
-            panic!("it was written")
-        };
-        let mut content = vec![0; 100_000];
-        kept.read_exact_at(&mut content, *offset).unwrap();
-        assert!(content.iter().all(|byte| *byte == 5));
-        assert!(matches!(staged.find("b/layer.tar.gz").unwrap(), Body::File { size: 3002, .. }));
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
-        // Stepping over a member does not step over its missing end.
-        let fault = stage_in_place(&fd, file(50_000), LIMITS).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::ImageCorrupt);
     }
 }

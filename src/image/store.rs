@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -75,9 +75,12 @@ pub struct ImageStore {
 #[derive(Default)]
 struct State {
     records: BTreeMap<Uuid, Record>,
-    /// A record could not be read: what it needs is unknown, so nothing is collected.
+    /// A record could not be read, an image's or an instance's: what it needs is
+    /// unknown, so nothing is collected.
     unreadable: bool,
     holders: HashMap<Uuid, BTreeSet<Uuid>>,
+    /// When an image was last asked for: an instance may be about to stand on it.
+    asked: HashMap<Uuid, DateTime<Utc>>,
     /// Layers that imports under way need, by the number of those imports.
     pins: BTreeMap<String, usize>,
     flights: HashMap<Uuid, Arc<Flight>>,
@@ -174,8 +177,11 @@ impl ImageStore {
     /// An image. One whose layers were altered is not there any more.
     pub fn get(&self, id: Uuid) -> Result<Image> {
         self.check_layers(id)?;
-        let state = self.lock();
-        state.records.get(&id).map(|record| state.image(record)).ok_or_else(|| not_found(id))
+        let mut state = self.lock();
+        let Some(record) = state.records.get(&id) else { return Err(not_found(id)) };
+        let image = state.image(record);
+        state.asked.insert(id, Utc::now());
+        Ok(image)
     }
 
     /// All images, by id.
@@ -200,7 +206,7 @@ impl ImageStore {
         let path = self.layout.image_record(id);
         atomic::remove_file(&path)?;
         atomic::sync_parent(&path).or_fault("removing the image's record")?;
-        state.records.remove(&id);
+        state.forget(id);
         atomic::remove_file(&self.layout.image_disk(id))
     }
 
@@ -243,7 +249,7 @@ impl ImageStore {
         {
             let state = self.lock();
             if state.unreadable {
-                tracing::warn!("an image's record cannot be read; no layer is removed");
+                tracing::warn!("a record cannot be read; no layer is removed");
                 return Ok(());
             }
             let needed = state.needed_layers();
@@ -351,7 +357,7 @@ impl ImageStore {
         let images: Vec<Uuid> =
             state.records.iter().filter(|(_, record)| needs(record)).map(|(id, _)| *id).collect();
         let used = images.iter().any(|id| state.holders.contains_key(id));
-        if used || state.pins.contains_key(&hex) {
+        if used || state.unreadable || state.pins.contains_key(&hex) {
             tracing::error!(%digest, "a layer in use was altered; delete its instances to replace it");
             state.sound.insert(digest.to_owned());
             return Ok(());
@@ -359,7 +365,7 @@ impl ImageStore {
         tracing::warn!(%digest, ?images, "a layer was altered; its images will be fetched again");
         for id in images {
             atomic::remove_file(&self.layout.image_record(id))?;
-            state.records.remove(&id);
+            state.forget(id);
             atomic::remove_file(&self.layout.image_disk(id))?;
         }
         let layer = self.layout.image_layer(&hex);
@@ -392,22 +398,44 @@ impl ImageStore {
                 if self.stored(&state)? <= most {
                     break;
                 }
-                let unused = state.records.values().map(|record| &record.image).filter(|image| {
-                    image.id != keep
-                        && !state.holders.contains_key(&image.id)
-                        && !state.flights.contains_key(&image.id)
-                });
-                unused.min_by_key(|image| image.last_used_at).map(|image| image.id)
+                let unused = state.unused().filter(|(id, _)| *id != keep);
+                unused.min_by_key(|(_, used)| *used).map(|(id, _)| id)
             };
             let Some(id) = oldest else { break };
             tracing::info!(image = %id, "the image is unused and makes room for another");
-            match self.delete(id) {
-                // Somebody was faster.
-                Err(fault) if fault.kind == FaultKind::ImageNotFound => {}
-                other => other?,
-            }
+            self.evict(id)?;
         }
         self.collect()
+    }
+
+    /// Forgets the images that nobody used for `images.unused_seconds`. To be
+    /// called once all instances hold theirs.
+    pub fn expire(&self) -> Result<()> {
+        if self.config.unused_seconds == 0 {
+            return Ok(());
+        }
+        let age = TimeDelta::try_seconds(self.config.unused_seconds).unwrap_or(TimeDelta::MAX);
+        let Some(until) = Utc::now().checked_sub_signed(age) else { return Ok(()) };
+        let expired: Vec<Uuid> =
+            self.lock().unused().filter(|(_, used)| *used < until).map(|(id, _)| id).collect();
+        for id in &expired {
+            tracing::info!(image = %id, "the image was unused for images.unused_seconds and goes");
+            self.evict(*id)?;
+        }
+        if expired.is_empty() { Ok(()) } else { self.collect() }
+    }
+
+    /// Removes no layer until the next start: an instance may stand on any of them.
+    pub fn keep_all_layers(&self) {
+        self.lock().unreadable = true;
+    }
+
+    /// Deletes an image, unless somebody was faster or has begun to use it.
+    fn evict(&self, id: Uuid) -> Result<()> {
+        match self.delete(id) {
+            Err(Fault { kind: FaultKind::ImageNotFound | FaultKind::ImageInUse, .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Bytes of all layers that images need, each counted once, and of what is kept of disks.
@@ -444,15 +472,17 @@ impl ImageStore {
             progress(news);
         };
         let slot = self.slot(&report);
-        let result = import::run(self, id, request, &report).and_then(|record| self.add(record));
+        let result = import::run(self, id, request, &report)
+            .and_then(|(record, _pins)| self.add(record))
+            .map_err(|fault| self.with_remedy(fault));
         drop(slot);
         if result.is_err() {
             // Without a record it is nobody's; the next start removes it too.
             let _ = atomic::remove_file(&self.layout.image_disk(id));
         }
-        if result.is_ok()
-            && let Err(fault) = self.make_room(id)
-        {
+        // Layers that a failed import had put in place already are nobody's.
+        let tidied = if result.is_ok() { self.make_room(id) } else { self.collect() };
+        if let Err(fault) = tidied {
             // The next import makes another attempt.
             tracing::warn!(%fault, "making room in the image store");
         }
@@ -461,7 +491,7 @@ impl ImageStore {
     }
 
     /// Waits until one more import may run.
-    fn slot(&self, report: &dyn Fn(Progress)) -> Slot<'_> {
+    fn slot(&self, report: &(dyn Fn(Progress) + Sync)) -> Slot<'_> {
         let mut state = self.lock();
         if state.running >= self.config.concurrency {
             drop(state);
@@ -473,6 +503,21 @@ impl ImageStore {
         }
         state.running += 1;
         Slot { store: self }
+    }
+
+    /// Says what to do when there is no room for an image.
+    fn with_remedy(&self, mut fault: Fault) -> Fault {
+        let full = "No space left on device";
+        if fault.kind == FaultKind::ResourcesExhausted && fault.detail.contains(full) {
+            let place = self.layout.images();
+            fault.detail = format!(
+                "{}; make room in the file system of {}, for instance with `berth image delete`, or \
+                 bound the cache with images.cache_bytes",
+                fault.detail,
+                place.display()
+            );
+        }
+        fault
     }
 
     fn add(&self, record: Record) -> Result<Image> {
@@ -528,6 +573,22 @@ impl State {
         image.users =
             self.holders.get(&image.id).map_or(Vec::new(), |users| users.iter().copied().collect());
         image
+    }
+
+    /// The images that nobody uses and nobody fetches, and when each was last used.
+    fn unused(&self) -> impl Iterator<Item = (Uuid, DateTime<Utc>)> {
+        let images = self.records.values().map(|record| &record.image).filter(|image| {
+            !self.holders.contains_key(&image.id) && !self.flights.contains_key(&image.id)
+        });
+        images.map(|image| {
+            let asked = self.asked.get(&image.id).copied().unwrap_or_default();
+            (image.id, image.last_used_at.max(asked))
+        })
+    }
+
+    fn forget(&mut self, id: Uuid) {
+        self.records.remove(&id);
+        self.asked.remove(&id);
     }
 
     fn needed_layers(&self) -> BTreeSet<&str> {

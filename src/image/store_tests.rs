@@ -593,3 +593,109 @@ fn root_unused_images_make_room_the_longest_unused_first() {
     let fourth = store.import(&content(4)).unwrap().id;
     assert_eq!(ids(&store), BTreeSet::from([third, fourth]));
 }
+
+#[test]
+fn root_images_that_nobody_used_for_long_enough_go() {
+    let mut store =
+        Store::with(config::Images { unused_seconds: 3600, ..config::Images::default() });
+    let [used, asked, old, young] = [1, 2, 3, 4]
+        .map(|n| store.import(&Archive::new().dir("etc").file("etc/n", &[n]).bytes()).unwrap().id);
+    for id in [used, asked, old] {
+        let path = store.store.layout.image_record(id);
+        let mut record: Record = atomic::read_json(&path).unwrap().unwrap();
+        record.image.last_used_at -= TimeDelta::hours(2);
+        atomic::write_json(&path, &record).unwrap();
+    }
+    store = store.reopen();
+    store.store.hold(used, Uuid::nil()).unwrap();
+    // An instance of it may be on its way.
+    store.store.get(asked).unwrap();
+    let ids = |store: &Store| store.store.list().iter().map(|i| i.id).collect::<BTreeSet<_>>();
+    store.store.expire().unwrap();
+    assert_eq!(ids(&store), BTreeSet::from([used, asked, young]));
+    assert_eq!(store.layers(), 3);
+    assert!(!store.store.layout.image_record(old).exists());
+    // Without an age it is Nova that says so.
+    let config = config::Images::default();
+    let store = Store { config, ..store }.reopen();
+    store.store.expire().unwrap();
+    assert_eq!(ids(&store), BTreeSet::from([used, asked, young]));
+}
+
+#[test]
+fn root_of_a_failed_import_no_layer_stays() {
+    let store = Store::new();
+    let (good, bad) = (rootfs(), Archive::new().file("../x", b"").bytes());
+    assert!(store.import(&docker(&[&good, &bad])).is_err());
+    assert!(store.is_empty());
+}
+
+#[test]
+fn root_an_altered_layer_is_not_taken_for_another_image_of_the_same_content() {
+    let store = Store::new();
+    let first = store.import(&rootfs()).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let file = store.store.layer_dir(&first.layers[0]).join("etc/hostname");
+    fs::write(&file, "fox\n").unwrap();
+    let store = store.reopen();
+    let second = store.import(&rootfs()).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), b"box\n");
+    assert_eq!(store.store.get(second.id).unwrap().layers, first.layers);
+}
+
+#[test]
+fn root_a_root_file_system_is_written_once_and_all_else_twice() {
+    let data: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    let plain = Archive::new().dir("etc").file("etc/data", &data).bytes();
+    for (content, kept) in [
+        (plain.clone(), false),
+        (gzip(&plain), false),
+        (zstd(&plain), false),
+        (docker(&[&plain]), true),
+        (gzip(&docker(&[&plain])), true),
+        (oci(&[(&plain, gzip)], false), true),
+    ] {
+        let store = Store::new();
+        let temporary = store.store.layout.images_temporary();
+        let copied = std::sync::atomic::AtomicBool::new(false);
+        let progress = |progress: Progress| {
+            let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+            for entry in below(&temporary).flat_map(|workspace| below(&workspace.path())) {
+                copied.fetch_or(entry.file_name() == "content", Ordering::SeqCst);
+                // Members stay in the archive, compressed ones too.
+                if entry.file_name() == "staged" {
+                    assert_eq!(below(&entry.path()).count(), 0, "{progress:?}");
+                }
+            }
+        };
+        let request = store.request(&content);
+        store.store.import(Uuid::new_v4(), &request, &progress).unwrap();
+        assert_eq!(copied.into_inner(), kept);
+    }
+}
+
+#[test]
+fn root_a_root_file_system_that_shows_late_is_one_all_the_same() {
+    let store = Store::new();
+    let data: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    let content = Archive::new().file("strange", &data).dir("etc").bytes();
+    for content in [content.clone(), zstd(&content)] {
+        let image = store.import(&content).unwrap();
+        assert_eq!(image.format, ImageFormat::RootfsTar);
+        let root = store.store.layer_dir(&image.layers[0]);
+        assert_eq!(fs::read(root.join("strange")).unwrap(), data);
+    }
+}
+
+#[test]
+fn of_what_is_refused_the_wrong_hash_is_told_first() {
+    let store = Store::new();
+    let hash = Some(ImageHash { algorithm: "sha256".into(), value: "0".repeat(64) });
+    let hostile = Archive::new().dir("etc").file("../x", b"").bytes();
+    for content in [hostile.clone(), gzip(&hostile), gzip(&hostile)[..60].to_vec()] {
+        let request = ImageImport { hash: hash.clone(), ..store.request(&content) };
+        let fault = store.store.import(Uuid::new_v4(), &request, &|_| {}).unwrap_err();
+        assert!(fault.detail.contains("sha256 is"), "{fault}");
+        assert!(store.is_empty());
+    }
+}

@@ -148,6 +148,14 @@ impl<R: Read> TarReader<R> {
         TarReader { source, step: seek_over, content: 0, padding: 0 }
     }
 
+    /// Where the present member's content begins, before any of it is read.
+    pub fn position(&mut self) -> Result<u64>
+    where
+        R: Seek,
+    {
+        self.source.stream_position().or_fault("reading the archive")
+    }
+
     /// The next member; `None` at the end. Unread content of the one before is skipped.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Member>> {

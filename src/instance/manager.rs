@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::Handle as Runtime;
@@ -33,6 +34,9 @@ use crate::types::{
     Capabilities, Check, EventKind, HostInfo, HostStats, Image, ImageFormat, ImageImport, Instance,
     InstanceCreate, InstanceStats, Operation, Problem, Snapshot, TaskState,
 };
+
+/// The longest pause between two looks for images that were unused for too long.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 
 /// What all actors share.
 #[derive(Debug)]
@@ -171,6 +175,7 @@ impl Manager {
             started_at: Utc::now(),
         });
         inner.recover()?;
+        inner.expire_images();
         Ok(Manager { inner })
     }
 
@@ -517,6 +522,7 @@ impl Inner {
                 Ok(None) => continue,
                 // What it owns stays: the operator may mend the record.
                 Err(fault) => {
+                    self.parts.images.keep_all_layers();
                     error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone")
                 }
             }
@@ -547,6 +553,23 @@ impl Inner {
             }
         });
         self.parts.images.collect()
+    }
+
+    /// Lets images go that were unused for `images.unused_seconds`, now and from time to time.
+    fn expire_images(self: &Arc<Self>) {
+        let Ok(age @ 1..) = u64::try_from(self.parts.config.images.unused_seconds) else { return };
+        let pause = Duration::from_secs(age).min(EXPIRE_EVERY);
+        let parts = Arc::downgrade(&self.parts);
+        let runtime = self.runtime.clone();
+        self.runtime.spawn(async move {
+            while let Some(parts) = parts.upgrade() {
+                let expired = runtime.spawn_blocking(move || parts.images.expire());
+                if let Ok(Err(fault)) = expired.await {
+                    error!(%fault, "removing images that were unused for too long");
+                }
+                tokio::time::sleep(pause).await;
+            }
+        });
     }
 
     fn recover_one(self: &Arc<Self>, record: Record) {

@@ -12,12 +12,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from .client import Client, Fault  # noqa: E402
 from .hosts import Hugetlb, Lxcfs, cgroup_dir  # noqa: E402
 from .service import Instance, Service, wait_for  # noqa: E402
+from .source import ImageSource  # noqa: E402
 
 __all__ = [
     "ROOT",
     "Client",
     "Fault",
     "Hugetlb",
+    "ImageSource",
     "Instance",
     "Lxcfs",
     "Service",

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Fetched, Import, KEPT, Meter, PIECE, Place, Plain, create_file, wrong_answer};
+use super::{Import, KEPT, Meter, Plain, create_file, wrong_answer};
 use crate::config::KernelMounts;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::image::arrival;
 use crate::image::disk::{RootPlace, foreign, mounted, part};
 use crate::image::flight::Progress;
 use crate::image::helper::Input;
@@ -38,10 +39,10 @@ impl Import<'_> {
         &mut self,
         id: Uuid,
         request: &ImageImport,
-        content: &Fetched,
+        content: &arrival::Content,
+        mut path: PathBuf,
         recognised: Content,
     ) -> Result<()> {
-        let mut path = self.seekable(content)?;
         if let Content::Disk(format) = recognised
             && let Some(label) = foreign::label(format)
         {
@@ -52,8 +53,8 @@ impl Import<'_> {
         let root = self.find_root(&path)?;
         let directory = self.workspace.empty();
         if root.file_system == FileSystem::Ext {
-            self.pack(&path, &Task::Disk { directory, limits: self.left })?;
-            return self.keep_layout(&path);
+            self.keep_layout(&path)?;
+            return self.pack(&path, &Task::Disk { directory, limits: self.left });
         }
         if mounted::driver(root.file_system).is_none() {
             return Err(recognise::refusal(Content::FileSystem(root.file_system)));
@@ -77,10 +78,14 @@ impl Import<'_> {
         self.pack(&file, &task)
     }
 
-    /// Unpacks the archive that a task makes of a disk image.
+    /// Unpacks the archive that a task makes of a disk image, of which that is the last use.
     fn pack(&mut self, path: &Path, task: &Task) -> Result<()> {
-        let plain = Plain::of_task(self, path, task, Meter::new(self.report, "unpacking"))?;
-        let (digest, record) = self.unpack(plain, None)?;
+        let mut plain = Plain::of_task(self, path, task, Meter::new(self.report, "unpacking"))?;
+        let unpacked = self.aside(|buffer| plain.read(buffer))?;
+        // Gone before the layer is made durable, it need not get to the disk at all.
+        drop(plain);
+        remove_tree(path)?;
+        let (digest, record) = self.keep(unpacked)?;
         self.put_on_top(digest, &record);
         Ok(())
     }
@@ -150,7 +155,7 @@ impl Import<'_> {
         &self,
         id: Uuid,
         request: &ImageImport,
-        content: &Fetched,
+        content: &arrival::Content,
         file_system: FileSystem,
     ) -> Result<()> {
         let allowed = self.store.config.kernel_mounts;
@@ -176,7 +181,12 @@ impl Import<'_> {
 
     /// Whether Glance itself says that everybody may have this content. Only
     /// administrators can make an image public.
-    fn is_public(&self, id: Uuid, request: &ImageImport, content: &Fetched) -> Result<bool> {
+    fn is_public(
+        &self,
+        id: Uuid,
+        request: &ImageImport,
+        content: &arrival::Content,
+    ) -> Result<bool> {
         let Some((described, own)) = self.described(id, request)? else { return Ok(false) };
         // What the request's own endpoint gave is what that endpoint describes.
         let same = !own
@@ -233,43 +243,6 @@ impl Import<'_> {
         }
         remove_tree(path)?;
         Ok(place)
-    }
-
-    /// The content where it can be read at any place: decompressed, if it was not.
-    fn seekable(&self, content: &Fetched) -> Result<PathBuf> {
-        let mut plain = Plain::open(
-            self,
-            &Place::whole(&content.path),
-            Meter::new(self.report, "decompressing"),
-        )?;
-        if plain.jail.is_none() {
-            return Ok(content.path.clone());
-        }
-        let path = self.workspace.path("disk");
-        let file = create_file(&path)?;
-        let most = self.store.config.max_bytes;
-        let mut buffer = vec![0; PIECE];
-        let mut size = 0;
-        loop {
-            let n = plain.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            if size + n as u64 > most {
-                return Err(Fault::new(
-                    FaultKind::ImageUnacceptable,
-                    format!(
-                        "the disk image has more than {most} bytes, the value of \
-                         images.max_bytes, when decompressed"
-                    ),
-                ));
-            }
-            write_sparsely(&file, size, &buffer[..n]).or_fault("keeping the disk image")?;
-            size += n as u64;
-        }
-        file.set_len(size).or_fault("keeping the disk image")?;
-        remove_tree(&content.path)?;
-        Ok(path)
     }
 }
 
