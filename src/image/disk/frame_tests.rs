@@ -156,3 +156,60 @@ fn only_an_ext_file_system_is_made_again() {
     let fault = write(Rc::new(squashfs), &mut Vec::new()).unwrap_err();
     assert!(fault.detail.contains("only ext2"), "{fault}");
 }
+
+/// Bytes, and zeros behind them.
+struct Long(Vec<u8>, u64);
+
+impl Blocks for Long {
+    fn size(&self) -> u64 {
+        self.1
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        buffer.fill(0);
+        let here = self.0.get(offset as usize..).unwrap_or_default();
+        let length = here.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&here[..length]);
+        Ok(())
+    }
+}
+
+/// A disk with a file system from sector 128 on, of which every byte around it is 1.
+fn disk_of(ext: &[u8]) -> Vec<u8> {
+    let mut disk = vec![1; 128 * SECTOR + ext.len() + 4 * PIECE];
+    disk[..SECTOR]
+        .copy_from_slice(&mbr_disk(&[(0x83, 128, (ext.len() / SECTOR) as u32)])[..SECTOR]);
+    disk[128 * SECTOR..][..ext.len()].copy_from_slice(ext);
+    disk
+}
+
+#[test]
+fn all_but_the_root_is_given_and_no_more_than_is_kept() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/ext4");
+    let mut ext = std::fs::read_dir(seeds)
+        .unwrap()
+        .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+        .find(|bytes| Ext::open(Rc::new(bytes.clone())).is_ok_and(|ext| ext.layout().is_ok()))
+        .expect("no seed is a file system");
+    ext.resize(ext.len().next_multiple_of(SECTOR), 0);
+    ext[..BOOT_BLOCK as usize].fill(2);
+    let disk = disk_of(&ext);
+    let mut given = Vec::new();
+    let frame = write(Rc::new(disk.clone()), &mut given).unwrap();
+    assert_eq!((frame.size, frame.root_start), (disk.len() as u64, 128 * SECTOR as u64));
+    assert_eq!(frame.root_size, ext.len() as u64);
+    let mut again = vec![0; disk.len()];
+    let mut rest = &given[..];
+    while !rest.is_empty() {
+        let (at, length) = (le64(rest, 0) as usize, le32(rest, 8) as usize);
+        again[at..at + length].copy_from_slice(&rest[12..12 + length]);
+        rest = &rest[12 + length..];
+    }
+    let mut expected = disk.clone();
+    expected[128 * SECTOR + BOOT_BLOCK as usize..][..ext.len() - BOOT_BLOCK as usize].fill(0);
+    assert!(again == expected);
+
+    let size = disk.len() as u64 + MOST_OUTSIDE;
+    let fault = write(Rc::new(Long(disk, size)), &mut std::io::sink()).unwrap_err();
+    assert!(fault.detail.contains("16 GiB outside"), "{fault}");
+}
