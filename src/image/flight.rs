@@ -8,7 +8,8 @@ use crate::types::{Image, ImageImport};
 /// How far an import is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// `waiting`, `downloading`, `reading`, `recognising` or `unpacking`.
+    /// `waiting`, `downloading`, `reading`, `recognising`, `decompressing`,
+    /// `converting`, `extracting` or `unpacking`.
     pub stage: &'static str,
     /// Bytes that this stage has done.
     pub done: u64,

@@ -213,6 +213,16 @@ impl Import<'_> {
 
     /// The root's partition in a file of its own.
     fn extract(&self, path: &Path, root: &RootPlace) -> Result<PathBuf> {
+        let most = self.store.config.max_unpacked_bytes;
+        if root.size > most {
+            return Err(Fault::new(
+                FaultKind::ImageUnacceptable,
+                format!(
+                    "the root partition has {} bytes, more than images.max_unpacked_bytes allows",
+                    root.size
+                ),
+            ));
+        }
         let task = Task::DiskPart {
             directory: self.workspace.empty(),
             start: root.start,
@@ -223,18 +233,15 @@ impl Import<'_> {
         let place = self.workspace.path("partition");
         let file = create_file(&place)?;
         file.set_len(root.size).or_fault("keeping the partition")?;
-        let most = self.store.config.max_unpacked_bytes;
         let mut buffer = vec![0; part::PIECE];
         let mut head = [0; part::HEAD];
         let mut written = 0;
         while pieces.fill(&mut head)? {
             let (offset, length) = part::head(&head, root.size)?;
+            // No more pieces than the partition has bytes, wherever they go.
             written += length as u64;
-            if written > most {
-                return Err(Fault::new(
-                    FaultKind::ImageUnacceptable,
-                    "the root partition holds more bytes than images.max_unpacked_bytes allows",
-                ));
+            if length == 0 || written > root.size {
+                return Err(wrong_answer());
             }
             if !pieces.fill(&mut buffer[..length])? {
                 return Err(wrong_answer());
