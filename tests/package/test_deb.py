@@ -118,7 +118,7 @@ class Debian:
 
     def dpkg(self, *arguments: str | Path) -> str:
         """Runs its dpkg; what the image lacks of the dependencies is not at issue."""
-        return output("chroot", self.root, "dpkg", "--force-depends", *arguments,
+        return output("chroot", self.root, "dpkg", "--force-depends", "--force-unsafe-io", *arguments,
                       env=os.environ | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"})  # fmt: skip
 
     def install(self, package: Path) -> str:
