@@ -101,9 +101,14 @@ test-scale: build ## the cloud up, a hundred servers while what carries them is 
 	@$(OPENSTACK) test-scale
 
 .PHONY: test-devstack
-test-devstack: build ## the DevStack plugin: stack, servers, unstack, stack, clean, compare (root; an hour)
+test-devstack: build ## the DevStack plugin: stack, servers, Tempest, unstack, stack, clean, compare (root; an hour)
 	@scripts/deps run images devstack
 	@tests/devstack/run
+
+.PHONY: test-package
+test-package: build ## the Debian package under systemd: install, upgrade, remove, purge, under an instance (root)
+	@scripts/deps run images package devstack
+	@tests/devstack/run package
 
 .PHONY: test-fuzz
 test-fuzz: ## the fuzzers, a short run
@@ -143,7 +148,7 @@ lint: style ## formatting and compiler lints, licences, shell and Python
 	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
 	shellcheck --shell=sh debian/prerm debian/postrm
 	cd devstack && shellcheck override-defaults settings plugin.sh lib/berth lib/nova_plugins/hypervisor-berth
-	shellcheck tests/devstack/boot tests/devstack/guest tests/devstack/plugin-functions
+	shellcheck tests/devstack/boot tests/devstack/guest tests/devstack/package tests/devstack/plugin-functions
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
 
