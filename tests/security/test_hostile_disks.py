@@ -106,7 +106,7 @@ for name, tries, says, data in [
      lambda: qcow2([], incompatible=8, compression=7)),
     ("garbage-deflate", "breaks the decompressor", "does not decompress",
      lambda: qcow2([((1 << 62) | 3 * CLUSTER).to_bytes(8), os.urandom(512)])),
-    ("deflate-bomb", "decompresses to more than a cluster", "neither a partition table",
+    ("deflate-bomb", "decompresses to more than a cluster", "does not decompress",
      lambda: qcow2([((1 << 62) | (400 << 54) | 3 * CLUSTER).to_bytes(8), raw_deflate(bytes(1 << 24))])),
     ("garbage-zstd", "breaks the decompressor", "does not decompress",
      lambda: qcow2([((1 << 62) | 3 * CLUSTER).to_bytes(8), b"\x28\xb5\x2f\xfd\xff" * 99],

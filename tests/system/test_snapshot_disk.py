@@ -12,7 +12,7 @@ import disklib
 import imagelib
 import pytest
 from disklib import ESP, LINUX, Partition
-from harness import Fault
+from harness import Fault, wait_for
 from harness.glance import Glance
 
 pytestmark = pytest.mark.one_runtime
@@ -302,12 +302,15 @@ def test_what_is_kept_goes_with_its_image_and_is_believed_only_as_it_was(
     assert not left_behind(service)
     # Cut off while the disk is being sent, and a file that an import left without a record.
     second = boot(service, made, disk)
+    # More than the sockets between take.
+    second.sh("dd if=/dev/urandom of=/noise bs=1M count=24 2>/dev/null")
     glance.begun.clear()
     glance.hold.clear()
     wanted = glance.to(str(uuid.uuid4()), format="qcow2")
     service.client.post(f"{second.path}/snapshot", wanted, headers={"Prefer": "respond-async"})
     assert glance.begun.wait(60)
-    assert left_behind(service)
+    # The upload begins before there is a disk to send.
+    wait_for("the disk in the making", lambda: left_behind(service))
     service.kill()
     glance.hold.set()
     orphan = kept.with_name(str(uuid.uuid4()))
