@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import ROOT, Hugetlb, Instance, Lxcfs, Service
+from harness.glance import Glance
 from harness.service import BERTH
 
 
@@ -178,4 +179,23 @@ def spawn(service: Service, busybox: str):
 
     yield make
     for instance in made:
+        instance.discard()
+
+
+@pytest.fixture
+def glance(tmp_path: Path) -> Iterator[Glance]:
+    """An image service that takes everything."""
+    server = Glance(tmp_path)
+    yield server
+    server.hold.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def made() -> Iterator[list[Instance]]:
+    """Instances to delete."""
+    instances: list[Instance] = []
+    yield instances
+    for instance in instances:
         instance.discard()

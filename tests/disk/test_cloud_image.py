@@ -16,7 +16,7 @@ from pathlib import Path
 
 import disklib
 import pytest
-from harness import ROOT, wait_for
+from harness import wait_for
 
 pytestmark = pytest.mark.one_runtime
 
@@ -25,12 +25,6 @@ FLAVOR = {"vcpus": 2, "memory_mb": 1024, "root_gb": 4}
 PATIENCE = 1800
 #: The versions of a config drive by which cloud-init knows one.
 VERSIONS = ("latest", "2018-08-27")
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    made = subprocess.run([ROOT / "scripts/image-disk"], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(made.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import disklib
 import pytest
-from harness import ROOT, wait_for
-from harness.glance import Glance
+from harness import wait_for
 
 pytestmark = [pytest.mark.one_runtime, pytest.mark.timeout(3600)]
 
@@ -21,20 +20,6 @@ FLAVOR = {"vcpus": 2, "memory_mb": 1024, "root_gb": 4}
 #: Emulation takes a minute or two on an idle machine.
 PATIENCE = 1800
 MARK = "of the instance"
-
-
-@pytest.fixture(scope="module")
-def disk() -> Path:
-    made = subprocess.run([ROOT / "scripts/image-disk"], stdout=subprocess.PIPE, text=True, check=True)
-    return Path(made.stdout.splitlines()[-1])
-
-
-@pytest.fixture
-def glance(tmp_path):
-    server = Glance(tmp_path)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def wait_until_up(instance) -> None:

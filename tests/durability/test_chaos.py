@@ -19,7 +19,7 @@ from pathlib import Path
 
 import hoststate
 import pytest
-from harness import Fault, Instance, Service, wait_for
+from harness import Fault, Instance, Service, small_file_system, wait_for
 
 pytestmark = pytest.mark.alone
 
@@ -232,17 +232,8 @@ def test_random_kills_under_load(service, busybox, request, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 MB for the state."""
-    base = Path("/var/tmp") / f"berth-small-{os.getpid()}"
-    base.mkdir()
-    disk = tmp_path / "disk"
-    with disk.open("wb") as file:
-        file.truncate(400 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, base], check=True)
-    yield base
-    subprocess.run(["umount", base], check=True)
-    base.rmdir()
+    with small_file_system(tmp_path / "disk", 400) as base:
+        yield base
 
 
 def test_a_full_disk(runtime, lxcfs, busybox_file, small_disk):

@@ -16,7 +16,7 @@ from pathlib import Path
 import disklib
 import imagelib
 import pytest
-from harness import Fault, ImageSource, Service, wait_for
+from harness import Fault, ImageSource, Service, small_file_system, wait_for
 
 pytestmark = [pytest.mark.alone, pytest.mark.one_runtime]
 
@@ -199,17 +199,8 @@ def test_an_image_that_nobody_uses_goes_with_its_age_and_no_other(lxcfs, runtime
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 128 MB for the state."""
-    base = Path("/var/tmp") / f"berth-images-{os.getpid()}"
-    base.mkdir()
-    disk = tmp_path / "disk"
-    with disk.open("wb") as file:
-        file.truncate(128 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", disk], check=True)
-    subprocess.run(["mount", "-o", "loop", disk, base], check=True)
-    yield base
-    subprocess.run(["umount", base], check=True)
-    base.rmdir()
+    with small_file_system(tmp_path / "disk", 128) as base:
+        yield base
 
 
 def test_an_import_into_a_full_disk_leaves_nothing_and_names_the_remedy(runtime, lxcfs, small_disk, disk):

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from .client import Client, Fault  # noqa: E402
-from .hosts import Hugetlb, Lxcfs, cgroup_dir  # noqa: E402
+from .hosts import Hugetlb, Lxcfs, cgroup_dir, small_file_system  # noqa: E402
 from .service import Instance, Service, wait_for  # noqa: E402
 from .source import ImageSource  # noqa: E402
 
@@ -24,5 +24,6 @@ __all__ = [
     "Lxcfs",
     "Service",
     "cgroup_dir",
+    "small_file_system",
     "wait_for",
 ]

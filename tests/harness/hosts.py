@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from hoststate import mount_points
@@ -142,3 +144,18 @@ class Hugetlb:
         if self.directory:
             self.directory.rmdir()
             self.directory.parent.rmdir()
+
+
+@contextlib.contextmanager
+def small_file_system(disk: Path, mib: int) -> Iterator[Path]:
+    """An ext4 of so many MiB in the new file `disk`, mounted where a state directory may be."""
+    base = Path(tempfile.mkdtemp(prefix="berth-small-", dir="/var/tmp"))
+    with disk.open("wb") as file:
+        file.truncate(mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, base], check=True)
+    try:
+        yield base
+    finally:
+        subprocess.run(["umount", base], check=True)
+        base.rmdir()

@@ -13,17 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Fault, Service, wait_for
-from harness.glance import TOKEN, Glance
-
-
-@pytest.fixture
-def glance(tmp_path):
-    """An image service that takes everything."""
-    server = Glance(tmp_path)
-    yield server
-    server.hold.set()
-    server.shutdown()
-    server.server_close()
+from harness.glance import TOKEN
 
 
 def snapshot(instance, glance, **fields) -> Path:
@@ -37,15 +27,6 @@ def boot(service, made, file, **fields):
     """A running instance of a snapshot."""
     made.append(service.spawn(service.import_image(file), **fields))
     return made[-1]
-
-
-@pytest.fixture
-def made():
-    """Instances to delete."""
-    instances = []
-    yield instances
-    for instance in instances:
-        instance.discard()
 
 
 def archive(file: Path) -> tarfile.TarFile:

@@ -13,7 +13,6 @@ import imagelib
 import pytest
 from disklib import ESP, LINUX, Partition
 from harness import Fault, wait_for
-from harness.glance import Glance
 
 pytestmark = pytest.mark.one_runtime
 
@@ -49,24 +48,6 @@ def esp() -> bytes:
     return (b"\xeb\x3c\x90mkfs.fat".ljust(510, b"\0") + b"\x55\xaa").ljust(MIB, b"\0") + bytes(
         range(256)
     ) * 256
-
-
-@pytest.fixture
-def glance(tmp_path):
-    """An image service that takes everything."""
-    server = Glance(tmp_path)
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def made():
-    """Instances to delete."""
-    instances = []
-    yield instances
-    for instance in instances:
-        instance.discard()
 
 
 def boot(service, made, path: Path, **fields):
