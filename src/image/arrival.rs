@@ -2,26 +2,40 @@
 //! at once, so that no copy of it need be kept.
 //!
 //! ```text
-//! a thread: source ─► hashes ─┬───────────────────────┬─► whoever takes it
-//!                             └─► jail: decompress ───┘
+//! a thread: source ─┬─► a thread: hashes
+//!                   ├───────────────────────┬─► whoever takes it
+//!                   └─► jail: decompress ───┘
 //! ```
+//!
+//! Whoever must read it at any place has it kept in a file ([`Arriving::keep`]).
+//! Plain content is then written there by the thread that reads it, and hashed
+//! from there, so that what comes next need not wait for the hash.
 //!
 //! The bytes that are taken are not verified yet. What is made of them must
 //! lie aside until [`receive`] gives it back: it does so only when all of the
 //! content came, with the size and the hash that were asked for.
 
+use std::fs::File;
 use std::io::{Cursor, PipeReader, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 use super::digest::{Algorithm, Digest, Hasher};
 use super::helper::{self, Feed, Helper, Input, Running};
 use super::import::{Listener, Meter, PIECE, compression};
 use super::jail::Task;
+use super::layer::write_sparsely;
 use super::recognise;
 use super::source::Source;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::ImageImport;
+
+/// Pieces that wait to be hashed.
+const WAITING: usize = 8;
 
 /// What is known of content that came whole.
 pub(super) struct Content {
@@ -46,10 +60,13 @@ pub(super) struct Reception<'a> {
 }
 
 /// Plain bytes on their way.
-pub(super) struct Arriving {
+pub(super) struct Arriving<'a> {
     /// What was taken to look at, and is yet to be taken for good.
     head: Cursor<Vec<u8>>,
     stream: Stream,
+    keeping: &'a Keeping,
+    /// The size of what was kept, once all is.
+    kept: Receiver<u64>,
 }
 
 enum Stream {
@@ -62,7 +79,7 @@ enum Stream {
 pub(super) fn receive<T>(
     reception: &Reception<'_>,
     mut source: Source,
-    take: impl FnOnce(&mut Arriving) -> Result<T>,
+    take: impl FnOnce(&mut Arriving<'_>) -> Result<T>,
 ) -> Result<(Content, T)> {
     let head = head_of(&mut source)?;
     let (feed, stream) = match compression(&head)? {
@@ -77,63 +94,203 @@ pub(super) fn receive<T>(
             (jail.feed()?, Stream::Decompressed(Some(jail)))
         }
     };
-    let refused = AtomicBool::new(false);
+    let (pieces, to_hash) = sync_channel(WAITING);
+    let (spare, spares) = channel();
+    let (whole, kept) = channel();
+    let (refused, keeping) = (AtomicBool::new(false), Keeping::default());
     std::thread::scope(|scope| {
-        let content = scope.spawn(|| reception.read(&head, source, feed, &refused));
-        let mut arriving = Arriving { head: Cursor::default(), stream };
+        let hashes = scope.spawn(|| hash(reception.request, to_hash, spare, &keeping));
+        let reading = Reading { reception, feed: Some(feed), pieces, spares, keeping: &keeping };
+        let size = scope.spawn(|| reading.run(&head, source, whole, &refused));
+        let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping, kept };
         let taken = take(&mut arriving);
         refused.store(taken.is_err(), Ordering::Relaxed);
         // Nobody takes more, and the thread learns it.
         drop(arriving);
-        let content = content
-            .join()
-            .unwrap_or_else(|_| Err(Fault::internal("reading the content", "a defect")))?;
+        let (size, hashes) = (joined(size), joined(hashes));
+        let content = hashes?.verified(reception.request, size?)?;
         // Of bytes that are not the image's, it does not matter what came of them.
         Ok((content, taken?))
     })
 }
 
-impl Reception<'_> {
-    /// Reads all, and refuses other content than was asked for.
-    fn read(
-        &self,
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(Fault::internal("reading the content", "a defect")))
+}
+
+/// Content that is kept in a file from some place on.
+#[derive(Default)]
+struct Keeping {
+    state: Mutex<Kept>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// Where it is to be kept, until the reading thread does so.
+    asked: Option<File>,
+    /// How far it is there.
+    upto: u64,
+    /// No more comes.
+    ended: bool,
+}
+
+impl Keeping {
+    fn change<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
+        let changed = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+        changed
+    }
+
+    /// How far the file goes, when that is beyond a place; `None` when it never will.
+    fn beyond(&self, place: u64) -> Option<u64> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = |kept: &mut Kept| kept.upto <= place && !kept.ended;
+        let state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        (state.upto > place).then_some(state.upto)
+    }
+}
+
+/// What is to be hashed next.
+enum ToHash {
+    /// So many bytes of a buffer.
+    Piece(Vec<u8>, usize),
+    /// A file from this place on, as far as [`Keeping`] says.
+    File(File, u64),
+}
+
+/// Hashes content, until no more comes.
+fn hash(
+    request: &ImageImport,
+    pieces: Receiver<ToHash>,
+    spare: Sender<Vec<u8>>,
+    keeping: &Keeping,
+) -> Result<Hashes> {
+    let mut hashes = Hashes::new(request)?;
+    for next in pieces {
+        match next {
+            ToHash::Piece(buffer, length) => {
+                hashes.update(&buffer[..length])?;
+                // The other thread needs none at the end.
+                let _ = spare.send(buffer);
+            }
+            ToHash::File(file, mut at) => {
+                let mut buffer = vec![0; PIECE];
+                while let Some(upto) = keeping.beyond(at) {
+                    let length = usize::try_from(upto - at).unwrap_or(PIECE).min(PIECE);
+                    read_sparse(&file, at, &mut buffer[..length])?;
+                    hashes.update(&buffer[..length])?;
+                    at += length as u64;
+                }
+            }
+        }
+    }
+    Ok(hashes)
+}
+
+/// Reads what was written sparsely: beyond the file's end are zeros yet to come.
+fn read_sparse(file: &File, at: u64, buffer: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).or_fault("reading the content to hash it"),
+        }
+    }
+    buffer[done..].fill(0);
+    Ok(())
+}
+
+/// The thread that reads the source.
+struct Reading<'a> {
+    reception: &'a Reception<'a>,
+    feed: Option<Feed>,
+    pieces: SyncSender<ToHash>,
+    spares: Receiver<Vec<u8>>,
+    keeping: &'a Keeping,
+}
+
+impl Reading<'_> {
+    /// Reads all; its size. Refuses more than was asked for.
+    fn run(
+        mut self,
         head: &[u8],
-        mut source: Source,
-        feed: Feed,
+        source: Source,
+        whole: Sender<u64>,
         refused: &AtomicBool,
-    ) -> Result<Content> {
-        let mut feed = Some(feed);
-        let mut hashes = Hashes::new(self.request)?;
-        let mut meter = Meter::new(self.report, source.stage());
-        let most = self.request.size.unwrap_or(self.max_bytes);
+    ) -> Result<u64> {
+        let size = self.read(head, source, refused);
+        self.keeping.change(|kept| kept.ended = true);
+        if let Ok(size) = size {
+            // Whoever keeps nothing does not want to know.
+            let _ = whole.send(size);
+        }
+        size
+    }
+
+    fn read(&mut self, head: &[u8], mut source: Source, refused: &AtomicBool) -> Result<u64> {
+        let request = self.reception.request;
+        let mut meter = Meter::new(self.reception.report, source.stage());
+        let most = request.size.unwrap_or(self.reception.max_bytes);
         // Of what was refused, the rest tells whether it was the image at all.
-        let declared = self.request.size.is_some() || self.request.hash.is_some();
+        let declared = request.size.is_some() || request.hash.is_some();
         let mut buffer = vec![0; PIECE.max(head.len())];
         buffer[..head.len()].copy_from_slice(head);
-        let (mut n, mut size) = (head.len(), 0);
+        let (mut n, mut size, mut file) = (head.len(), 0, None);
         while n > 0 && (declared || !refused.load(Ordering::Relaxed)) {
+            if size + n as u64 > most {
+                return Err(too_long(request, most));
+            }
+            if file.is_none() {
+                file = self.begin_to_keep(size)?;
+            }
+            if let Some(file) = &file {
+                write_sparsely(file, size, &buffer[..n]).or_fault("keeping the content")?;
+                self.keeping.change(|kept| kept.upto = size + n as u64);
+            } else {
+                self.give(&buffer[..n])?;
+                let next = self.spares.try_recv().unwrap_or_else(|_| vec![0; PIECE]);
+                self.hash(ToHash::Piece(std::mem::replace(&mut buffer, next), n))?;
+            }
             size += n as u64;
-            if size > most {
-                return Err(too_long(self.request, most));
-            }
-            if let Some(mouth) = &mut feed
-                && !mouth.give(&buffer[..n])?
-            {
-                feed = None;
-            }
-            hashes.update(&buffer[..n])?;
-            meter.at(size, self.request.size.or(source.total()));
-            n = match &feed {
+            meter.at(size, request.size.or(source.total()));
+            n = match &self.feed {
                 Some(mouth) => mouth.starving(|| source.read(&mut buffer))?,
                 None => source.read(&mut buffer)?,
             };
         }
-        drop(feed);
-        hashes.verified(self.request, size)
+        self.feed = None;
+        Ok(size)
+    }
+
+    fn give(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(mouth) = &mut self.feed
+            && !mouth.give(bytes)?
+        {
+            self.feed = None;
+        }
+        Ok(())
+    }
+
+    fn hash(&self, next: ToHash) -> Result<()> {
+        self.pieces
+            .send(next)
+            .map_err(|_| Fault::internal("hashing the content", "its thread has ended"))
+    }
+
+    /// The file to keep content in from here on, once that is asked for.
+    fn begin_to_keep(&mut self, at: u64) -> Result<Option<File>> {
+        let Some(file) = self.keeping.change(|kept| kept.asked.take()) else { return Ok(None) };
+        // What was given before is written by whoever took it.
+        self.feed = None;
+        self.hash(ToHash::File(file.try_clone().or_fault("keeping the content")?, at))?;
+        Ok(Some(file))
     }
 }
 
-impl Arriving {
+impl Arriving<'_> {
     /// The next bytes, at most so many, without taking them.
     pub fn peek(&mut self, most: usize) -> Result<&[u8]> {
         let mut head = std::mem::take(&mut self.head).into_inner();
@@ -159,6 +316,42 @@ impl Arriving {
             }
             n => Ok(n),
         }
+    }
+
+    /// Writes all plain bytes into an empty file, at most so many; `key` is what limits them.
+    pub fn keep(&mut self, file: &File, most: u64, key: &str) -> Result<()> {
+        let doing = "keeping the content";
+        let refuse = || {
+            let why = format!("the content has more than {most} bytes, the value of {key}");
+            Err(Fault::new(FaultKind::ImageUnacceptable, why))
+        };
+        let plain = matches!(self.stream, Stream::Plain(_));
+        if plain {
+            let asked = file.try_clone().or_fault(doing)?;
+            self.keeping.change(|kept| kept.asked = Some(asked));
+        }
+        let mut buffer = vec![0; PIECE];
+        let mut size = 0;
+        loop {
+            let n = self.read(&mut buffer)?;
+            if n == 0 {
+                break;
+            }
+            if size + n as u64 > most {
+                return refuse();
+            }
+            write_sparsely(file, size, &buffer[..n]).or_fault(doing)?;
+            size += n as u64;
+        }
+        if plain {
+            // The reading thread tells why it did not come to the end.
+            let ended = |_| Fault::internal(doing, "it ended early");
+            size = self.kept.recv().map_err(ended)?;
+        }
+        if size > most {
+            return refuse();
+        }
+        file.set_len(size).or_fault(doing)
     }
 }
 
@@ -253,5 +446,77 @@ fn too_long(request: &ImageImport, most: u64) -> Fault {
             FaultKind::ImageUnacceptable,
             format!("the content has more than {most} bytes, the value of images.max_bytes"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use crate::types::{ImageHash, ImageSource};
+    use std::io::Seek;
+    use std::os::unix::fs::MetadataExt;
+    use uuid::Uuid;
+
+    fn request(directory: &Path, content: &[u8]) -> ImageImport {
+        let path = directory.join("source");
+        std::fs::write(&path, content).unwrap();
+        let hash = Digest::of(Algorithm::Sha384, content).unwrap();
+        ImageImport {
+            name: String::new(),
+            source: ImageSource::File { path },
+            hash: Some(ImageHash { algorithm: "sha384".into(), value: hash.hex().to_owned() }),
+            size: None,
+            signature_verified: false,
+        }
+    }
+
+    /// Keeps content in a file.
+    fn keep(directory: &Path, request: &ImageImport, most: u64) -> Result<(Content, File)> {
+        let source = Source::open(&request.source, Uuid::nil(), &config::Images::default())?;
+        let reception = Reception {
+            helper: &Helper::Thread,
+            directory,
+            request,
+            max_bytes: 1 << 30,
+            report: &|_| {},
+        };
+        let file = tempfile::tempfile_in(directory).unwrap();
+        let (content, ()) = receive(&reception, source, |arriving| {
+            assert_eq!(arriving.peek(3)?, b"a d");
+            arriving.keep(&file, most, "images.max_bytes")
+        })?;
+        Ok((content, file))
+    }
+
+    #[test]
+    fn what_is_kept_is_hashed_from_there_with_its_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        // Longer than all that waits in pipes, and its end is a hole.
+        let mut content = b"a disk".repeat(1_000_000);
+        content.resize(content.len() + (24 << 20), 0);
+        content.extend(b"and a piece".repeat(100_000));
+        content.resize(content.len() + 5_000_001, 0);
+        let mut request = request(dir.path(), &content);
+        let size = content.len() as u64;
+        let (kept, mut file) = keep(dir.path(), &request, size).unwrap();
+        assert_eq!(
+            (kept.size, kept.hash),
+            (size, Digest::of(Algorithm::Sha512, &content[..]).unwrap())
+        );
+        let mut found = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut found).unwrap();
+        assert!(found == content);
+        assert!(file.metadata().unwrap().blocks() * 512 < 9_000_000);
+
+        let fault = keep(dir.path(), &request, size - 1).err().unwrap();
+        assert!(fault.detail.contains("the value of images.max_bytes"), "{}", fault.detail);
+        // Whatever came of it: it is not what was asked for.
+        request.hash.as_mut().unwrap().value = "0".repeat(96);
+        let fault = keep(dir.path(), &request, size).err().unwrap();
+        assert!(fault.detail.starts_with("the content's sha384 is "), "{}", fault.detail);
+        let fault = keep(dir.path(), &request, 1).err().unwrap();
+        assert!(fault.detail.starts_with("the content's sha384 is "), "{}", fault.detail);
     }
 }

@@ -20,7 +20,7 @@ use super::helper::{Input, Running};
 use super::init;
 use super::jail::{Outcome, Task};
 use super::kept::Kept;
-use super::layer::{Limits, Report, mark_opaque, write_sparsely};
+use super::layer::{Limits, Report, mark_opaque};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
 use super::source::Source;
@@ -83,6 +83,7 @@ pub(super) fn run<'a>(
         report,
         workspace: Workspace::new(&store.layout.images_temporary())?,
         left: limits,
+        planned: Vec::new(),
         layers: Vec::new(),
         unpacked: 0,
         pins: Vec::new(),
@@ -97,6 +98,8 @@ struct Import<'a> {
     workspace: Workspace,
     /// What further layers may need.
     left: Limits,
+    /// What the layers will be, lowest first.
+    planned: Vec<Planned>,
     /// Lowest first.
     layers: Vec<Digest>,
     unpacked: u64,
@@ -105,21 +108,28 @@ struct Import<'a> {
     disk: Option<Result<Kept, String>>,
 }
 
-/// What was made of the content while it arrived.
+/// What was made of the content before all of it was verified.
 enum Arrived {
-    /// The only layer of the image, aside.
-    Layer(Unpacked),
-    /// An archive that may be anything, plain, in a file.
-    Archive(PathBuf),
-    /// A disk image, in a file.
+    /// All that there is to make; the layers lie aside.
+    Layers(ImageFormat, ImageConfig),
+    /// A disk image in a file, which only verified content may become more of.
     Disk(PathBuf, Content),
+}
+
+/// A layer of the image, before it is put in place.
+enum Planned {
+    /// It is in the store, and pinned.
+    Here(Digest, LayerRecord),
+    /// It lies aside, with the hash of its archive.
+    Aside(Unpacked, Digest),
+    /// It lies aside, and has no other address than that of the disk it came from.
+    OfDisk(Unpacked),
 }
 
 /// A layer that lies aside.
 struct Unpacked {
     path: PathBuf,
     report: Report,
-    digest: Digest,
 }
 
 /// The directory of an import, or of a disk in the making: gone when this value is.
@@ -169,16 +179,13 @@ impl<'a> Import<'a> {
         let (content, arrived) =
             arrival::receive(&reception, source, |arriving| self.take(arriving))?;
         let (format, mut config) = match arrived {
-            Arrived::Layer(unpacked) => {
-                self.rootfs(unpacked)?;
-                (ImageFormat::RootfsTar, ImageConfig::default())
-            }
+            Arrived::Layers(format, config) => (format, config),
             Arrived::Disk(path, kind) => {
                 self.disk(id, request, &content, path, kind)?;
                 (super::disk::format(kind), ImageConfig::default())
             }
-            Arrived::Archive(path) => self.archive(&path)?,
         };
+        self.settle(&content)?;
         let layers: Vec<String> = self.layers.iter().map(Digest::to_string).collect();
         let directories: Vec<_> = layers.iter().map(|l| self.store.layer_dir(l)).collect();
         config.init = init::detect(&directories);
@@ -216,19 +223,32 @@ impl<'a> Import<'a> {
     }
 
     /// Recognises content while it arrives, and makes of it what can be made of
-    /// it in one go: of a root file system a layer, of all else a file.
-    fn take(&self, arriving: &mut Arriving) -> Result<Arrived> {
+    /// it before all is verified: a root file system is unpacked in one go, all
+    /// else out of a file.
+    fn take(&mut self, arriving: &mut Arriving<'_>) -> Result<Arrived> {
         match recognise::content(arriving.peek(recognise::HEAD)?) {
             Content::Tar if self.is_root_file_system(arriving.peek(LOOK)?)? => {
-                self.aside(|buffer| arriving.read(buffer)).map(Arrived::Layer)
+                let (unpacked, digest) = self.aside(|buffer| arriving.read(buffer))?;
+                let done = unpacked.report.bytes;
+                (self.report)(Progress { stage: "unpacking", done, total: Some(done) });
+                self.plan(Planned::Aside(unpacked, digest));
+                Ok(Arrived::Layers(ImageFormat::RootfsTar, ImageConfig::default()))
             }
             Content::Tar => {
                 let (most, key) = (self.left.bytes, "images.max_unpacked_bytes");
-                self.keep_plain(arriving, most, key).map(Arrived::Archive)
+                let path = self.keep_plain(arriving, most, key)?;
+                let (format, config) = self.archive(&path)?;
+                // Gone before the layers are made durable, it need not get to the disk at all.
+                remove_tree(&path)?;
+                Ok(Arrived::Layers(format, config))
             }
             kind if super::disk::reads(kind) => {
                 let (most, key) = (self.store.config.max_bytes, "images.max_bytes");
-                self.keep_plain(arriving, most, key).map(|path| Arrived::Disk(path, kind))
+                let path = self.keep_plain(arriving, most, key)?;
+                match self.own_disk(&path, kind)? {
+                    true => Ok(Arrived::Layers(super::disk::format(kind), ImageConfig::default())),
+                    false => Ok(Arrived::Disk(path, kind)),
+                }
             }
             kind => Err(recognise::refusal(kind)),
         }
@@ -245,27 +265,16 @@ impl<'a> Import<'a> {
     }
 
     /// Writes plain content into a file, to be read at any place.
-    fn keep_plain(&self, arriving: &mut Arriving, most: u64, key: &str) -> Result<PathBuf> {
-        let doing = "keeping the content";
+    fn keep_plain(&self, arriving: &mut Arriving<'_>, most: u64, key: &str) -> Result<PathBuf> {
         let path = self.workspace.path("content");
-        let file = create_file(&path)?;
-        let mut buffer = vec![0; PIECE];
-        let mut size = 0;
-        loop {
-            let n = arriving.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            if size + n as u64 > most {
-                return Err(Fault::new(
-                    FaultKind::ImageUnacceptable,
-                    format!("the content has more than {most} bytes, the value of {key}"),
-                ));
-            }
-            write_sparsely(&file, size, &buffer[..n]).or_fault(doing)?;
-            size += n as u64;
-        }
-        file.set_len(size).or_fault(doing)?;
+        File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .or_fault(format_args!("making {}", path.display()))
+            .and_then(|file| arriving.keep(&file, most, key))?;
         Ok(path)
     }
 
@@ -278,15 +287,6 @@ impl<'a> Import<'a> {
             Outcome::Staged(staged) => Ok(staged),
             _ => Err(wrong_answer()),
         }
-    }
-
-    /// Makes a root file system that was unpacked the image's layer.
-    fn rootfs(&mut self, unpacked: Unpacked) -> Result<()> {
-        let done = unpacked.report.bytes;
-        (self.report)(Progress { stage: "unpacking", done, total: Some(done) });
-        let (digest, record) = self.keep(unpacked)?;
-        self.put_on_top(digest, &record);
-        Ok(())
     }
 
     /// Makes the layers of an image archive, or the root file system that it
@@ -350,7 +350,7 @@ impl<'a> Import<'a> {
         Ok((format, config))
     }
 
-    /// Verifies one layer, unpacks it unless it is there, and puts it on top.
+    /// Verifies one layer, and unpacks it unless it is there.
     fn layer(&mut self, place: &Place, expected: Option<&Digest>, meter: Meter<'_>) -> Result<()> {
         let here = match expected {
             Some(digest) => {
@@ -361,22 +361,63 @@ impl<'a> Import<'a> {
             }
             None => None,
         };
-        let plain = Plain::open(self, place, meter)?;
-        let (digest, record) = match here {
+        let mut plain = Plain::open(self, place, meter)?;
+        let planned = match here {
             // Verified all the same: whoever knows a layer's address but has
             // not its content must not get at it.
-            Some(record) => (hash_plain(plain)?, record),
-            None => self.unpack(plain, expected)?,
+            Some(record) => Planned::Here(hash_plain(plain)?, record),
+            None => {
+                let (unpacked, digest) = self.aside(|buffer| plain.read(buffer))?;
+                Planned::Aside(unpacked, digest)
+            }
         };
-        check_digest(&digest, expected)?;
-        self.put_on_top(digest, &record);
+        if let Planned::Here(digest, _) | Planned::Aside(_, digest) = &planned {
+            check_digest(digest, expected)?;
+        }
+        self.plan(planned);
+        Ok(())
+    }
+
+    /// Puts a layer on top of those that the image will have.
+    fn plan(&mut self, planned: Planned) {
+        let (entries, bytes, stored) = match &planned {
+            Planned::Here(_, record) => (record.entries, record.bytes, record.stored),
+            Planned::Aside(Unpacked { report, .. }, _)
+            | Planned::OfDisk(Unpacked { report, .. }) => {
+                (report.entries, report.bytes, report.stored)
+            }
+        };
+        self.left.entries = self.left.entries.saturating_sub(entries);
+        self.left.bytes = self.left.bytes.saturating_sub(bytes);
+        self.unpacked += stored;
+        self.planned.push(planned);
+    }
+
+    /// Puts the layers of content that was verified in place.
+    fn settle(&mut self, content: &arrival::Content) -> Result<()> {
+        let mut sealed = Vec::new();
+        for planned in std::mem::take(&mut self.planned) {
+            sealed.push(match planned {
+                Planned::Here(digest, record) => (digest, record, None),
+                Planned::Aside(unpacked, digest) => self.seal(unpacked, digest)?,
+                Planned::OfDisk(unpacked) => self.seal(unpacked, address_of_disk(content)?)?,
+            });
+        }
+        if let Some(aside) = sealed.iter().find_map(|(_, _, aside)| aside.as_ref()) {
+            // One directory is as good as any other: all are in one file system.
+            let aside = File::open(aside).or_fault("opening the layer")?;
+            rustix::fs::syncfs(&aside).or_fault("writing the layers to disk")?;
+        }
+        for (digest, record, aside) in sealed {
+            if let Some(aside) = aside {
+                self.publish(&aside, &digest)?;
+            }
+            self.put_on_top(digest, &record);
+        }
         Ok(())
     }
 
     fn put_on_top(&mut self, digest: Digest, record: &LayerRecord) {
-        self.left.entries = self.left.entries.saturating_sub(record.entries);
-        self.left.bytes = self.left.bytes.saturating_sub(record.bytes);
-        self.unpacked += record.stored;
         // Of a layer that occurs twice the upper one decides, and overlayfs
         // takes no directory twice.
         self.layers.retain(|other| *other != digest);
@@ -387,25 +428,12 @@ impl<'a> Import<'a> {
         self.layers.push(digest);
     }
 
-    /// Unpacks a layer aside, and puts it in place when it is what it should be.
-    fn unpack(
-        &mut self,
-        mut plain: Plain<'_>,
-        expected: Option<&Digest>,
-    ) -> Result<(Digest, LayerRecord)> {
-        let unpacked = self.aside(|buffer| plain.read(buffer))?;
-        check_digest(&unpacked.digest, expected)?;
-        self.keep(unpacked)
-    }
-
-    /// Unpacks a layer aside.
-    fn aside(&self, mut read: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<Unpacked> {
-        let path = self.workspace.path(&Uuid::new_v4().to_string());
-        let root = path.join(LAYER_ROOT);
-        make_directory(&path, 0o700)?;
-        make_directory(&root, 0o755)?;
-        let task = Task::Layer { directory: root, limits: self.left };
-        let mut jail = self.store.helper.start(&task, Input::Pipe)?;
+    /// Unpacks a layer aside; the hash of what was unpacked.
+    fn aside(
+        &self,
+        mut read: impl FnMut(&mut [u8]) -> Result<usize>,
+    ) -> Result<(Unpacked, Digest)> {
+        let (path, mut jail) = self.unpacker()?;
         let mut hasher = Hasher::new(Algorithm::Sha256)?;
         let mut buffer = vec![0; PIECE];
         loop {
@@ -415,38 +443,49 @@ impl<'a> Import<'a> {
                 break;
             }
         }
-        let Outcome::Layer(report) = jail.finish()? else { return Err(wrong_answer()) };
         // The jail reads to the end before it answers well, so all was hashed.
-        Ok(Unpacked { path, report, digest: hasher.finish()? })
+        Ok((unpacked(path, jail)?, hasher.finish()?))
     }
 
-    /// Puts an unpacked layer in place, and keeps it there until the import ends.
-    fn keep(&mut self, unpacked: Unpacked) -> Result<(Digest, LayerRecord)> {
-        let Unpacked { path, report, digest } = unpacked;
+    /// A jail that unpacks a layer into a new directory.
+    fn unpacker(&self) -> Result<(PathBuf, Running)> {
+        let path = self.workspace.path(&Uuid::new_v4().to_string());
+        let root = path.join(LAYER_ROOT);
+        make_directory(&path, 0o700)?;
+        make_directory(&root, 0o755)?;
+        let task = Task::Layer { directory: root, limits: self.left };
+        Ok((path, self.store.helper.start(&task, Input::Pipe)?))
+    }
+
+    /// Has an unpacked layer lack nothing but its place, and keeps that place
+    /// until the import ends.
+    fn seal(
+        &mut self,
+        unpacked: Unpacked,
+        digest: Digest,
+    ) -> Result<(Digest, LayerRecord, Option<PathBuf>)> {
+        let Unpacked { path, report } = unpacked;
         // One that is there and was altered is no use, and only goes while it has no pin.
         self.store.sound_layer(&digest)?;
         self.pins.push(self.store.pin(&digest));
-        let record = self.publish(&path, &report, &digest)?;
-        Ok((digest, record))
-    }
-
-    /// Makes an unpacked layer durable and moves it to its address.
-    fn publish(&self, aside: &Path, report: &Report, digest: &Digest) -> Result<LayerRecord> {
-        let mut opaque = report.opaque.clone();
+        let mut opaque = report.opaque;
+        let opaque_root = opaque.remove(&Vec::new());
+        let root = path.join(LAYER_ROOT);
+        mark_opaque(File::open(&root).or_fault("opening the layer")?.as_fd(), &opaque)?;
         let record = LayerRecord {
             schema: SCHEMA,
             entries: report.entries,
             bytes: report.bytes,
             stored: report.stored,
-            opaque: opaque.remove(&Vec::new()),
-            fingerprint: None,
+            opaque: opaque_root,
+            fingerprint: Some(fingerprint::of(&root)?),
         };
-        let root = File::open(aside.join(LAYER_ROOT)).or_fault("opening the layer")?;
-        mark_opaque(root.as_fd(), &opaque)?;
-        let fingerprint = Some(fingerprint::of(&aside.join(LAYER_ROOT))?);
-        let record = LayerRecord { fingerprint, ..record };
-        atomic::write_json(&aside.join(LAYER_RECORD), &record)?;
-        rustix::fs::syncfs(&root).or_fault("writing the layer to disk")?;
+        atomic::write_json(&path.join(LAYER_RECORD), &record)?;
+        Ok((digest, record, Some(path)))
+    }
+
+    /// Moves a durable layer to its address.
+    fn publish(&self, aside: &Path, digest: &Digest) -> Result<()> {
         let place = self.store.layout.image_layer(digest.hex());
         match fs::rename(aside, &place) {
             Ok(()) => self.store.note_sound(digest),
@@ -454,9 +493,24 @@ impl<'a> Import<'a> {
             Err(_) if self.store.layer(digest)?.is_some() => {}
             other => other.or_fault(format_args!("moving a layer to {}", place.display()))?,
         }
-        atomic::sync_parent(&place).or_fault("writing the layer to disk")?;
-        Ok(record)
+        atomic::sync_parent(&place).or_fault("writing the layer to disk")
     }
+}
+
+/// What a jail unpacked there.
+fn unpacked(path: PathBuf, jail: Running) -> Result<Unpacked> {
+    match jail.finish()? {
+        Outcome::Layer(report) => Ok(Unpacked { path, report }),
+        _ => Err(wrong_answer()),
+    }
+}
+
+/// The address of the layer that a disk image becomes: of its content, which
+/// was hashed, and not of the archive in between, which only children see. No
+/// layer's archive has these bytes: they are too few for one.
+fn address_of_disk(content: &arrival::Content) -> Result<Digest> {
+    let bytes = format!("a disk's root file system, as berth reads it: {}\n", content.hash);
+    Digest::of(Algorithm::Sha256, bytes.as_bytes())
 }
 
 /// Where bytes lie: in a file, or in a part of one.

@@ -29,7 +29,9 @@
 //! Decompression and unpacking are two processes with the parent between
 //! them, because the parent must hash the plain bytes itself: a layer's
 //! address is that hash, and a child that a hostile stream took over could
-//! otherwise claim the address of another image's layer.
+//! otherwise claim the address of another image's layer. The layer of a disk
+//! image has the address that the image's own hash gives it, so the bytes go
+//! from the child that reads the disk to the one that unpacks, unseen.
 //!
 //! File accesses are made as user 0 (fsuid), signals as nobody: the child
 //! cannot kill the host's processes.

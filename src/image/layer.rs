@@ -8,9 +8,11 @@
 //! ([`super::jail`]) and without.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{
@@ -23,6 +25,7 @@ use super::tar_reader::{Kind, Member, TarReader, printable};
 use super::whiteout::{self, Meaning};
 use super::xattr;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::fs::begin_writeback;
 
 /// Longest name of a member, and longest target of a link (`PATH_MAX` less its end).
 const MAX_PATH: usize = 4095;
@@ -34,6 +37,11 @@ const MAX_DEPTH: usize = 256;
 const MAX_LINKS: usize = 40;
 /// Zeros of this many bytes at this alignment become a hole.
 const HOLE: usize = 4096;
+
+/// A file that stores this many bytes goes to the disk at once.
+const LARGE: u64 = 1 << 20;
+/// Files that wait for that.
+const WRITTEN: usize = 16;
 
 /// Access list for new files of a directory: set last, or berth's own
 /// creations below it would inherit it.
@@ -72,9 +80,12 @@ pub fn extract(root: OwnedFd, source: impl Read + Send, limits: Limits) -> Resul
     // A thread of its own, because extended attributes of files that cannot be
     // opened are set relative to the working directory.
     std::thread::scope(|scope| {
+        let (written, files) = sync_channel(WRITTEN);
+        // The disk works while the rest is unpacked, and the sync at the end is short.
+        scope.spawn(|| files.into_iter().for_each(|file: File| begin_writeback(&file)));
         let thread = scope.spawn(|| {
             unshare(CloneFlags::CLONE_FS).or_fault("taking a working directory of one's own")?;
-            Extractor::new(root, limits).run(source)
+            Extractor::new(root, limits, written).run(source)
         });
         thread.join().unwrap_or_else(|_| Err(Fault::internal("unpacking a layer", "a defect")))
     })
@@ -136,16 +147,19 @@ struct Extractor {
     late: BTreeMap<Vec<u8>, Late>,
     /// The last parent, by the name that the archive used for it.
     parent: Option<(Vec<u8>, Directory)>,
+    /// Where large files go when they are whole.
+    written: SyncSender<File>,
 }
 
 impl Extractor {
-    fn new(root: OwnedFd, limits: Limits) -> Extractor {
+    fn new(root: OwnedFd, limits: Limits, written: SyncSender<File>) -> Extractor {
         Extractor {
             root: Rc::new(root),
             limits,
             report: Report::default(),
             late: BTreeMap::new(),
             parent: None,
+            written,
         }
     }
 
@@ -269,7 +283,12 @@ impl Extractor {
             rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())
         })?;
         rustix::fs::futimens(&file, &times(member.mtime))
-            .or_fault(format_args!("setting the time of {}", member.name()))
+            .or_fault(format_args!("setting the time of {}", member.name()))?;
+        if stored >= LARGE {
+            // With too many waiting, it is written when all is.
+            let _ = self.written.try_send(File::from(file));
+        }
+        Ok(())
     }
 
     fn directory(&mut self, member: &Member, parent: &Directory, name: &[u8]) -> Result<()> {

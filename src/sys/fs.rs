@@ -168,6 +168,15 @@ fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()>
     Ok(())
 }
 
+/// Has the kernel begin to write a file's data to its disk (sync_file_range(2)), which is a hint:
+/// that it is there, only a sync says.
+pub fn begin_writeback(file: &File) {
+    // SAFETY: the descriptor is open; no memory is handed over.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
 /// Reserves all `size` bytes of a file on its file system.
 pub fn preallocate(file: &File, size: u64) -> io::Result<()> {
     Ok(fallocate(file, FallocateFlags::empty(), 0, size)?)

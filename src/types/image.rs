@@ -176,7 +176,8 @@ pub struct Image {
     pub size: u64,
     /// SHA-512 of the content as imported, the hash Glance uses by default.
     pub hash: ImageHash,
-    /// Digests of the layers (`sha256:…` of the uncompressed tar), lowest first.
+    /// Addresses of the layers, lowest first: `sha256:…` of the uncompressed tar, or, for that of a
+    /// disk image, made from the content's hash.
     pub layers: Vec<String>,
     /// Bytes that the layers' files hold when unpacked, shared layers counted.
     pub unpacked_size: u64,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{Import, KEPT, Meter, Plain, create_file, wrong_answer};
+use super::{Import, KEPT, Meter, Plain, Planned, create_file, unpacked, wrong_answer};
 use crate::config::KernelMounts;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::arrival;
@@ -34,7 +34,19 @@ use crate::types::ImageImport;
 const BLOCK: u64 = 512;
 
 impl Import<'_> {
-    /// Makes the root file system of a disk image a layer.
+    /// Unpacks a disk image aside when all of it can be read in the jail, for
+    /// which it need not be verified. False for what takes other programs or the kernel.
+    pub(super) fn own_disk(&mut self, path: &Path, recognised: Content) -> Result<bool> {
+        if matches!(recognised, Content::Disk(format) if foreign::label(format).is_some())
+            || self.find_root(path)?.file_system != FileSystem::Ext
+        {
+            return Ok(false);
+        }
+        self.read_ext(path)?;
+        Ok(true)
+    }
+
+    /// Unpacks a verified disk image aside, whoever must read it.
     pub(super) fn disk(
         &mut self,
         id: Uuid,
@@ -51,10 +63,8 @@ impl Import<'_> {
             path = self.convert(&path, format)?;
         }
         let root = self.find_root(&path)?;
-        let directory = self.workspace.empty();
         if root.file_system == FileSystem::Ext {
-            self.keep_layout(&path)?;
-            return self.pack(&path, &Task::Disk { directory, limits: self.left });
+            return self.read_ext(&path);
         }
         if mounted::driver(root.file_system).is_none() {
             return Err(recognise::refusal(Content::FileSystem(root.file_system)));
@@ -69,7 +79,7 @@ impl Import<'_> {
         tracing::info!(image = %id, file_system = %Content::FileSystem(root.file_system),
             "the kernel reads the image, as images.kernel_mounts allows");
         let task = Task::Mounted {
-            directory,
+            directory: self.workspace.empty(),
             device: device.path.clone(),
             file_system: root.file_system,
             limits: self.left,
@@ -78,16 +88,34 @@ impl Import<'_> {
         self.pack(&file, &task)
     }
 
+    fn read_ext(&mut self, path: &Path) -> Result<()> {
+        self.keep_layout(path)?;
+        self.pack(path, &Task::Disk { directory: self.workspace.empty(), limits: self.left })
+    }
+
     /// Unpacks the archive that a task makes of a disk image, of which that is the last use.
     fn pack(&mut self, path: &Path, task: &Task) -> Result<()> {
-        let mut plain = Plain::of_task(self, path, task, Meter::new(self.report, "unpacking"))?;
-        let unpacked = self.aside(|buffer| plain.read(buffer))?;
+        let image = File::open(path).or_fault("opening the disk image")?;
+        let mut reader = self.store.helper.start(task, Input::File(image))?;
+        let (aside, mut unpacker) = self.unpacker()?;
+        let mut meter = Meter::new(self.report, "unpacking");
+        let (mut given, mut whole) = (0, false);
+        // From child to child: nobody else need see the bytes.
+        while let (false, Some(n)) = (whole, reader.forward(&mut unpacker)?) {
+            (given, whole) = (given + n as u64, n == 0);
+            meter.at(given, None);
+        }
+        if whole {
+            // Of an archive that ended early, the reader knows why.
+            reader.finish()?;
+        }
+        let unpacked = unpacked(aside, unpacker)?;
+        if !whole {
+            return Err(wrong_answer());
+        }
+        self.plan(Planned::OfDisk(unpacked));
         // Gone before the layer is made durable, it need not get to the disk at all.
-        drop(plain);
-        remove_tree(path)?;
-        let (digest, record) = self.keep(unpacked)?;
-        self.put_on_top(digest, &record);
-        Ok(())
+        remove_tree(path)
     }
 
     /// Keeps what a disk like this is made of besides that layer.
