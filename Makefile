@@ -113,7 +113,7 @@ test-package: build ## the Debian package under systemd: install, upgrade, remov
 .PHONY: test-fuzz
 test-fuzz: ## the fuzzers, a short run
 	@scripts/deps build fuzz
-	@scripts/fuzz 15
+	@scripts/fuzz 10
 
 .PHONY: fuzz
 fuzz: ## the fuzzers, FUZZ_SECONDS each (60)

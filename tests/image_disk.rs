@@ -3,9 +3,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 
 use berth::config::{self, KernelMounts};
 use berth::image::ImageStore;
+use berth::image::disk;
 use berth::image::helper::Helper;
 use berth::store::layout::Layout;
 use berth::types::{Image, ImageFormat, ImageImport, ImageSource};
@@ -149,18 +151,58 @@ fn root_the_same_disk_in_every_wrapping_is_the_same_layer() {
     store.sh(TREE);
     store.sh("mke2fs -q -F -t ext4 -L root -d t bare 48M
          for how in '' '-c' '-c -o compression_type=zstd' '-o compat=0.10' '-c -o compat=0.10' \
-            '-o cluster_size=512' '-c -o cluster_size=2M' '-o preallocation=metadata'; do
+            '-o cluster_size=512' '-c -o cluster_size=2M' '-o preallocation=metadata' '-o extended_l2=on'; do
             qemu-img convert -f raw -O qcow2 $how bare \"q$(echo \"$how\" | tr -c 'a-z0-9\\n' _)\"
          done
          gzip -k bare && zstd -q bare && xz -k -0 q_c");
     let layer = store.layer("bare");
     let files = sh(store.dir.path(), "ls -1 -d q* bare.*");
-    assert_eq!(files.lines().count(), 11);
+    assert_eq!(files.lines().count(), 12);
     for file in files.lines() {
         let image = store.import(file).unwrap_or_else(|fault| panic!("{file}: {fault}"));
         assert_eq!(store.store.layer_dir(&image.layers[0]), layer, "{file}");
         let format = if file.starts_with('q') { ImageFormat::Qcow2 } else { ImageFormat::Raw };
         assert_eq!(image.format, format, "{file}");
+    }
+}
+
+#[test]
+fn subclusters_are_read_as_qemu_reads_them() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in ["cluster_size=16k", "cluster_size=64k", "cluster_size=2M,compression_type=zstd"]
+    {
+        // Parts of subclusters, pieces across them and across clusters, a compressed cluster of
+        // which a part is written again, zeros over content, content that is discarded.
+        sh(
+            dir.path(),
+            &format!(
+                "qemu-img create -q -f qcow2 -o extended_l2=on,{options} image 9M
+                 qemu-io -f qcow2 -c 'write -P 1 100 3000' -c 'write -P 2 15k 900k' \
+                    -c 'write -c -P 3 2M 2M' -c 'write -P 4 2100k 700' -c 'write -z 20k 70k' \
+                    -c 'write -P 5 30k 1' -c 'write -P 6 6M 2M' -c 'discard 6300k 111k' \
+                    -c 'write -z 7M 512' -c 'write -P 7 9215k 1k' image >/dev/null
+                 qemu-img convert -f qcow2 -O raw image raw"
+            ),
+        );
+        let wanted = std::fs::read(dir.path().join("raw")).unwrap();
+        let image = Rc::new(std::fs::read(dir.path().join("image")).unwrap());
+        let disk = disk::open(image).unwrap();
+        let mut found = vec![0; wanted.len()];
+        assert_eq!(disk.size(), wanted.len() as u64);
+        for size in [wanted.len(), 100_003] {
+            found.fill(9);
+            for (index, piece) in found.chunks_mut(size).enumerate() {
+                disk.read_at((index * size) as u64, piece).unwrap();
+            }
+            assert!(found == wanted, "{options}");
+        }
+        let mut holes = 0;
+        for at in (0..wanted.len()).step_by(512) {
+            let hole = (disk.hole(at as u64) as usize).min(512);
+            assert!(wanted[at..at + hole].iter().all(|byte| *byte == 0), "{options}: {at}");
+            holes += hole;
+        }
+        assert!(holes > 3 << 20, "{options}: {holes}");
     }
 }
 
@@ -198,8 +240,10 @@ fn root_what_cannot_be_read_says_why() {
          qemu-img convert -f raw -O vmdk base vmdk && cp vmdk hostile
          grep -abo '\"vmdk\"' hostile | cut -d: -f1 | {
              read at; printf '\"/e/s\"' | dd of=hostile bs=1 seek=$at conv=notrunc status=none; }
-         qemu-img convert -f raw -O vhdx base noise
-         head -c 300000 /dev/urandom | dd of=noise bs=1k seek=64 conv=notrunc status=none");
+         qemu-img convert -f raw -O vhdx base noise && cp noise child && cp noise torn
+         printf '\\002' | dd of=child bs=1 seek=3211268 conv=notrunc status=none
+         head -c 100000 /dev/urandom | dd of=noise bs=1k seek=64 conv=notrunc status=none
+         head -c 300000 /dev/urandom | dd of=torn bs=1k seek=64 conv=notrunc status=none");
     for (file, says) in [
         ("dirty", "its journal cannot be replayed: it is on another device; run e2fsck"),
         ("backed", "has a backing file"),
@@ -211,6 +255,8 @@ fn root_what_cannot_be_read_says_why() {
         ("hostile", "its descriptor names a file of the host"),
         ("vmdk", "neither a partition table nor a file system"),
         ("noise", "converting the disk image: qemu-img"),
+        ("torn", "its two tables of regions disagree"),
+        ("child", "it has a parent, a file of the host"),
     ] {
         let fault = store.import(file).unwrap_err();
         assert_eq!(fault.kind, berth::fault::FaultKind::ImageUnacceptable, "{file}: {fault}");
@@ -227,6 +273,7 @@ fn root_a_journal_is_replayed_as_e2fsck_does() {
         ("ext4", "-t ext4 -b 4096", "data=ordered"),
         ("wide", "-t ext4 -b 1024 -O 64bit,^metadata_csum", "data=journal"),
         ("sums", "-t ext4 -b 1024 -O ^64bit,metadata_csum", "data=journal"),
+        ("commit", "-t ext4 -b 1024 -O ^metadata_csum", "data=journal,journal_checksum"),
     ] {
         // Directories are made, freed, and their blocks used for content that looks like a journal's.
         store.sh(&format!(

@@ -6,11 +6,23 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::disk::{Blocks, frame as frames, sums};
 use super::layer::{extract, mark_opaque};
+use super::recognise::Disk;
 use super::tar_reader::TarReader;
 use super::testing::LIMITS;
 use super::{disk, manifest, recognise, stage};
 use crate::fault::{Fault, FaultKind};
+
+// What lays a fuzzer's bytes into an image is the same here.
+#[path = "../../fuzz/shared/foreign.rs"]
+mod foreign;
+#[path = "../../fuzz/shared/frame.rs"]
+mod frame;
+#[path = "../../fuzz/shared/gpt.rs"]
+mod gpt;
+#[path = "../../fuzz/shared/journal.rs"]
+mod journal;
 
 fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
@@ -117,4 +129,60 @@ fn ext4_seeds_are_archives_or_faults() {
         archives += 1;
     }
     assert!(archives >= 2, "the good seeds are no longer read");
+}
+
+#[test]
+fn journal_seeds_are_replayed_or_faults() {
+    let archive = |image: Vec<u8>| {
+        let mut archive = Vec::new();
+        disk::write_tar_of(Rc::new(image), &mut archive, LIMITS).map(|()| archive)
+    };
+    let mut replayed = Vec::new();
+    for (path, bytes) in seeds("journal") {
+        let journal::Laid { before, after } = journal::lay(&bytes);
+        let Ok(found) = archive(before) else { continue };
+        assert!(found == archive(after).unwrap(), "{}", path.display());
+        let has = |name: &[u8]| found.windows(name.len()).any(|window| window == name);
+        // The last transaction's name was never committed.
+        if has(b"card\0") && !has(b"lard\0") {
+            replayed.push(path.file_name().unwrap().to_owned());
+        }
+    }
+    replayed.sort();
+    assert_eq!(replayed, ["around", "async", "debugfs", "plain", "v1", "v2", "v3", "wide"]);
+}
+
+#[test]
+fn foreign_seeds_are_let_through_or_faults() {
+    let mut through = Vec::new();
+    for (path, bytes) in seeds("foreign") {
+        let (kind, image) = foreign::image(&bytes);
+        match disk::foreign::check(&image, kind, 32 << 20) {
+            Ok(()) => through.push(path.file_name().unwrap().to_owned()),
+            Err(fault) => assert_eq!(fault.kind, FaultKind::ImageUnacceptable),
+        }
+        let least = disk::foreign::check(&image, kind, 1 << 20);
+        assert!(least.is_err(), "{}: the disk has 16 MiB", path.display());
+    }
+    through.sort();
+    assert_eq!(through, ["vdi", "vhd", "vhdx", "vmdk", "vmdk-stream"]);
+}
+
+#[test]
+fn frame_seeds_are_kept_and_grow_or_are_faults() {
+    let (mut kept, mut grown) = (Vec::new(), Vec::new());
+    for (path, bytes) in seeds("frame") {
+        let name = path.file_name().unwrap().to_owned();
+        let disk = frame::disk(&bytes);
+        let Ok(frame) = frames::write(Rc::new(disk.clone()), &mut Vec::new()) else { continue };
+        frame.check().unwrap();
+        if frames::grow(&disk, frame.root_start, frames::GROWTH).is_ok() {
+            grown.push(name.clone());
+        }
+        kept.push(name);
+    }
+    kept.sort();
+    grown.sort();
+    assert_eq!(kept, ["bare", "gpt", "gpt-alone", "gpt-first", "logical", "mbr"]);
+    assert_eq!(grown, ["bare", "gpt", "gpt-alone", "logical", "mbr"]);
 }

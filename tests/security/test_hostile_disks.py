@@ -115,6 +115,12 @@ for name, tries, says, data in [
      lambda: qcow2([((1 << 62) | (1 << 50)).to_bytes(8)])),
     ("qcow2-in-qcow2", "has the inner image opened, with its backing file", "convert it",
      lambda: qcow2([(3 * CLUSTER).to_bytes(8), qcow2([], backing="/etc/shadow")])),
+    ("subcluster-twice", "is content and zeros at the same time", "stored nowhere, or is zeros",
+     lambda: qcow2([(3 * CLUSTER).to_bytes(8) + (1 << 32 | 1).to_bytes(8), b"x"], incompatible=16)),
+    ("subcluster-nowhere", "is content that is nowhere", "stored nowhere, or is zeros",
+     lambda: qcow2([bytes(8) + b"\0\0\0\0\0\0\0\1"], incompatible=16)),
+    ("subclusters-of-nothing", "divides clusters into nothing", "too small for subclusters",
+     lambda: qcow2([], bits=9, incompatible=16)),
     ("header-cut", "ends within its header", CORRUPT, lambda: qcow2([])[:40]),
     # Others' formats.
     ("vmdk-descriptor", "has the host's files opened as its extents", "are the host's",
@@ -148,8 +154,9 @@ for name, tries, says, data in [
      lambda: b"conectix" + bytes(40) + struct.pack(">QII", 1 << 60, 0, 3) + bytes(960)),
     ("vdi-differencing", "has a parent on the host", "has a parent",
      lambda: bytes(64) + b"\x7f\x10\xda\xbe" + struct.pack("<III", 0x10001, 400, 4) + bytes(960)),
-    ("vhdx-noise", "breaks QEMU", "converting the disk image",
+    ("vhdx-noise", "breaks QEMU", "tables of regions disagree",
      lambda: b"vhdxfile" + bytes(64) + os.urandom(1 << 20)),
+    ("vhdx-cut", "ends within its tables", "beyond its end", lambda: b"vhdxfile" + bytes(300_000)),
 ]:  # fmt: skip
     simple(name, tries, says, data)
 
@@ -169,6 +176,35 @@ def raw_deflate(data: bytes) -> bytes:
 @hostile("reads a host's file as its backing file", "has a backing file")
 def backing_file(path: Path, _: Path) -> None:
     disklib.qemu_img("create", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", path)
+
+
+def vhdx(path: Path) -> tuple[bytearray, int]:
+    """A VHDX as QEMU makes it, and where the items of its metadata are."""
+    disklib.qemu_img("create", "-f", "vhdx", path, "16M")
+    data = bytearray(path.read_bytes())
+    return data, data.index(b"metadata") + 65_536
+
+
+@hostile("has a parent on the host", "has a parent")
+def vhdx_differencing(path: Path, _: Path) -> None:
+    data, items = vhdx(path)
+    data[items + 4] |= 2
+    path.write_bytes(data)
+
+
+@hostile("is a disk of exabytes", "images.max_unpacked_bytes")
+def vhdx_endless(path: Path, _: Path) -> None:
+    data, items = vhdx(path)
+    data[items + 8 : items + 16] = (1 << 60).to_bytes(8, "little")
+    path.write_bytes(data)
+
+
+@hostile("shows QEMU other metadata than the first reader", "check sum of its table of regions")
+def vhdx_altered(path: Path, _: Path) -> None:
+    data, _items = vhdx(path)
+    for table in (3, 4):
+        data[table * 65_536 + 48] ^= 1
+    path.write_bytes(data)
 
 
 @hostile("is a terabyte of zeros in a few kB", "neither a partition table nor a file system")

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::{Blocks, le16, le32, le64, unacceptable};
+use super::{Blocks, le16, le32, le64, unacceptable, vhdx};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::image::recognise::{Content, Disk};
 
@@ -64,8 +64,7 @@ pub fn check(image: &dyn Blocks, disk: Disk, most: u64) -> Result<()> {
         Disk::Vmdk => vmdk(image)?,
         Disk::Vhd => vhd(image)?,
         Disk::Vdi => vdi(image)?,
-        // QEMU refuses one with a parent, and the size of its file is limited.
-        Disk::Vhdx => 0,
+        Disk::Vhdx => vhdx::size(image)?,
         _ => return Err(refused(disk, "nothing converts it")),
     };
     if size > most {
@@ -203,7 +202,8 @@ fn vdi(image: &dyn Blocks) -> Result<u64> {
     }
 }
 
-fn refused(disk: Disk, why: &str) -> Fault {
+/// A fault that names the format, the reason and the remedy.
+pub(super) fn refused(disk: Disk, why: &str) -> Fault {
     unacceptable(format!(
         "the content is {}: {why}; convert it with `qemu-img convert -O qcow2`",
         Content::Disk(disk)

@@ -25,6 +25,8 @@ pub mod part;
 pub mod partitions;
 pub mod qcow2;
 mod root;
+pub mod sums;
+mod vhdx;
 
 use std::fs::File;
 use std::io::Write;

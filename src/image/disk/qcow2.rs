@@ -25,6 +25,11 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 
+/// Pieces of a cluster whose state an extended entry says one by one.
+const SUBCLUSTERS: u32 = 32;
+/// The smallest cluster that can have them, as a power of two: they have 512 bytes then.
+const MIN_EXTENDED_BITS: u32 = 14;
+
 /// What a reader must know to read the image at all.
 mod incompatible {
     pub const DIRTY: u64 = 1;
@@ -47,6 +52,8 @@ pub struct Qcow2 {
     cluster_bits: u32,
     version: u32,
     compression: Compression,
+    /// Entries of the second tables have a map of the cluster's pieces.
+    extended: bool,
     l1: Vec<u64>,
     /// Clusters that hold the header and the tables, by number.
     tables: HashSet<u64>,
@@ -72,11 +79,17 @@ impl Cache {
     }
 }
 
-/// Where a part of a cluster is.
+/// Where a cluster or a part of it is.
 enum Place {
     Zeros,
     Plain(u64),
     Compressed { offset: u64, length: u64 },
+}
+
+/// What the features of version 3 say about how the image is read.
+struct Features {
+    compression: Compression,
+    extended: bool,
 }
 
 impl Qcow2 {
@@ -98,19 +111,23 @@ impl Qcow2 {
         if be32(32) != 0 {
             return Err(unacceptable("the qcow2 image is encrypted; give it decrypted"));
         }
-        let compression = match version {
+        let Features { compression, extended } = match version {
             3 => features(&header)?,
-            _ => Compression::Deflate,
+            _ => Features { compression: Compression::Deflate, extended: false },
         };
         let cluster_bits = be32(20) as u32;
         if !(9..=21).contains(&cluster_bits) {
             return Err(corrupt("its clusters are smaller than 512 bytes or larger than 2 MiB"));
+        }
+        if extended && cluster_bits < MIN_EXTENDED_BITS {
+            return Err(corrupt("its clusters are too small for subclusters"));
         }
         let mut image = Qcow2 {
             size: be64(&header, 24),
             cluster_bits,
             version,
             compression,
+            extended,
             l1: Vec::new(),
             tables: HashSet::from([0]),
             cache: RefCell::default(),
@@ -124,9 +141,14 @@ impl Qcow2 {
         1 << self.cluster_bits
     }
 
+    /// How many entries a second table has, as a power of two.
+    fn entries_bits(&self) -> u32 {
+        self.cluster_bits - if self.extended { 4 } else { 3 }
+    }
+
     /// Reads the first table, and checks that no two tables lie in one place.
     fn read_l1(&mut self, offset: u64, entries: u64) -> Result<()> {
-        let covered = u128::from(self.cluster()) * u128::from(self.cluster() / 8);
+        let covered = u128::from(self.cluster()) << self.entries_bits();
         if u128::from(entries) * covered < u128::from(self.size) || entries * 8 > MAX_L1 {
             return Err(unacceptable(format!(
                 "the qcow2 image says it is a disk of {} bytes, with a first table of {entries} \
@@ -162,18 +184,34 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn place(&self, guest: u64) -> Result<Place> {
-        let entries_bits = self.cluster_bits - 3;
-        let table = (guest >> self.cluster_bits) >> entries_bits;
-        let table = usize::try_from(table).ok().and_then(|at| self.l1.get(at)).copied();
-        let Some(table) = table.filter(|table| *table != 0) else { return Ok(Place::Zeros) };
+    /// Where the disk's byte is, and for how many bytes from it on, all in its
+    /// cluster or without any, that is so.
+    fn place(&self, guest: u64) -> Result<(Place, u64)> {
+        let covered = self.cluster() << self.entries_bits();
+        let table = usize::try_from(guest / covered).ok().and_then(|at| self.l1.get(at)).copied();
+        let Some(table) = table.filter(|table| *table != 0) else {
+            return Ok((Place::Zeros, covered - guest % covered));
+        };
         let bytes = self.cached(table, || {
             let mut bytes = vec![0; self.cluster() as usize];
             self.file.read_at(table, &mut bytes)?;
             Ok(bytes)
         })?;
-        let index = (guest >> self.cluster_bits) & ((1 << entries_bits) - 1);
-        let entry = be64(&bytes, index as usize * 8);
+        let index = ((guest % covered) >> self.cluster_bits) as usize;
+        let left = self.cluster() - guest % self.cluster();
+        if !self.extended {
+            return Ok((self.cluster_place(be64(&bytes, index * 8), ZERO)?, left));
+        }
+        let (entry, map) = (be64(&bytes, index * 16), be64(&bytes, index * 16 + 8));
+        match self.cluster_place(entry, 0)? {
+            // Its map says nothing.
+            place @ Place::Compressed { .. } => Ok((place, left)),
+            place => self.subcluster_place(place, map, guest % self.cluster()),
+        }
+    }
+
+    /// What an entry says about its cluster; `zero` are the bits that say it is all zeros.
+    fn cluster_place(&self, entry: u64, zero: u64) -> Result<Place> {
         if entry & COMPRESSED != 0 {
             let bits = 62 - (self.cluster_bits - 8);
             let offset = entry & ((1 << bits) - 1);
@@ -181,7 +219,7 @@ impl Qcow2 {
             return Ok(Place::Compressed { offset, length: (sectors + 1) * 512 - offset % 512 });
         }
         let offset = entry & OFFSET;
-        if offset == 0 || self.version >= 3 && entry & ZERO != 0 {
+        if offset == 0 || self.version >= 3 && entry & zero != 0 {
             return Ok(Place::Zeros);
         }
         if !offset.is_multiple_of(self.cluster()) {
@@ -191,6 +229,21 @@ impl Qcow2 {
             return Err(corrupt("a table is at the same time content"));
         }
         Ok(Place::Plain(offset))
+    }
+
+    /// What a cluster's map says from a byte inside it on: its lower half are
+    /// the subclusters that are stored, its upper half those that are zeros.
+    fn subcluster_place(&self, place: Place, map: u64, inside: u64) -> Result<(Place, u64)> {
+        let (stored, zeros) = (map as u32, (map >> 32) as u32);
+        if stored & zeros != 0 || matches!(place, Place::Zeros) && stored != 0 {
+            return Err(corrupt("a subcluster is stored nowhere, or is zeros at the same time"));
+        }
+        let size = self.cluster() / u64::from(SUBCLUSTERS);
+        let first = inside / size;
+        let (is_stored, rest) = (stored >> first & 1 != 0, stored >> first);
+        let alike = if is_stored { rest.trailing_ones() } else { rest.trailing_zeros() };
+        let end = (first + u64::from(alike)).min(SUBCLUSTERS.into()) * size;
+        Ok((if is_stored { place } else { Place::Zeros }, end - inside))
     }
 
     fn cached(&self, key: u64, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Rc<Vec<u8>>> {
@@ -223,10 +276,10 @@ impl Qcow2 {
         if whole { Ok(plain) } else { Err(corrupt("a compressed cluster does not decompress")) }
     }
 
-    /// Reads what lies in one cluster.
-    fn read_in_cluster(&self, guest: u64, buffer: &mut [u8]) -> Result<()> {
+    /// Reads from one place, which is that of the byte at `guest`.
+    fn read_place(&self, place: &Place, guest: u64, buffer: &mut [u8]) -> Result<()> {
         let inside = guest % self.cluster();
-        match self.place(guest)? {
+        match *place {
             Place::Zeros => buffer.fill(0),
             Place::Plain(offset) => {
                 // QEMU ends the file within the last cluster when nothing follows there.
@@ -256,13 +309,8 @@ impl Blocks for Qcow2 {
     }
 
     fn hole(&self, offset: u64) -> u64 {
-        let table = u64::from(self.cluster_bits) + u64::from(self.cluster_bits) - 3;
-        let empty = usize::try_from(offset >> table)
-            .is_ok_and(|at| self.l1.get(at).is_none_or(|table| *table == 0));
-        let span = if empty { 1 << table } else { self.cluster() };
-        let left = (span - offset % span).min(self.size.saturating_sub(offset));
         match self.place(offset) {
-            Ok(Place::Zeros) => left,
+            Ok((Place::Zeros, length)) => length.min(self.size.saturating_sub(offset)),
             // The fault comes when it is read.
             _ => 0,
         }
@@ -272,36 +320,37 @@ impl Blocks for Qcow2 {
         super::check_range(self, offset, buffer.len())?;
         let mut guest = offset;
         while !buffer.is_empty() {
-            let left = self.cluster() - guest % self.cluster();
-            let length = buffer.len().min(left as usize);
+            let (place, left) = self.place(guest)?;
+            let length = (buffer.len() as u64).min(left) as usize;
             let (piece, rest) = buffer.split_at_mut(length);
-            self.read_in_cluster(guest, piece)?;
+            self.read_place(&place, guest, piece)?;
             (guest, buffer) = (guest + length as u64, rest);
         }
         Ok(())
     }
 }
 
-/// Checks the features of version 3; how clusters are compressed.
-fn features(header: &[u8]) -> Result<Compression> {
-    let known = incompatible::DIRTY | incompatible::COMPRESSION;
+/// Checks the features of version 3.
+fn features(header: &[u8]) -> Result<Features> {
+    let known = incompatible::DIRTY | incompatible::COMPRESSION | incompatible::EXTENDED_L2;
     let set = be64(header, 72);
     for (bit, why) in [
         (incompatible::DATA_FILE, "its content is in an external data file, on the host"),
         (incompatible::CORRUPT, "it is marked as corrupt; run `qemu-img check -r all`"),
-        (incompatible::EXTENDED_L2, "it has extended L2 entries; convert it with `qemu-img`"),
         (!known, "it has features that are not known here"),
     ] {
         if set & bit != 0 {
             return Err(corrupt(why));
         }
     }
-    match header.get(104) {
-        Some(0) | None => Ok(Compression::Deflate),
-        Some(_) if set & incompatible::COMPRESSION == 0 => Ok(Compression::Deflate),
-        Some(1) => Ok(Compression::Zstd),
-        Some(_) => Err(corrupt("its clusters are compressed in a way that is not known here")),
-    }
+    let compression = match header.get(104) {
+        Some(1) if set & incompatible::COMPRESSION != 0 => Compression::Zstd,
+        Some(2..) if set & incompatible::COMPRESSION != 0 => {
+            return Err(corrupt("its clusters are compressed in a way that is not known here"));
+        }
+        _ => Compression::Deflate,
+    };
+    Ok(Features { compression, extended: set & incompatible::EXTENDED_L2 != 0 })
 }
 
 /// A big-endian number; zero where the bytes end before it.

@@ -13,10 +13,13 @@ use std::rc::Rc;
 use super::{Ext, Extent, Kind, corrupt, le32};
 use crate::fault::{Fault, Result};
 use crate::image::disk::Blocks;
+use crate::image::disk::sums::{crc32_be, crc32c};
 
 const MAGIC: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
 /// Most blocks of a journal: mke2fs makes at most a quarter of that.
 const MAX_BLOCKS: u64 = 1 << 20;
+/// Most freed blocks that it may name.
+const MAX_REVOKED: usize = 1 << 20;
 /// Bytes of the header of each of the journal's own blocks.
 const HEADER: usize = 12;
 
@@ -27,6 +30,12 @@ mod kind {
     pub const SUPERBLOCK: u32 = 4;
     pub const REVOKE: u32 = 5;
 }
+
+/// A compatible feature: each commit has one check sum of all that its
+/// transaction's descriptors and their blocks hold.
+const SUM_V1: u32 = 0x1;
+/// What such a commit says about its check sum: its kind, CRC-32, and its bytes.
+const CRC32: [u8; 2] = [1, 4];
 
 /// What a reader of the journal must know.
 mod feature {
@@ -69,6 +78,8 @@ struct Journal<'a> {
     ext: &'a Ext,
     extents: Vec<Extent>,
     features: u32,
+    /// Its commits have check sums of their whole transactions.
+    sums_v1: bool,
     /// Check sum of the journal's UUID, from which the others go on.
     seed: u32,
     first: u64,
@@ -82,7 +93,7 @@ struct Log {
     /// Block numbers and their content.
     copies: Vec<(u64, Copy)>,
     /// Blocks that were freed, and the last transaction of whose copies that is true.
-    revoked: Vec<(u64, u32)>,
+    revoked: HashMap<u64, u32>,
 }
 
 /// The file system's bytes as they are after its journal was replayed.
@@ -90,13 +101,9 @@ pub(super) fn replayed(ext: &Ext, number: u32) -> Result<Rc<dyn Blocks>> {
     let mut found = HashMap::new();
     if let Some((journal, start, sequence)) = Journal::open(ext, number)? {
         let log = journal.scan(start, sequence)?;
-        let mut revoked = HashMap::new();
-        for (block, sequence) in &log.revoked {
-            revoked.insert(*block, *sequence);
-        }
         let mut data = vec![0; ext.block as usize];
         for (block, copy) in log.copies {
-            if revoked.get(&block).is_some_and(|last| !is_after(copy.sequence, *last)) {
+            if log.revoked.get(&block).is_some_and(|last| !is_after(copy.sequence, *last)) {
                 continue;
             }
             ext.block_offset_from_0(block)?;
@@ -127,6 +134,7 @@ impl<'a> Journal<'a> {
         let mut journal = Journal {
             extents: ext.extents(&inode)?,
             features: 0,
+            sums_v1: false,
             seed: 0,
             first: 0,
             length: inode.size / ext.block,
@@ -137,6 +145,7 @@ impl<'a> Journal<'a> {
             return Err(broken("it has no superblock"));
         }
         journal.features = be32(&sb, 40);
+        journal.sums_v1 = be32(&sb, 36) & SUM_V1 != 0;
         journal.seed = crc32c(u32::MAX, &sb[48..64]);
         journal.check_features()?;
         if journal.has_sums() {
@@ -174,7 +183,10 @@ impl<'a> Journal<'a> {
         if self.features & !known != 0 || self.features & both == both {
             return Err(broken("it has features that are not known here"));
         }
-        if self.has(feature::ASYNC_COMMIT) && !self.has_sums() {
+        if self.sums_v1 && self.has_sums() {
+            return Err(broken("it has check sums of two kinds"));
+        }
+        if self.has(feature::ASYNC_COMMIT) && !self.has_sums() && !self.sums_v1 {
             return Err(broken("without check sums nobody knows which of its blocks were written"));
         }
         Ok(())
@@ -209,6 +221,7 @@ impl<'a> Journal<'a> {
         let (mut log, mut pending) = (Log::default(), Log::default());
         let mut at = start;
         let mut left = self.length - self.first;
+        let mut sum = u32::MAX;
         let mut next = || {
             let here = at;
             at = if at + 1 >= self.length { self.first } else { at + 1 };
@@ -223,26 +236,29 @@ impl<'a> Journal<'a> {
             match be32(&block, 4) {
                 kind::DESCRIPTOR => {
                     self.check_tail(&block)?;
-                    for (number, flags, sum) in self.tags(&block)? {
-                        let place = next().ok_or_else(|| broken("it is longer than itself"))?;
+                    sum = self.sum_v1(sum, here)?;
+                    for (number, flags, own) in self.tags(&block)? {
+                        let here = next().ok_or_else(|| broken("it is longer than itself"))?;
                         let escaped = flags & tag::ESCAPED != 0;
-                        let place = self.place(place)?;
-                        pending.copies.push((number, Copy { place, escaped, sequence, sum }));
+                        let place = self.place(here)?;
+                        sum = self.sum_v1(sum, here)?;
+                        let copy = Copy { place, escaped, sequence, sum: own };
+                        pending.copies.push((number, copy));
                     }
                 }
                 kind::REVOKE => {
                     self.check_tail(&block)?;
                     let numbers = self.revoked(&block)?;
                     pending.revoked.extend(numbers.into_iter().map(|number| (number, sequence)));
+                    if pending.revoked.len() + log.revoked.len() > MAX_REVOKED {
+                        return Err(broken("it frees more blocks than are kept in mind"));
+                    }
                 }
                 kind::COMMIT => {
-                    if self.has_sums() {
-                        let mut bytes = block.clone();
-                        bytes[16..20].fill(0);
-                        self.check_sum(crc32c(self.seed, &bytes), be32(&block, 16))?;
-                    }
+                    self.check_commit(&block, sum)?;
+                    sum = u32::MAX;
                     log.copies.append(&mut pending.copies);
-                    log.revoked.append(&mut pending.revoked);
+                    log.revoked.extend(pending.revoked.drain());
                     sequence = sequence.wrapping_add(1);
                 }
                 _ => return Err(broken("it has a block of an unknown kind")),
@@ -306,6 +322,28 @@ impl<'a> Journal<'a> {
         self.check_sum(crc32c(crc32c(self.seed, bytes), &[0; 4]), be32(stored, 0))
     }
 
+    /// A transaction's check sum, where there are such, goes on over a block of the journal.
+    fn sum_v1(&self, sum: u32, block: u64) -> Result<u32> {
+        if self.sums_v1 { Ok(crc32_be(sum, &self.read(block)?)) } else { Ok(sum) }
+    }
+
+    /// Checks a commit's own sum, or that of its transaction, which it may leave out.
+    fn check_commit(&self, block: &[u8], transaction: u32) -> Result<()> {
+        let (kind, stored) = (&block[12..14], be32(block, 16));
+        if self.has_sums() {
+            let mut bytes = block.to_vec();
+            bytes[16..20].fill(0);
+            return self.check_sum(crc32c(self.seed, &bytes), stored);
+        }
+        if !self.sums_v1 || kind == [0; 2] && stored == 0 {
+            return Ok(());
+        }
+        if kind != CRC32 {
+            return Err(broken("a check sum in it is of an unknown kind"));
+        }
+        self.check_sum(transaction, stored)
+    }
+
     fn check_data(&self, data: &[u8], copy: &Copy) -> Result<()> {
         let Some(stored) = copy.sum else { return Ok(()) };
         let sum = crc32c(crc32c(self.seed, &copy.sequence.to_be_bytes()), data);
@@ -355,25 +393,6 @@ impl Blocks for Replayed {
     }
 }
 
-/// CRC-32C without the final inversion, as the kernel chains it.
-fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut index = 0;
-        while index < 256 {
-            let (mut value, mut bit) = (index as u32, 0);
-            while bit < 8 {
-                value = if value & 1 != 0 { value >> 1 ^ 0x82f6_3b78 } else { value >> 1 };
-                bit += 1;
-            }
-            table[index] = value;
-            index += 1;
-        }
-        table
-    };
-    bytes.iter().fold(seed, |sum, byte| TABLE[usize::from(sum as u8 ^ byte)] ^ sum >> 8)
-}
-
 /// A big-endian number; zero where the bytes end before it.
 fn be32(bytes: &[u8], at: usize) -> u32 {
     le32(bytes, at).swap_bytes()
@@ -388,13 +407,6 @@ fn broken(why: &str) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_check_sum_is_the_kernels() {
-        // The check value of CRC-32C, which has a final inversion.
-        assert_eq!(!crc32c(u32::MAX, b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(crc32c(7, b"1234"), b"56789"), crc32c(7, b"123456789"));
-    }
 
     #[test]
     fn numbers_of_transactions_start_again() {
