@@ -20,6 +20,8 @@ ALIGNMENT = 2048
 LINUX = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
 ROOT_X86_64 = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
+EXTENDED_BOOT = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
+SWAP = "0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"
 ESP = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 
 
@@ -32,6 +34,8 @@ class Partition:
     size: int | None = None
     name: str = ""
     uuid: str | None = None
+    #: Its row in the table; without one that after the row of the partition before it.
+    number: int | None = None
 
     def bytes(self) -> int:
         """Its size, in whole sectors."""
@@ -65,13 +69,20 @@ def ext(path: Path, size: str, tree: Path | None = None, *options: str) -> Path:
     return path
 
 
-def gpt_bytes(partitions: list[tuple[str, int, int, str, str | None]], sectors: int) -> tuple[bytes, bytes]:
-    """Both copies of a table, of (type, first sector, last sector, name, uuid)."""
-    table = b""
-    for kind, first, last, name, own in partitions:
-        table += uuid.UUID(kind).bytes_le + uuid.UUID(own or str(uuid.uuid4())).bytes_le
-        table += struct.pack("<QQQ", first, last, 0) + name.encode("utf-16-le").ljust(72, b"\0")
-    table = table.ljust(128 * 128, b"\0")
+def gpt_bytes(
+    partitions: list[tuple[str, int, int, str, str | None, int | None]], sectors: int
+) -> tuple[bytes, bytes]:
+    """Both copies of a table, of (type, first sector, last sector, name, uuid, number)."""
+    table, row = bytearray(128 * 128), 0
+    for kind, first, last, name, own, number in partitions:
+        row = number or row + 1
+        table[(row - 1) * 128 : row * 128] = (
+            uuid.UUID(kind).bytes_le
+            + uuid.UUID(own or str(uuid.uuid4())).bytes_le
+            + struct.pack("<QQQ", first, last, 0)
+            + name.encode("utf-16-le").ljust(72, b"\0")
+        )
+    table = bytes(table)
     disk = uuid.uuid4().bytes_le
 
     def header(here: int, there: int, entries: int) -> bytes:
@@ -99,7 +110,7 @@ def gpt(path: Path, partitions: list[Partition], boot: bytes = b"") -> Path:
     first, rows, places = ALIGNMENT, [], []
     for partition in partitions:
         last = first + partition.bytes() // SECTOR - 1
-        rows.append((partition.kind, first, last, partition.name, partition.uuid))
+        rows.append((partition.kind, first, last, partition.name, partition.uuid, partition.number))
         places.append(first * SECTOR)
         first = -(-(last + 1) // ALIGNMENT) * ALIGNMENT
     sectors = first + ALIGNMENT
@@ -137,6 +148,18 @@ def _fill(disk, partitions: list[Partition], places: list[int]) -> None:
         else:
             with partition.content.open("rb") as source:
                 shutil.copyfileobj(source, disk, 1 << 20)
+
+
+def fat(label: str, sectors: int = 8192) -> bytes:
+    """An empty FAT16 file system of that name, as ESPs have; at least 4096 sectors and some."""
+    name, per_fat = label.encode().ljust(11), 32
+    head = b"\xeb\x3c\x90berth   " + struct.pack(
+        "<HBHBHHBHHHII", SECTOR, 1, 1, 2, 512, sectors, 0xF8, per_fat, 63, 255, 0, 0
+    )
+    boot = (head + b"\x80\0\x29" + b"BRTH" + name + b"FAT16   ").ljust(510, b"\0") + b"\x55\xaa"
+    table = b"\xf8\xff\xff\xff".ljust(per_fat * SECTOR, b"\0")
+    volume = (name + b"\x08").ljust(512 * 32, b"\0")
+    return (boot + table + table + volume).ljust(sectors * SECTOR, b"\0")
 
 
 def grub_boot(boot: bytes, core: int) -> bytes:

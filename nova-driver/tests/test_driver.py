@@ -71,6 +71,24 @@ def test_spawn_of_a_cached_image_asks_glance_nothing(spawn, driver, service):
     driver.images.api.get.assert_not_called()
 
 
+@pytest.mark.parametrize('disk_format,container_format,machine', [
+    ('raw', 'docker', {}),
+    ('raw', 'compressed', {}),
+    ('qcow2', 'bare', {}),
+    ('ami', 'ami', {'kernel_id': 'the-aki', 'ramdisk_id': 'the-ari'}),
+])
+def test_a_label_changes_nothing_and_of_a_kernel_nothing_is_asked(
+        spawn, driver, service, disk_format, container_format, machine):
+    image = driver.images.api.get.return_value
+    image.update(disk_format=disk_format, container_format=container_format)
+    image['properties'].update(machine)
+    spawn(make_instance(**machine))
+    assert [call.args[1] for call in driver.images.api.get.call_args_list] == [IMAGE]
+    assert [call for call in service.calls('PUT') if 'images' in call] == ['PUT /v1/images/' + IMAGE]
+    assert set(service.body('PUT', '/v1/images/' + IMAGE)) == {'name', 'size', 'hash', 'source'}
+    assert service.body('PUT', PATH)['image_id'] == IMAGE
+
+
 def test_spawn_without_power(spawn, driver, virtapi, os_vif_calls):
     spawn(power_on=False, network_info=[make_vif(active=False)])
     assert driver.get_info(make_instance()).state == power_state.SHUTDOWN

@@ -4,14 +4,21 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, symlinkat};
+use rustix::io::Errno;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::{Create, Runtime};
 use crate::store::layout::InstanceLayout;
+use crate::sys::fs::open_in_root;
+use crate::sys::ids::IdBlock;
 use crate::sys::process::{ChildSetup, ProcessId};
-use crate::sys::{pty, scm};
+use crate::sys::{pty, scm, thread};
 
 use super::MonitorSpec;
+use super::program::log;
 
 /// Size of a terminal that nobody has sized: columns, rows.
 const SIZE: (u16, u16) = (80, 24);
@@ -73,6 +80,12 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
         let detail = "the first process ended before it was started";
         Fault::new(FaultKind::RuntimeFailed, detail)
     })?;
+    if let Some(block) = spec.serial_line
+        && let Err(fault) = console.be_serial_line(init, block)
+    {
+        // The instance only lacks a login.
+        log(fault);
+    }
     Ok(Container { init, console, oom_kills_before: 0 })
 }
 
@@ -121,6 +134,25 @@ impl Console {
         let flags = rustix::fs::fcntl_getfl(&master).or_fault(doing)?;
         rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK).or_fault(doing)?;
         Ok(Console { master: File::from(master), peer: Some(peer) })
+    }
+
+    /// Has a getty at a machine's first serial line find the console. Runtimes
+    /// make it the first process's controlling terminal, which only a process
+    /// with rights over the host could take from it.
+    fn be_serial_line(&self, init: ProcessId, block: IdBlock) -> Result<()> {
+        let doing = "giving the console to a getty";
+        if let Some(peer) = &self.peer {
+            pty::free(peer.as_fd()).or_fault(doing)?;
+        }
+        let root = File::open(format!("/proc/{}/root", init.pid)).or_fault(doing)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let dev = open_in_root(root.as_fd(), Path::new("dev"), flags, Mode::empty());
+        let dev = dev.or_fault(doing)?;
+        // Of the instance's own root, or the kernel would not know the owner there.
+        thread::as_ids(block, || match symlinkat("console", dev, "ttyS0") {
+            Err(Errno::EXIST) => Ok(()),
+            made => made.or_fault(doing),
+        })
     }
 
     /// The master, to poll.

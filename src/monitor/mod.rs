@@ -21,6 +21,7 @@ use crate::cgroup::plan::Plan;
 use crate::fault::{OrFault, Result};
 use crate::runtime::cli::CliRuntime;
 use crate::store::layout::{InstanceLayout, Layout};
+use crate::sys::ids::IdBlock;
 
 pub mod client;
 mod container;
@@ -61,6 +62,10 @@ pub struct MonitorSpec {
     pub oom_counters: Vec<PathBuf>,
     /// Bound of the console log, bytes.
     pub console_log_bytes: u64,
+    /// The instance's ids, if its console is to be a machine's: see
+    /// [`crate::runtime::init::logs_in_at_serial_line`].
+    #[serde(default)]
+    pub serial_line: Option<IdBlock>,
 }
 
 impl MonitorSpec {

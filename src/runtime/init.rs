@@ -42,6 +42,23 @@ const OF_MACHINES: &[&str] = &[
     "e2scrub_all.timer",
     "e2scrub_reap.service",
     "fstrim.timer",
+    "growpart.service",
+    "growroot.service",
+    "coreos-growpart.service",
+    "extend-filesystems.service",
+    "resize2fs_once.service",
+    "systemd-growfs@-.service",
+    // The root has all of the files, and swap is the host's.
+    "boot.automount",
+    "boot.mount",
+    "boot-efi.automount",
+    "boot-efi.mount",
+    "efi.automount",
+    "efi.mount",
+    "swap.target",
+    "dphys-swapfile.service",
+    "zram-config.service",
+    "zramswap.service",
     "lvm2-monitor.service",
     "lvm2-lvmpolld.socket",
     "multipathd.service",
@@ -49,6 +66,9 @@ const OF_MACHINES: &[&str] = &[
     "mdmonitor.service",
     "smartmontools.service",
     // Hardware.
+    "serial-getty@ttyS0.service",
+    "serial-getty@ttyAMA0.service",
+    "serial-getty@hvc0.service",
     "irqbalance.service",
     "hv-kvp-daemon.service",
     "open-vm-tools.service",
@@ -65,6 +85,13 @@ pub fn arguments(kind: InitKind) -> Vec<String> {
         }
         _ => Vec::new(),
     }
+}
+
+/// Whether an init's images log in where a machine has its first serial line.
+/// systemd's log in at the console when they are a container; those that know
+/// of containers less have a getty at `ttyS0`, or only where there is one.
+pub fn logs_in_at_serial_line(role: Role) -> bool {
+    matches!(role, Role::System(InitKind::Busybox | InitKind::Sysvinit | InitKind::Openrc))
 }
 
 /// The signals that stop and restart an instance softly.

@@ -32,6 +32,19 @@ pub fn open_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Takes the terminal from the session that it controls, so that the next one
+/// may have it. The caller leads a session without a terminal, blocks SIGHUP
+/// and may administrate the host.
+pub fn free(peer: BorrowedFd<'_>) -> io::Result<()> {
+    let by_force: libc::c_int = 1;
+    // SAFETY: TIOCSCTTY takes its argument by value, TIOCNOTTY has none; neither touches memory.
+    let done = unsafe {
+        libc::ioctl(peer.as_raw_fd(), libc::TIOCSCTTY, by_force) == 0
+            && libc::ioctl(peer.as_raw_fd(), libc::TIOCNOTTY) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,6 +13,7 @@ from .client import Client, Fault  # noqa: E402
 from .hosts import Hugetlb, Lxcfs, cgroup_dir, small_file_system  # noqa: E402
 from .service import Instance, Service, wait_for  # noqa: E402
 from .source import ImageSource  # noqa: E402
+from .terminal import Terminal  # noqa: E402
 
 __all__ = [
     "ROOT",
@@ -23,6 +24,7 @@ __all__ = [
     "Instance",
     "Lxcfs",
     "Service",
+    "Terminal",
     "cgroup_dir",
     "small_file_system",
     "wait_for",

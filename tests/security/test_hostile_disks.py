@@ -220,7 +220,7 @@ LINUX = disklib.LINUX
 
 def table(*entries: tuple[int, int], patch: tuple[int, bytes] | None = None, sums: bool = True) -> bytes:
     """A disk with this GUID table; its header is changed by `patch`, then summed."""
-    rows = [(LINUX, first, last, "", None) for first, last in entries]
+    rows = [(LINUX, first, last, "", None, None) for first, last in entries]
     head, _ = disklib.gpt_bytes(rows, SECTORS)
     header = bytearray(head[:92])
     if patch:

@@ -1,14 +1,7 @@
 """The console: its log, its bounds, its stream."""
 
-import os
-import pty
-import select
-import subprocess
-import time
-
 import pytest
-from harness import Fault, wait_for
-from harness.service import BERTH
+from harness import Fault, Terminal, wait_for
 
 
 def test_length_gives_the_last_bytes(instance):
@@ -59,47 +52,10 @@ def test_every_byte_value_comes_through(instance):
     assert b"begin\x01\x1b[31m\xff\xfeend" in raw
 
 
-class Terminal:
-    """`berth console` on a pseudo terminal of the test's."""
-
-    def __init__(self, instance):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [BERTH, "console", "--socket", instance.service.socket, instance.id],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.seen = b""
-
-    def type(self, text: bytes) -> None:
-        os.write(self.master, text)
-
-    def read_until(self, text: bytes, timeout: float = 20) -> bytes:
-        deadline = time.monotonic() + timeout
-        while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"waited for {text!r}; saw {self.seen[-500:]!r}"
-            try:
-                self.seen += os.read(self.master, 65536)
-            except OSError:  # the other end closed
-                raise AssertionError(f"closed before {text!r}: {self.seen[-500:]!r}") from None
-        return self.seen
-
-    def close(self) -> None:
-        os.close(self.master)
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-
 @pytest.fixture
 def terminal(instance):
-    terminal = Terminal(instance)
-    yield terminal
-    terminal.close()
+    with Terminal(instance) as terminal:
+        yield terminal
 
 
 def test_an_interactive_console(instance, terminal):
@@ -119,11 +75,8 @@ def test_the_detach_key_leaves_the_instance_running(instance, terminal):
 
 
 def test_two_people_see_the_same(instance, terminal):
-    other = Terminal(instance)
-    try:
+    with Terminal(instance) as other:
         other.read_until(b"Attached")
         terminal.type(b"echo shared-$((1+1))\r")
         terminal.read_until(b"shared-2")
         other.read_until(b"shared-2")
-    finally:
-        other.close()

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import io
 import json
+import lzma
 import os
 import subprocess
 import tarfile
@@ -60,6 +61,7 @@ def left(service) -> list[str]:
 PACKED = {
     "plain": lambda data: data,
     "gzip": lambda data: gzip.compress(data, 1),
+    "xz": lambda data: lzma.compress(data, preset=0),
     "zstd": lambda data: subprocess.run(["zstd", "-q"], input=data, capture_output=True, check=True).stdout,
 }
 
@@ -190,6 +192,8 @@ def large(tmp_path_factory) -> dict[str, Path]:
     subprocess.run([*tar, plain, "."], check=True)
     made = {
         "tarball": compressed(plain, work / "root.tar.zst"),
+        "tarball, gzip": packed(plain, work / "root.tar.gz", "gzip", "-1"),
+        "tarball, xz": packed(plain, work / "root.tar.xz", "xz", "-6", "-T2", "--block-size=16MiB"),
         "docker": archived(plain, work / "docker.tar"),
         "qcow2": work / "disk.qcow2",
     }
@@ -209,24 +213,28 @@ def compressed(path: Path, to: Path, *options: str) -> Path:
     return to
 
 
+def packed(path: Path, to: Path, *program: str) -> Path:
+    with to.open("wb") as file:
+        subprocess.run([*program, "-c", path], stdout=file, check=True)
+    return to
+
+
 def archived(layer: Path, to: Path) -> Path:
     """The archive that `docker save` would write, its layer stored with gzip."""
     with layer.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    packed = to.with_suffix(".layer")
-    with packed.open("wb") as file:
-        subprocess.run(["gzip", "-1", "-c", layer], stdout=file, check=True)
+    stored = packed(layer, to.with_suffix(".layer"), "gzip", "-1")
     config = json.loads(imagelib.image_config([b""], {"Cmd": ["/bin/sh"]}))
     config["rootfs"]["diff_ids"] = [f"sha256:{digest}"]
     manifest = [{"Config": "config.json", "RepoTags": ["large:1"], "Layers": ["layer.tar"]}]
     with tarfile.open(to, "w") as archive:
-        archive.add(packed, "layer.tar")
+        archive.add(stored, "layer.tar")
         for name, document in (("config.json", config), ("manifest.json", manifest)):
             text = json.dumps(document).encode()
             info = tarfile.TarInfo(name)
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text))
-    packed.unlink()
+    stored.unlink()
     return to
 
 

@@ -139,6 +139,26 @@ def test_nothing_of_the_host_or_the_instance_is_in_it(service, spawn, glance, ma
     assert "192.0.2.53" not in copy.sh("cat /etc/resolv.conf 2>/dev/null || true")
 
 
+@pytest.mark.one_runtime
+@pytest.mark.parametrize("form", ["docker-archive", "rootfs-tar"])
+def test_another_host_boots_it_and_the_other_disks_are_not_in_it(
+    service, spawn, glance, runtime, lxcfs, form
+):
+    instance = spawn(flavor={"ephemeral_gb": 1})
+    instance.sh("chown 33:33 /srv 2>/dev/null || mkdir /srv; echo mine > /srv/mine; echo x > /mnt/scratch")
+    owners = instance.sh("stat -c '%n %u %g %a' / /srv /srv/mine /tmp")
+    file = snapshot(instance, glance, format=form)
+    other = Service(runtime, lxcfs.mount_point)
+    try:
+        other.start()
+        copy = other.spawn(other.import_image(file))
+        assert copy.sh("cat /srv/mine; ls /mnt") == "mine"
+        assert copy.sh("stat -c '%n %u %g %a' / /srv /srv/mine /tmp") == owners
+    finally:
+        left = other.close()
+    assert not left, "\n".join(left)
+
+
 def test_an_application_starts_as_its_image_says(service, application, glance, made):
     instance = service.spawn(application)
     made.append(instance)

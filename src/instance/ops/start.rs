@@ -12,8 +12,8 @@ use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
-use crate::runtime::lxcfs;
-use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
+use crate::runtime::spec::{self, CgroupView, ProcessUser, Role, SpecInput};
+use crate::runtime::{init, lxcfs};
 use crate::store::atomic;
 
 use super::{cold_resize, create, stop};
@@ -85,6 +85,8 @@ fn boot(parts: &Parts, record: &Record) -> Result<Live> {
 
 fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Result<MonitorSpec> {
     let group = parts.group(record);
+    let boot = record.boot();
+    let role = Role::of(boot.config, boot.definition.command.as_deref());
     Ok(MonitorSpec {
         instance: record.id,
         state_dir: parts.layout.state().into(),
@@ -95,6 +97,7 @@ fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Res
         join_cgroups: group.left_alone(),
         oom_counters: group.oom_counters(),
         console_log_bytes: parts.config.instances.console_log_bytes,
+        serial_line: init::logs_in_at_serial_line(role).then_some(record.id_block),
     })
 }
 
