@@ -180,6 +180,11 @@ impl Parts {
         disks.iter().try_for_each(rustix::fs::syncfs).or_fault("writing a disk")
     }
 
+    /// Whether any of its disks is in use.
+    pub fn has_mounted_disks(&self, layout: &InstanceLayout) -> Result<bool> {
+        Ok(!mounted_disks(layout)?.is_empty())
+    }
+
     /// Freezes the file systems on its disks, all or none, so that what is on
     /// the disks is consistent; repeats do nothing. [`Parts::sync_disks`]
     /// before it makes it short.

@@ -1,5 +1,6 @@
 //! Disks of a hard size: what holds a flavor's `root_gb` and `ephemeral_gb`.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use super::overlay::UPPER;
 use crate::config::{Storage, StorageBackend};
 use crate::fault::{OrFault, Result};
 use crate::store::layout::{InstanceLayout, Layout};
+use crate::sys::copy::{copy_changes, copy_data, share_extents};
 use crate::sys::mount;
 
 /// A block device of the host, as limits and statistics name it.
@@ -31,6 +33,39 @@ pub struct Kept {
     pub file: PathBuf,
     /// The copy.
     pub copy: PathBuf,
+}
+
+/// A copy of a disk that is in use.
+pub struct DiskCopy {
+    from: File,
+    to: File,
+    /// It will share the disk's extents.
+    shared: bool,
+}
+
+impl DiskCopy {
+    /// Fills the empty file `to` with what is on the disk `from` by now, if
+    /// that takes any time.
+    pub(super) fn ahead(from: File, to: File) -> Result<DiskCopy> {
+        let doing = "copying a disk that is in use";
+        let shared = share_extents(&from, &to);
+        if shared {
+            // Faster into an empty file than over extents that differ by now.
+            to.set_len(0).or_fault(doing)?;
+        } else {
+            copy_data(&from, &to, &mut |_| true).or_fault(doing)?;
+        }
+        Ok(DiskCopy { from, to, shared })
+    }
+
+    /// Makes it what the disk is now, which takes no change meanwhile. The
+    /// bytes that had to be copied again.
+    pub fn finish(self) -> Result<u64> {
+        match self.shared {
+            true if share_extents(&self.from, &self.to) => Ok(0),
+            _ => copy_changes(&self.from, &self.to).or_fault("copying what changed on a disk"),
+        }
+    }
 }
 
 /// What a mounted disk's file system holds.
@@ -72,6 +107,9 @@ pub trait DiskBackend: Send + Sync {
     /// Copies a disk as it lies, which must be consistent, to `copy`: in no
     /// time where the host's file system shares extents between files.
     fn copy(&self, file: &Path, copy: &Path) -> Result<()>;
+
+    /// Copies a disk that is in use to `copy`, up to [`DiskCopy::finish`].
+    fn copy_ahead(&self, file: &Path, copy: &Path) -> Result<DiskCopy>;
 
     /// Mounts a copy read-only and at no place. The file is removed, and what
     /// is in it goes with the mount's descriptor.
@@ -146,6 +184,11 @@ impl Disks {
     /// Copies a disk as it lies, which must be consistent, to `copy`.
     pub fn copy(&self, file: &Path, copy: &Path) -> Result<()> {
         self.backend.copy(file, copy)
+    }
+
+    /// Copies a disk that is in use to `copy`, up to [`DiskCopy::finish`].
+    pub fn copy_ahead(&self, file: &Path, copy: &Path) -> Result<DiskCopy> {
+        self.backend.copy_ahead(file, copy)
     }
 
     /// Mounts a root disk's copy and opens what the instance wrote: the upper

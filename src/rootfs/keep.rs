@@ -10,7 +10,8 @@ use super::disk::Kept;
 use super::loop_disk::temporary_of;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::sync_parent;
-use crate::sys::fs::{copy_data, preallocate, share_extents};
+use crate::sys::copy::{copy_data, share_extents};
+use crate::sys::fs::preallocate;
 use crate::sys::loopdev::lock_detached;
 
 /// A copy at work. It gets its name once it is whole.

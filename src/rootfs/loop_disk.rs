@@ -9,14 +9,15 @@ use std::process::Command;
 
 use rustix::fs::{fstatvfs, major, minor};
 
-use super::disk::{BlockDevice, DiskBackend, Kept};
+use super::disk::{BlockDevice, DiskBackend, DiskCopy, Kept};
 use super::keep;
 use super::template::{Filesystem, Templates, run};
 use crate::config::Storage;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::{TEMPORARY, remove_file};
 use crate::store::layout::Layout;
-use crate::sys::fs::{copy_sparse, grow_ext4, grow_xfs, preallocate};
+use crate::sys::copy::copy_sparse;
+use crate::sys::fs::{grow_ext4, grow_xfs, preallocate};
 use crate::sys::loopdev::{self, LoopDevice};
 use crate::sys::mount::{self, Attributes, FsOption};
 
@@ -165,13 +166,13 @@ impl DiskBackend for LoopDisks {
     }
 
     fn copy(&self, file: &Path, copy: &Path) -> Result<()> {
-        let doing = || format!("copying {}", file.display());
-        remove_file(copy)?;
-        let source = File::open(file).or_fault(doing())?;
-        let mut options = OpenOptions::new();
-        let target =
-            options.write(true).create_new(true).mode(0o600).open(copy).or_fault(doing())?;
-        copy_sparse(&source, &target).or_fault(doing())
+        let (from, to) = open_for_copy(file, copy)?;
+        copy_sparse(&from, &to).or_fault(format_args!("copying {}", file.display()))
+    }
+
+    fn copy_ahead(&self, file: &Path, copy: &Path) -> Result<DiskCopy> {
+        let (from, to) = open_for_copy(file, copy)?;
+        DiskCopy::ahead(from, to)
     }
 
     fn open_copy(&self, copy: &Path) -> Result<OwnedFd> {
@@ -212,6 +213,16 @@ impl DiskBackend for LoopDisks {
         remove_file(&temporary_of(file))?;
         remove_file(file)
     }
+}
+
+/// A disk, and the empty file that becomes its copy.
+fn open_for_copy(file: &Path, copy: &Path) -> Result<(File, File)> {
+    let doing = || format!("copying {}", file.display());
+    remove_file(copy)?;
+    let from = File::open(file).or_fault(doing())?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    Ok((from, options.open(copy).or_fault(doing())?))
 }
 
 /// The file system `filesystem` on `device` as a mount that is nowhere yet.

@@ -1,5 +1,5 @@
-//! Files: staying inside a tree that may be hostile, copying without the
-//! holes, growing and freezing a mounted file system.
+//! Files: staying inside a tree that may be hostile, growing and freezing a
+//! mounted file system.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    FallocateFlags, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Uid, copy_file_range, fallocate,
-    fchmod, fchown, fstat, ftruncate, ioctl_ficlone, mkdirat, openat2, renameat, seek, unlinkat,
+    FallocateFlags, Gid, Mode, OFlags, ResolveFlags, Uid, fallocate, fchmod, fchown, mkdirat,
+    openat2, renameat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -97,77 +97,6 @@ fn set_owner_and_mode(
     fchmod(fd, Mode::from_raw_mode(mode))
 }
 
-/// Makes the empty file `to` a copy of `from`: shared extents where the file
-/// system can, else only the data, so that holes stay holes.
-pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
-    if share_extents(from, to) { Ok(()) } else { copy_data(from, to, &mut |_| true) }
-}
-
-/// Makes the empty file `to` a copy of `from` that takes no space; whether the
-/// file system can.
-pub fn share_extents(from: &File, to: &File) -> bool {
-    ioctl_ficlone(to, from).is_ok()
-}
-
-/// Copies the data of `from` to the empty file `to`. `progress` is told of the
-/// bytes as they are copied, and says whether to go on (`Interrupted` if not).
-pub fn copy_data(from: &File, to: &File, progress: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
-    let size = fstat(from)?.st_size.unsigned_abs();
-    ftruncate(to, size)?;
-    let mut at = 0;
-    while at < size {
-        let start = match seek(from, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // No data from here to the end.
-            Err(Errno::NXIO) => break,
-            Err(e) => return Err(e.into()),
-        };
-        at = seek(from, SeekFrom::Hole(start))?;
-        let mut start = start;
-        while start < at {
-            let end = at.min(start + COPY_STEP);
-            copy_range(from, to, start, end)?;
-            if !progress(end - start) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            start = end;
-        }
-    }
-    Ok(())
-}
-
-/// Bytes after which a copy says how far it is.
-const COPY_STEP: u64 = 64 << 20;
-
-fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
-    let (mut source, mut target) = (start, start);
-    while source < end {
-        let wanted = usize::try_from(end - source).unwrap_or(usize::MAX);
-        match copy_file_range(from, Some(&mut source), to, Some(&mut target), wanted) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            // Across file systems, or one that cannot.
-            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP) => {
-                return copy_by_hand(from, to, source, end);
-            }
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(())
-}
-
-fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let mut buffer = vec![0; 1 << 17];
-    while at < end {
-        let wanted = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-        from.read_exact_at(&mut buffer[..wanted], at)?;
-        to.write_all_at(&buffer[..wanted], at)?;
-        at += wanted as u64;
-    }
-    Ok(())
-}
-
 /// Has the kernel begin to write a file's data to its disk (sync_file_range(2)), which is a hint:
 /// that it is there, only a sync says.
 pub fn begin_writeback(file: &File) {
@@ -248,7 +177,7 @@ pub fn thaw(directory: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn root(dir: &Path) -> OwnedFd {
         File::open(dir).unwrap().into()
@@ -294,29 +223,5 @@ mod tests {
         assert_eq!(put("d").unwrap_err().raw_os_error(), Some(libc::EISDIR));
         // target, link, d: no temporary file.
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
-    }
-
-    #[test]
-    fn a_sparse_copy_has_the_data_and_the_holes() {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let from = File::create_new(dir.path().join("a")).unwrap();
-        from.set_len(64 << 20).unwrap();
-        from.write_all_at(b"head", 0).unwrap();
-        from.write_all_at(&[7; 9000], 32 << 20).unwrap();
-        let from = File::open(dir.path().join("a")).unwrap();
-        let to = File::create_new(dir.path().join("b")).unwrap();
-        let mut copied = 0;
-        copy_data(&from, &to, &mut |bytes| {
-            copied += bytes;
-            true
-        })
-        .unwrap();
-        // Data lies in whole blocks.
-        assert!((9004..100 << 10).contains(&copied), "{copied}");
-        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        assert!(std::fs::read(a).unwrap() == std::fs::read(&b).unwrap());
-        assert!(std::fs::metadata(&b).unwrap().blocks() < 100);
-        let stopped = copy_data(&from, &to, &mut |_| false).unwrap_err();
-        assert_eq!(stopped.kind(), io::ErrorKind::Interrupted);
     }
 }

@@ -1,5 +1,6 @@
 //! The kernel's interfaces that no library wraps well, and the only `unsafe`.
 
+pub mod copy;
 pub mod fs;
 pub mod ids;
 pub mod loopdev;

@@ -1,6 +1,7 @@
 """Snapshots: what was in the instance boots again, and nothing else is in the image."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -280,16 +281,42 @@ def test_a_killed_service_leaves_nothing(service, instance, glance):
     assert not left_behind(service)
 
 
+#: Each number is written after the one before was on the disk; a file's name is its content's hash.
+LOAD = """
+(i=0; while :; do i=$((i+1)); echo $i > /a; sync; echo $i > /b; sync; done) >/dev/null 2>&1 &
+(while :; do
+    dd if=/dev/urandom of=/new bs=1M count=4 2>/dev/null; sum=$(md5sum < /new | cut -c1-32)
+    old=$(ls /sum-* 2>/dev/null); mv /new /sum-$sum; rm -f $old
+done) >/dev/null 2>&1 &
+"""
+
+
 def test_consistent_under_load(service, instance, glance, made):
-    # Each line is written after the one before was on the disk.
-    instance.sh(
-        "(i=0; while :; do i=$((i+1)); echo $i > /a; sync; echo $i > /b; sync; done) >/dev/null 2>&1 &"
-    )
+    instance.sh("dd if=/dev/urandom of=/much bs=1M count=100 2>/dev/null")
+    instance.sh(LOAD)
     time.sleep(1)
     for _ in range(3):
         with layers(snapshot(instance, glance))[-1] as upper:
             first, second = (int(upper.extractfile(name).read() or 0) for name in ("a", "b"))
+            summed = [name for name in upper.getnames() if name.startswith("sum-")]
+            found = [hashlib.md5(upper.extractfile(name).read()).hexdigest() for name in summed]
         assert first - second in (0, 1)
+        assert summed == [f"sum-{digest}" for digest in found] != []
+    # While most of it was copied the instance went on writing; what it wrote came after.
+    changed = re.findall(rf"instance={instance.id} frozen.* changed=(\d+)", service.log.read_text())
+    assert len(changed) == 3
+    assert shares_extents(service.state_dir) or any(int(count) for count in changed)
+
+
+def shares_extents(directory: Path) -> bool:
+    file = directory / "reflink"
+    file.write_bytes(b"x" * 4096)
+    try:
+        command = ["cp", "--reflink=always", file, directory / "reflinked"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    finally:
+        file.unlink()
+        (directory / "reflinked").unlink(missing_ok=True)
 
 
 def frozen(service) -> list[float]:

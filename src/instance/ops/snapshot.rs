@@ -124,18 +124,24 @@ fn copy_upper(parts: &Parts, record: &Record) -> Result<OwnedFd> {
 fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
     let paths = parts.paths(record);
     let disk = paths.root_disk();
-    if record.quiesced {
+    if record.quiesced || !parts.has_mounted_disks(&paths)? {
         return parts.disks.copy(&disk, copy);
     }
+    // What is there by now is copied while the instance goes on writing; it is
+    // held only while what it wrote meanwhile follows.
+    parts.sync_disks(&paths)?;
+    let ahead = parts.disks.copy_ahead(&disk, copy)?;
     parts.sync_disks(&paths)?;
     let begun = Instant::now();
     parts.freeze_disks(&paths)?;
     let flush_us = begun.elapsed().as_micros();
-    let copied = parts.disks.copy(&disk, copy);
+    let finished = ahead.finish();
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
-    tracing::info!(instance = %record.id, frozen_us, flush_us, "copied the disk for a snapshot");
-    copied.and(thawed)
+    let changed = finished?;
+    tracing::info!(instance = %record.id, frozen_us, flush_us, changed,
+        "copied the disk for a snapshot");
+    thawed
 }
 
 fn base_layers(parts: &Parts, record: &Record) -> Result<Vec<Tree>> {
