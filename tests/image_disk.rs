@@ -240,6 +240,15 @@ fn root_what_cannot_be_read_says_why() {
          qemu-img convert -f raw -O vmdk base vmdk && cp vmdk hostile
          grep -abo '\"vmdk\"' hostile | cut -d: -f1 | {
              read at; printf '\"/e/s\"' | dd of=hostile bs=1 seek=$at conv=notrunc status=none; }
+         mke2fs -q -F -t ext4 boot 8M
+         behind() {
+             truncate -s 32M $1
+             printf 'label: gpt\\nstart=2048,size=16384\\nsize=16384,type=%s\\n' $2 | sfdisk -q $1
+             dd if=boot of=$1 bs=1M seek=1 conv=notrunc status=none; }
+         behind lvm E6D6D379-F507-44C2-A23C-238F2A3DF928
+         behind raid A19D880F-05FC-4D3B-A006-743F0F84911E
+         behind luks 0FC63DAF-8483-4772-8E79-3D69D8477DE4
+         printf 'LUKS\\272\\276' | dd of=luks bs=1M seek=9 conv=notrunc status=none
          qemu-img convert -f raw -O vhdx base noise && cp noise child && cp noise torn
          printf '\\002' | dd of=child bs=1 seek=3211268 conv=notrunc status=none
          head -c 100000 /dev/urandom | dd of=noise bs=1k seek=64 conv=notrunc status=none
@@ -250,6 +259,9 @@ fn root_what_cannot_be_read_says_why() {
         ("external", "external data file"),
         ("cut", "the image is cut off"),
         ("xfs", "an XFS file system"),
+        ("lvm", "partition 2 is a physical volume of LVM"),
+        ("raid", "partition 2 is a member of a RAID"),
+        ("luks", "partition 2 is an encrypted volume"),
         ("flat", "are the host's"),
         ("split", "are the host's"),
         ("hostile", "its descriptor names a file of the host"),

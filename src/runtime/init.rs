@@ -65,6 +65,8 @@ const OF_MACHINES: &[&str] = &[
     "multipathd.socket",
     "mdmonitor.service",
     "smartmontools.service",
+    // Waits half a minute for snaps, which are file systems that no instance may mount.
+    "snapd.seeded.service",
     // Hardware.
     "serial-getty@ttyS0.service",
     "serial-getty@ttyAMA0.service",

@@ -229,6 +229,8 @@ def test_capabilities_are_bounded(prisoner):
 
 def test_an_application_gets_no_more_than_docker_gives(service, application):
     instance = service.spawn(application)
+    # Until then it may still be the runtime's.
+    instance.wait_console("hello from")
     held = int(status(instance)["CapBnd"], 16)
     assert not {bit for bit in range(64) if held >> bit & 1} - SYSTEM
     assert int(status(instance)["CapEff"], 16) == 0, "a user that is not root has capabilities"

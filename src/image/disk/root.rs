@@ -4,7 +4,7 @@
 //! root, the one whose label says so, the one that an fstab mounts on `/`, the
 //! one with an init, the only one that may have one (only ext2/3/4 is looked
 //! into here), and the only one with a file system at all. Each step decides
-//! only when it leaves one.
+//! only when it leaves one; the last two not beside LVM, RAID or encryption.
 
 use std::rc::Rc;
 
@@ -21,6 +21,11 @@ use crate::image::recognise::{self, Content, FileSystem};
 const LABELS: [&str; 5] = ["cloudimg-rootfs", "cirros-rootfs", "rootfs", "root", "/"];
 /// Most bytes of an fstab.
 const MAX_FSTAB: u64 = 1 << 20;
+
+/// Types of partitions in a GUID table that hold no file system themselves.
+const LVM: Uuid = uuid!("e6d6d379-f507-44c2-a23c-238f2a3df928");
+const RAID: Uuid = uuid!("a19d880f-05fc-4d3b-a006-743f0f84911e");
+const LUKS: Uuid = uuid!("ca7d7ccb-63ed-4c53-861c-1742536059cc");
 
 /// A root file system's place on its disk.
 pub struct Root {
@@ -81,6 +86,18 @@ impl Volume {
     /// Whether it has an init, or a file system that is not looked into here.
     fn may_have_init(&self) -> bool {
         matches!(self.content, Content::FileSystem(_)) && (self.ext.is_none() || self.has_init())
+    }
+
+    /// What this holds if its file systems are inside of something else.
+    fn hidden(&self) -> Option<&'static str> {
+        match (self.partition.kind, self.content) {
+            (Kind::Guid(LUKS), _) | (_, Content::Disk(recognise::Disk::Luks)) => {
+                Some("an encrypted volume")
+            }
+            (Kind::Guid(LVM) | Kind::Byte(0x8e), _) => Some("a physical volume of LVM"),
+            (Kind::Guid(RAID) | Kind::Byte(0xfd), _) => Some("a member of a RAID"),
+            _ => None,
+        }
     }
 
     /// Whether this is what an fstab's first field means.
@@ -164,25 +181,39 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
 
 fn choose(volumes: &[Volume]) -> Result<&Volume> {
     let by_fstab: Vec<_> = volumes.iter().filter_map(Volume::fstab_root).collect();
-    let steps: [&dyn Fn(&Volume) -> bool; 6] = [
+    let told: [&dyn Fn(&Volume) -> bool; 4] = [
         &Volume::is_root_type,
         &Volume::is_labelled_root,
         &|volume| by_fstab.iter().any(|specification| volume.is(specification)),
         &Volume::has_init,
-        &Volume::may_have_init,
-        &|volume| matches!(volume.content, Content::FileSystem(_)),
     ];
-    for step in steps {
-        let mut found = volumes.iter().filter(|volume| step(volume));
-        if let (Some(one), None) = (found.next(), found.next()) {
-            return Ok(one);
-        }
+    let left: [&dyn Fn(&Volume) -> bool; 2] =
+        [&Volume::may_have_init, &|volume| matches!(volume.content, Content::FileSystem(_))];
+    if let Some(one) = told.iter().find_map(|step| only(volumes, step)) {
+        return Ok(one);
+    }
+    // What is left beside these is a `/boot`.
+    if let Some((volume, what)) = volumes.iter().find_map(|v| Some((v, v.hidden()?))) {
+        return Err(unacceptable(format!(
+            "partition {} is {what}, in which the root may be, and which is not read; give the \
+             image with its root on a partition of its own, or as a tar archive",
+            volume.partition.number
+        )));
+    }
+    if let Some(one) = left.iter().find_map(|step| only(volumes, step)) {
+        return Ok(one);
     }
     // One that cannot be read may be it: its fault says more.
     match volumes.iter().find_map(|volume| volume.ext.as_ref()?.as_ref().err()) {
         Some(fault) => Err(fault.clone()),
         None => Err(nothing(volumes)),
     }
+}
+
+/// The one volume of which this is true, if it is one.
+fn only<'a>(volumes: &'a [Volume], step: &dyn Fn(&Volume) -> bool) -> Option<&'a Volume> {
+    let mut found = volumes.iter().filter(|volume| step(volume));
+    found.next().filter(|_| found.next().is_none())
 }
 
 fn nothing(volumes: &[Volume]) -> Fault {
