@@ -285,10 +285,12 @@ impl Qcow2 {
                 // QEMU ends the file within the last cluster when nothing follows there.
                 let there = self.file.size().saturating_sub(offset + inside);
                 let (data, rest) = buffer.split_at_mut(buffer.len().min(there as usize));
-                if data.is_empty() && offset >= self.file.size() {
+                if offset >= self.file.size() {
                     return Err(corrupt("a cluster lies beyond its end"));
                 }
-                self.file.read_at(offset + inside, data)?;
+                if !data.is_empty() {
+                    self.file.read_at(offset + inside, data)?;
+                }
                 rest.fill(0);
             }
             Place::Compressed { offset, length } => {
