@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import io
 import json
+import re
 import subprocess
 import tarfile
 import threading
@@ -117,6 +118,11 @@ def test_a_service_that_is_killed_while_the_kernel_reads_leaves_nothing(service,
         thread = threading.Thread(target=attempt)
         thread.start()
         wait_for("a loop device", lambda: loops(service))
+        # Only the process that reads has the mount, and no right but to read.
+        options, rights = wait_for("a process that reads it", lambda: reader(service))
+        assert {"ro", "nosuid", "nodev", "noexec"} <= options
+        assert rights == 1 << 2, "CAP_DAC_READ_SEARCH"
+        assert str(service.state_dir / "images/tmp") not in Path("/proc/self/mountinfo").read_text()
         service.kill()
         thread.join()
     service.start()
@@ -128,6 +134,19 @@ def loops(service) -> bool:
     """Whether an import has a loop device."""
     files = Path("/sys/block").glob("loop*/loop/backing_file")
     return any(str(service.state_dir / "images/tmp") in read(file) for file in files)
+
+
+def reader(service) -> tuple[set[str], int] | None:
+    """Mount options and effective capabilities of the process that reads what the kernel mounted."""
+    for process in Path("/proc").glob("[0-9]*"):
+        if '"Mounted"' in (command := read(process / "cmdline")) and str(service.state_dir) in command:
+            mounts = [line.split() for line in read(process / "mountinfo").splitlines()]
+            options = [set(fields[5].split(",")) for fields in mounts if "squashfs" in fields]
+            rights = re.search(r"^CapEff:\s*(\w+)", read(process / "status"), re.MULTILINE)
+            # Before it gave them up it had all.
+            if len(mounts) == 1 and options and rights and (found := int(rights[1], 16)) < 1 << 20:
+                return options[0], found
+    return None
 
 
 def read(file: Path) -> str:
