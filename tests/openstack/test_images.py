@@ -43,7 +43,9 @@ def snapshot(demo: Any, made: Any, name: str) -> Iterator[Any]:
 
 
 def settle(demo: Any, made: Any, status: str) -> None:
+    """Waits for a server's state, and for the end of what Nova does with it: its image is there before."""
     demo.compute.wait_for_server(made, status=status, wait=300)
+    eventually("its task to end", lambda: demo.compute.get_server(made.id).task_state is None, 120)
 
 
 @pytest.mark.parametrize("kind", ["disk", "tarball"])
