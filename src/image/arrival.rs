@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
 
 use super::digest::{Algorithm, Digest, Hasher};
@@ -65,8 +65,6 @@ pub(super) struct Arriving<'a> {
     head: Cursor<Vec<u8>>,
     stream: Stream,
     keeping: &'a Keeping,
-    /// The size of what was kept, once all is.
-    kept: Receiver<u64>,
 }
 
 enum Stream {
@@ -96,13 +94,12 @@ pub(super) fn receive<T>(
     };
     let (pieces, to_hash) = sync_channel(WAITING);
     let (spare, spares) = channel();
-    let (whole, kept) = channel();
     let (refused, keeping) = (AtomicBool::new(false), Keeping::default());
     std::thread::scope(|scope| {
         let hashes = scope.spawn(|| hash(reception.request, to_hash, spare, &keeping));
         let reading = Reading { reception, feed: Some(feed), pieces, spares, keeping: &keeping };
-        let size = scope.spawn(|| reading.run(&head, source, whole, &refused));
-        let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping, kept };
+        let size = scope.spawn(|| reading.run(&head, source, &refused));
+        let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping };
         let taken = take(&mut arriving);
         refused.store(taken.is_err(), Ordering::Relaxed);
         // Nobody takes more, and the thread learns it.
@@ -131,6 +128,8 @@ struct Kept {
     asked: Option<File>,
     /// How far it is there.
     upto: u64,
+    /// The size of the content, once all of it came.
+    whole: Option<u64>,
     /// No more comes.
     ended: bool,
 }
@@ -144,10 +143,19 @@ impl Keeping {
 
     /// How far the file goes, when that is beyond a place; `None` when it never will.
     fn beyond(&self, place: u64) -> Option<u64> {
+        let upto = self.wait(|kept| kept.upto <= place).upto;
+        (upto > place).then_some(upto)
+    }
+
+    /// The size of the content when all of it came, at its end.
+    fn whole(&self) -> Option<u64> {
+        self.wait(|_| true).whole
+    }
+
+    fn wait(&self, mut wants: impl FnMut(&Kept) -> bool) -> MutexGuard<'_, Kept> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |kept: &mut Kept| kept.upto <= place && !kept.ended;
-        let state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
-        (state.upto > place).then_some(state.upto)
+        let waits = |kept: &mut Kept| wants(kept) && !kept.ended;
+        self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,7 +211,7 @@ fn read_sparse(file: &File, at: u64, buffer: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The thread that reads the source.
+/// The thread that reads the source. However it ends, nobody waits for more.
 struct Reading<'a> {
     reception: &'a Reception<'a>,
     feed: Option<Feed>,
@@ -212,22 +220,18 @@ struct Reading<'a> {
     keeping: &'a Keeping,
 }
 
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.keeping.change(|kept| kept.ended = true);
+    }
+}
+
 impl Reading<'_> {
     /// Reads all; its size. Refuses more than was asked for.
-    fn run(
-        mut self,
-        head: &[u8],
-        source: Source,
-        whole: Sender<u64>,
-        refused: &AtomicBool,
-    ) -> Result<u64> {
-        let size = self.read(head, source, refused);
-        self.keeping.change(|kept| kept.ended = true);
-        if let Ok(size) = size {
-            // Whoever keeps nothing does not want to know.
-            let _ = whole.send(size);
-        }
-        size
+    fn run(mut self, head: &[u8], source: Source, refused: &AtomicBool) -> Result<u64> {
+        let size = self.read(head, source, refused)?;
+        self.keeping.change(|kept| kept.whole = Some(size));
+        Ok(size)
     }
 
     fn read(&mut self, head: &[u8], mut source: Source, refused: &AtomicBool) -> Result<u64> {
@@ -345,8 +349,8 @@ impl Arriving<'_> {
         }
         if plain {
             // The reading thread tells why it did not come to the end.
-            let ended = |_| Fault::internal(doing, "it ended early");
-            size = self.kept.recv().map_err(ended)?;
+            let ended = || Fault::internal(doing, "it ended early");
+            size = self.keeping.whole().ok_or_else(ended)?;
         }
         if size > most {
             return refuse();

@@ -78,13 +78,14 @@ pub(super) fn run<'a>(
 ) -> Result<(Record, Vec<Pin<'a>>)> {
     let limits =
         Limits { entries: store.config.max_entries, bytes: store.config.max_unpacked_bytes };
+    let workspace = Workspace::new(&store.layout.images_temporary())?;
     let import = Import {
         store,
         report,
-        workspace: Workspace::new(&store.layout.images_temporary())?,
+        disk_of_layers: File::open(&workspace.0).or_fault("opening a temporary directory")?,
+        workspace,
         left: limits,
         planned: Vec::new(),
-        layers: Vec::new(),
         unpacked: 0,
         pins: Vec::new(),
         disk: None,
@@ -96,12 +97,12 @@ struct Import<'a> {
     store: &'a ImageStore,
     report: Listener<'a>,
     workspace: Workspace,
+    /// Opened before anything is written, it tells of every write that fails later.
+    disk_of_layers: File,
     /// What further layers may need.
     left: Limits,
     /// What the layers will be, lowest first.
     planned: Vec<Planned>,
-    /// Lowest first.
-    layers: Vec<Digest>,
     unpacked: u64,
     pins: Vec<Pin<'a>>,
     /// Of a disk image: what is kept of it, or why nothing is.
@@ -185,8 +186,8 @@ impl<'a> Import<'a> {
                 (super::disk::format(kind), ImageConfig::default())
             }
         };
-        self.settle(&content)?;
-        let layers: Vec<String> = self.layers.iter().map(Digest::to_string).collect();
+        let layers = self.settle(&content)?;
+        let layers: Vec<String> = layers.iter().map(Digest::to_string).collect();
         let directories: Vec<_> = layers.iter().map(|l| self.store.layer_dir(l)).collect();
         config.init = init::detect(&directories);
         let (disk, kept) = match self.disk {
@@ -267,14 +268,7 @@ impl<'a> Import<'a> {
     /// Writes plain content into a file, to be read at any place.
     fn keep_plain(&self, arriving: &mut Arriving<'_>, most: u64, key: &str) -> Result<PathBuf> {
         let path = self.workspace.path("content");
-        File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .or_fault(format_args!("making {}", path.display()))
-            .and_then(|file| arriving.keep(&file, most, key))?;
+        arriving.keep(&create_file(&path)?, most, key)?;
         Ok(path)
     }
 
@@ -393,8 +387,8 @@ impl<'a> Import<'a> {
         self.planned.push(planned);
     }
 
-    /// Puts the layers of content that was verified in place.
-    fn settle(&mut self, content: &arrival::Content) -> Result<()> {
+    /// Puts the layers of content that was verified in place; which they are, lowest first.
+    fn settle(&mut self, content: &arrival::Content) -> Result<Vec<Digest>> {
         let mut sealed = Vec::new();
         for planned in std::mem::take(&mut self.planned) {
             sealed.push(match planned {
@@ -403,29 +397,24 @@ impl<'a> Import<'a> {
                 Planned::OfDisk(unpacked) => self.seal(unpacked, address_of_disk(content)?)?,
             });
         }
-        if let Some(aside) = sealed.iter().find_map(|(_, _, aside)| aside.as_ref()) {
-            // One directory is as good as any other: all are in one file system.
-            let aside = File::open(aside).or_fault("opening the layer")?;
-            rustix::fs::syncfs(&aside).or_fault("writing the layers to disk")?;
+        if sealed.iter().any(|(_, _, aside)| aside.is_some()) {
+            rustix::fs::syncfs(&self.disk_of_layers).or_fault("writing the layers to disk")?;
         }
+        let mut layers = Vec::new();
         for (digest, record, aside) in sealed {
             if let Some(aside) = aside {
                 self.publish(&aside, &digest)?;
             }
-            self.put_on_top(digest, &record);
+            // Of a layer that occurs twice the upper one decides, and overlayfs
+            // takes no directory twice.
+            layers.retain(|other| *other != digest);
+            if record.opaque {
+                // overlayfs does not look for the mark on a layer's root.
+                layers.clear();
+            }
+            layers.push(digest);
         }
-        Ok(())
-    }
-
-    fn put_on_top(&mut self, digest: Digest, record: &LayerRecord) {
-        // Of a layer that occurs twice the upper one decides, and overlayfs
-        // takes no directory twice.
-        self.layers.retain(|other| *other != digest);
-        if record.opaque {
-            // overlayfs does not look for the mark on a layer's root.
-            self.layers.clear();
-        }
-        self.layers.push(digest);
+        Ok(layers)
     }
 
     /// Unpacks a layer aside; the hash of what was unpacked.
@@ -711,6 +700,7 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
 
 pub(super) fn create_file(path: &Path) -> Result<File> {
     File::options()
+        .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)

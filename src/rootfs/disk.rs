@@ -39,8 +39,6 @@ pub struct Kept {
 pub struct DiskCopy {
     from: File,
     to: File,
-    /// It will share the disk's extents.
-    shared: bool,
 }
 
 impl DiskCopy {
@@ -48,23 +46,22 @@ impl DiskCopy {
     /// that takes any time.
     pub(super) fn ahead(from: File, to: File) -> Result<DiskCopy> {
         let doing = "copying a disk that is in use";
-        let shared = share_extents(&from, &to);
-        if shared {
+        if share_extents(&from, &to) {
             // Faster into an empty file than over extents that differ by now.
             to.set_len(0).or_fault(doing)?;
         } else {
             copy_data(&from, &to, &mut |_| true).or_fault(doing)?;
         }
-        Ok(DiskCopy { from, to, shared })
+        Ok(DiskCopy { from, to })
     }
 
     /// Makes it what the disk is now, which takes no change meanwhile. The
     /// bytes that had to be copied again.
     pub fn finish(self) -> Result<u64> {
-        match self.shared {
-            true if share_extents(&self.from, &self.to) => Ok(0),
-            _ => copy_changes(&self.from, &self.to).or_fault("copying what changed on a disk"),
+        if share_extents(&self.from, &self.to) {
+            return Ok(0);
         }
+        copy_changes(&self.from, &self.to).or_fault("copying what changed on a disk")
     }
 }
 
