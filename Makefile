@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
+# The tests that only wait most of the time: four at once on two CPUs.
+BESIDE := --numprocesses 4 --dist worksteal -m "not alone"
 OPENSTACK := target/venv-openstack/bin/python tests/openstack/run
 ROOT_TESTS := tests/system tests/security tests/api tests/durability tests/docs tests/package
 FUZZ_SECONDS ?= 60
@@ -22,14 +24,20 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## lint, unit, fuzz, driver, system, security, API, durability, OpenStack: an hour on 2 cores (root)
-	@scripts/deps build run images test lint fuzz driver openstack
-	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory test-unit
-	@$(MAKE) --no-print-directory test-fuzz
-	@$(MAKE) --no-print-directory test-driver
-	@$(MAKE) --no-print-directory test-root
-	@$(MAKE) --no-print-directory test-openstack
+test: ## all that a change must pass, up to a whole OpenStack: half an hour on 2 cores (root; installs what it needs)
+	@scripts/deps build run
+	@tests/run
+
+.PHONY: test-long
+test-long: ## what is not worth its time at every change, with the reasons in tests/run: TIME_OF_LONG (root)
+	@scripts/deps build run
+	@tests/run long
+
+.PHONY: test-deps
+test-deps: ## what the tests need: packages, programs, Python environments, images
+	@scripts/deps build run images test lint driver openstack package vm
+	@scripts/image-busybox >/dev/null && scripts/image-application >/dev/null && scripts/image-debian >/dev/null
+	@tests/vm/build
 
 .PHONY: build
 build: ## the release programs, target/release/berth and berth-monitor
@@ -39,13 +47,26 @@ build: ## the release programs, target/release/berth and berth-monitor
 .PHONY: test-unit
 test-unit: ## Rust's unit tests, some of which make mounts and namespaces (root)
 	@scripts/deps build run test
-	cargo nextest run --locked
+	NEXTEST_STATUS_LEVEL=pass cargo nextest run --locked
 
 .PHONY: test-root
-test-root: build ## the tests against a running service: system, security, durability, API (root)
+test-root: test-beside test-alone ## the tests against a running service: system, security, durability, API (root)
+
+.PHONY: test-beside
+test-beside: build ## of these, all that can run beside each other
 	@scripts/deps run images test package
-	$(PYTEST) $(ROOT_TESTS) --numprocesses 2 --dist loadfile -m "not alone"
+	$(PYTEST) $(ROOT_TESTS) $(BESIDE)
+
+.PHONY: test-alone
+test-alone: build ## of these, what measures the host or burdens it
+	@scripts/deps run images test package
 	$(PYTEST) $(ROOT_TESTS) -m alone
+
+.PHONY: test-each
+test-each: build ## each of these with each runtime program, and 500 random kills
+	@scripts/deps run images test package
+	$(PYTEST) $(ROOT_TESTS) --each $(BESIDE)
+	$(PYTEST) $(ROOT_TESTS) --each --kills 250 -m alone
 
 .PHONY: test-system
 test-system: build ## of these, the system tests only
@@ -73,9 +94,14 @@ test-disk: build ## one disk image of a cloud's shape, booted in QEMU and on ber
 	$(PYTEST) tests/disk
 
 .PHONY: test-driver
-test-driver: ## the Nova driver's tests, against every Nova that it works with (2025.1 to 2026.2)
-	@scripts/deps test driver
+test-driver: ## the Nova driver's tests, against the oldest and the newest Nova that it works with
+	@scripts/deps driver
 	@scripts/test-driver
+
+.PHONY: test-driver-all
+test-driver-all: ## the same against every Nova that it works with (2025.1 to 2026.2)
+	@scripts/deps driver-all
+	@scripts/test-driver all
 
 .PHONY: openstack
 openstack: build ## a whole OpenStack on this machine, with berth as its only hypervisor (root)
@@ -109,11 +135,6 @@ test-devstack: build ## the DevStack plugin: stack, servers, Tempest, unstack, s
 test-package: build ## the Debian package under systemd: install, upgrade, remove, purge, under an instance (root)
 	@scripts/deps run images package devstack
 	@tests/devstack/run package
-
-.PHONY: test-fuzz
-test-fuzz: ## the fuzzers, a short run
-	@scripts/deps build fuzz
-	@scripts/fuzz 10
 
 .PHONY: fuzz
 fuzz: ## the fuzzers, FUZZ_SECONDS each (60)

@@ -23,7 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runtimes", default="crun,runc", help="OCI runtime programs to test with, comma-separated"
     )
-    parser.addoption("--kills", type=int, default=60, help="kills in the durability test, with each runtime")
+    parser.addoption(
+        "--each",
+        action="store_true",
+        help="every test with each of them, not only those in which the program has a part",
+    )
+    parser.addoption("--kills", type=int, default=15, help="kills in the durability test, with each runtime")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "runtime" in metafunc.fixturenames:
         names = metafunc.config.getoption("--runtimes").split(",")
-        if metafunc.definition.get_closest_marker("one_runtime"):
+        has_a_part = metafunc.definition.get_closest_marker("each_runtime")
+        if not (has_a_part or metafunc.config.getoption("--each")):
             names = names[:1]
         metafunc.parametrize("runtime", names, scope="module")
 

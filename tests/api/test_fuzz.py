@@ -31,7 +31,6 @@ def test_the_kept_document_is_the_services(service):
     assert service.client.get("/v1/openapi.json") == kept, "run `make openapi`"
 
 
-@pytest.mark.one_runtime
 def test_schemathesis_finds_nothing(service, busybox, forward, tmp_path):
     before = hoststate.snapshot(service.scope())
     url = f"http://127.0.0.1:{forward.port}"

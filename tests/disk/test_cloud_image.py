@@ -18,8 +18,6 @@ import disklib
 import pytest
 from harness import wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 FLAVOR = {"vcpus": 2, "memory_mb": 1024, "root_gb": 4}
 #: Emulation takes a minute or two on an idle machine.
 PATIENCE = 1800

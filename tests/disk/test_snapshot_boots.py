@@ -14,7 +14,7 @@ import disklib
 import pytest
 from harness import wait_for
 
-pytestmark = [pytest.mark.one_runtime, pytest.mark.timeout(3600)]
+pytestmark = pytest.mark.timeout(3600)
 
 FLAVOR = {"vcpus": 2, "memory_mb": 1024, "root_gb": 4}
 #: Emulation takes a minute or two on an idle machine.

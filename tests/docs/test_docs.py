@@ -120,7 +120,6 @@ def metrics(runtime: str, lxcfs, busybox_file: Path) -> set[str]:
     return {line.split("{")[0].split()[0] for line in answer.splitlines() if line and line[0] != "#"}
 
 
-@pytest.mark.one_runtime
 def test_the_metrics_of_dashboard_alerts_and_documents_are_there(metrics: set[str]):
     board = json.loads(BOARD.read_text())
     rules = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]

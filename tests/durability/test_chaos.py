@@ -174,6 +174,7 @@ def wait_settled(service: Service) -> None:
         raise AssertionError(last[0]) from None
 
 
+@pytest.mark.each_runtime
 def test_random_kills_under_load(service, busybox, request, capsys):
     kills = request.config.getoption("--kills")
     seed = int.from_bytes(os.urandom(4), "big")
@@ -189,7 +190,7 @@ def test_random_kills_under_load(service, busybox, request, capsys):
     done: dict[str, int] = {}
     started = time.monotonic()
     try:
-        while sum(done.values()) < kills:
+        while sum(done.values()) < kills or len(done) < 3:
             time.sleep(dice.random() * 0.4)
             kind = kill_one(service, dice, bystander_monitor)
             if kind:
@@ -203,7 +204,6 @@ def test_random_kills_under_load(service, busybox, request, capsys):
             worker.ended.set()
         for worker in workers:
             worker.join(120)
-    assert min(done.get(k, 0) for k in ("service", "monitor", "runtime")) > 0, done
     assert sum(w.answered for w in workers) > kills, "the workers hardly worked"
     assert [u for w in workers for u in w.unexpected] == []
     assert "panicked" not in service.log.read_text(errors="replace")

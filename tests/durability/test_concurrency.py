@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from harness import Fault, Instance, Service, wait_for
 
-pytestmark = pytest.mark.alone
-
 SMALL = {"vcpus": 1, "memory_mb": 64, "root_gb": 1}
 
 
@@ -32,6 +30,7 @@ def oom_score_adj(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
+@pytest.mark.alone
 def test_a_hundred_creates_at_once_share_nothing(service, busybox, many):
     instances = list(many.map(lambda n: service.define(busybox, vifs=[bridged(service, n)]), range(100)))
     shown = [i.get() for i in instances]
@@ -61,6 +60,7 @@ def test_the_same_create_many_times_at_once_is_one_instance(service, busybox, ma
     assert len(service.instances()) == 1
 
 
+@pytest.mark.alone
 def test_two_hundred_spawns_at_once(service, busybox, many):
     instances = list(many.map(lambda _: service.spawn(busybox, flavor=SMALL), range(200)))
     shown = {i["id"]: i for i in service.instances()}
@@ -112,6 +112,7 @@ def ignoring_faults(call, *arguments, **named) -> None:
         call(*arguments, **named)
 
 
+@pytest.mark.each_runtime
 def test_creates_cut_short_by_kill_leave_nothing(service, busybox):
     for turn in range(5):
         ids = [str(uuid.uuid4()) for _ in range(8)]
@@ -174,6 +175,7 @@ def test_sigterm_waits_for_what_is_under_way(service, spawn):
     assert instance.state == "SHUTDOWN"
 
 
+@pytest.mark.each_runtime
 def test_a_stop_cut_short_is_finished_by_the_next_service(service, spawn):
     script = "trap 'echo asked; sleep 4; exit 0' TERM; echo ready; while :; do sleep 0.2; done"
     instance = spawn(command=["/bin/sh", "-c", script])

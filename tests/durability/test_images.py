@@ -18,8 +18,6 @@ import imagelib
 import pytest
 from harness import Fault, ImageSource, Service, small_file_system, wait_for
 
-pytestmark = [pytest.mark.alone, pytest.mark.one_runtime]
-
 MIB = 1 << 20
 KILLS = 12
 DATA = 6 * MIB

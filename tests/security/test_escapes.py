@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.each_runtime
+
 
 @pytest.fixture(scope="module")
 def prisoner(service, busybox, probe_file):

@@ -25,8 +25,6 @@ import imagelib
 import pytest
 from harness import Fault, Service
 
-pytestmark = pytest.mark.one_runtime
-
 BLOCK = 512
 CONFIG = {"Cmd": ["/bin/sh"]}
 LIMITS = {"max_entries": 10_000, "max_unpacked_bytes": 1 << 30}

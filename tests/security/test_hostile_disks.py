@@ -17,8 +17,6 @@ import disklib
 import pytest
 from harness import Fault
 
-pytestmark = pytest.mark.one_runtime
-
 CLUSTER = 65_536
 CORRUPT = "cannot be read"
 

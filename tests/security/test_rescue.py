@@ -11,6 +11,8 @@ import imagelib
 import pytest
 from harness import Fault
 
+pytestmark = pytest.mark.each_runtime
+
 OWN = "/mnt/instance"
 
 

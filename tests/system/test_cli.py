@@ -6,6 +6,7 @@ import pty
 import subprocess
 import uuid
 
+import pytest
 from harness.service import BERTH
 
 
@@ -37,6 +38,7 @@ def test_log(instance):
     assert "is up" in instance.service.berth("log", instance.id)
 
 
+@pytest.mark.each_runtime
 def test_exec_gives_output_errors_and_the_exit_code(instance):
     result = instance.run("/bin/sh", "-c", "echo out; echo err >&2; exit 42")
     assert (result.stdout, result.stderr, result.returncode) == ("out\n", "err\n", 42)
@@ -44,6 +46,7 @@ def test_exec_gives_output_errors_and_the_exit_code(instance):
     assert instance.run("/no/such/program").returncode in (126, 127, 1, 255)
 
 
+@pytest.mark.each_runtime
 def test_exec_is_inside_the_instances_walls(instance):
     assert instance.sh("hostname") == instance.sh("cat /etc/hostname")
     assert instance.sh("cat /proc/self/uid_map").split()[1] == str(instance.get()["id_map_first"])
@@ -52,6 +55,7 @@ def test_exec_is_inside_the_instances_walls(instance):
     assert result.stdout.strip() != str(200 << 20), "exec escapes the memory limit"
 
 
+@pytest.mark.each_runtime
 def test_exec_with_a_terminal(instance):
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -83,6 +87,7 @@ def test_top(instance):
     assert instance.id[:8] in text
 
 
+@pytest.mark.each_runtime
 def test_a_life_from_the_command_line(service, busybox_file, tmp_path):
     image = json.loads(service.berth("image import", str(busybox_file), "--json"))
     assert image["id"] in service.berth("image list")

@@ -16,8 +16,6 @@ import pytest
 from disklib import BIOS_BOOT, ESP, EXTENDED_BOOT, LINUX, SWAP, Partition
 from harness import Terminal, wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 MIB = 1 << 20
 
 

@@ -3,6 +3,8 @@
 import pytest
 from harness import Fault, Terminal, wait_for
 
+pytestmark = pytest.mark.each_runtime
+
 
 def test_length_gives_the_last_bytes(instance):
     whole = instance.console()

@@ -12,8 +12,6 @@ import imagelib
 import pytest
 from disklib import ESP, LINUX, ROOT_X86_64, Partition
 
-pytestmark = pytest.mark.one_runtime
-
 
 def unpack(directory: Path, marker: str, **files: str) -> Path:
     """A tree that boots and says which it is."""

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytestmark = pytest.mark.each_runtime
+
 MIB_KB = 1024
 
 

@@ -1,6 +1,9 @@
 """What the instance does to itself: power-off, reboot, an end by accident."""
 
+import pytest
 from harness import wait_for
+
+pytestmark = pytest.mark.each_runtime
 
 
 def test_poweroff_inside_is_a_shutdown(instance):

@@ -5,6 +5,7 @@ import base64
 import pytest
 
 
+@pytest.mark.each_runtime
 def test_the_hostname_is_the_requests(spawn):
     instance = spawn(hostname="harbour-1")
     assert instance.sh("hostname") == "harbour-1"
@@ -70,6 +71,7 @@ def test_injected_files_are_written_once(spawn):
     assert instance.sh("cat /etc/motd") == "changed"
 
 
+@pytest.mark.each_runtime
 @pytest.mark.parametrize("variable", ["container"])
 def test_pid_1_knows_its_environment(spawn, variable):
     instance = spawn(environment={"COLOUR": "blue"})

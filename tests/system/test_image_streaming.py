@@ -22,8 +22,6 @@ import pytest
 from disklib import LINUX, Partition
 from harness import Fault, ImageSource, cgroup_dir, wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 MIB = 1 << 20
 #: What the service and its helpers may take, above what it has when idle.
 MEMORY = 64 * MIB

@@ -340,6 +340,7 @@ def test_a_hostile_or_broken_image_does_not_reach_outside(service, tmp_path, nam
         assert not os.path.lexists(place)
 
 
+@pytest.mark.each_runtime
 def test_a_device_of_an_image_opens_nothing(service, tmp_path):
     path = tmp_path / "image"
     tree = imagelib.busybox_tree()
@@ -403,7 +404,6 @@ def test_sparse_files_stay_sparse(service, tmp_path):
     service.client.delete(f"/v1/images/{image}")
 
 
-@pytest.mark.one_runtime
 def test_a_small_disk_for_a_large_image_is_refused(service, tmp_path):
     tree = imagelib.busybox_tree()
     tree.symlink("sbin/init", "/bin/busybox")

@@ -18,8 +18,6 @@ import imagelib
 import pytest
 from harness import Fault, wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 
 @pytest.fixture(scope="module")
 def settings():

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from harness import Fault, wait_for
 
+pytestmark = pytest.mark.each_runtime
+
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()

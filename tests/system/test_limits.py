@@ -10,26 +10,33 @@ from typing import ClassVar
 import pytest
 from harness import Fault, Service, wait_for
 
-pytestmark = pytest.mark.alone
-
 MIB = 1 << 20
 HOG = "(while :; do :; done) >/dev/null 2>&1 &"
 
 
-def cpu_share(instance, seconds=4.0):
-    """CPUs used, from the cgroup's account over the time that passed."""
-    start, used = time.monotonic(), instance.stats()["cpu"]["usage_ns"]
-    time.sleep(seconds)
-    spent = instance.stats()["cpu"]["usage_ns"] - used
-    return spent / 1e9 / (time.monotonic() - start)
+def cpu_use(instance):
+    """CPU seconds used so far, periods in which the quota ran out, and when that was."""
+    cpu = instance.stats()["cpu"]
+    return cpu["usage_ns"] / 1e9, cpu["throttled_periods"], time.monotonic()
 
 
-def closest(measure, wanted, tolerance=0.1, tries=5):
-    """The best of some measurements: other work on the host only ever takes away."""
+def quota_holds(instance, share, period=0.1):
+    """Whatever else the host does: a period in which the quota ran out used all of it, and none used more."""
+    used_before, ran_out_before, start = cpu_use(instance)
+    wait_for("the quota to run out", lambda: cpu_use(instance)[1] >= ran_out_before + 8, 60)
+    used, ran_out, end = cpu_use(instance)
+    used, ran_out = used - used_before, ran_out - ran_out_before
+    # The first and the last one are seen in part.
+    assert 0.9 * (ran_out - 1) * period * share <= used <= 1.1 * (end - start + 2 * period) * share
+
+
+def reaches(measure, wanted, tolerance=0.1, tries=5):
+    """The limit is reached and never passed; that other work on the host takes away from it is no failure."""
     values = []
     for _ in range(tries):
         values.append(measure())
-        if abs(values[-1] / wanted - 1) <= tolerance:
+        assert values[-1] <= wanted * (1 + tolerance), f"measured {values}, the limit is {wanted}"
+        if values[-1] >= wanted * (1 - tolerance):
             return
     raise AssertionError(f"measured {values}, wanted {wanted} within {tolerance:.0%}")
 
@@ -54,37 +61,37 @@ class TestCpu:
     def test_a_hog_gets_its_quota(self, spawn):
         instance = spawn(flavor={"extra_specs": {"quota:cpu_quota": "30000", "quota:cpu_period": "100000"}})
         instance.sh(HOG + HOG)
-        closest(lambda: cpu_share(instance), 0.3)
-        assert instance.stats()["cpu"]["throttled_periods"] > 0
+        quota_holds(instance, 0.3)
 
+    @pytest.mark.alone  # a hog that shares its CPU never uses up a whole one
     def test_a_vcpu_is_a_whole_cpu_and_not_more(self, spawn):
         instance = spawn(flavor={"vcpus": 1})
         instance.sh(HOG + HOG)
-        assert cpu_share(instance) <= 1.05
+        quota_holds(instance, 1)
 
     def test_the_quota_changes_while_it_runs(self, spawn):
         instance = spawn(flavor={"extra_specs": {"quota:cpu_quota": "50000"}})
         instance.sh(HOG + HOG)
         resize(instance, extra_specs={"quota:cpu_quota": "20000"})
-        closest(lambda: cpu_share(instance), 0.2)
+        quota_holds(instance, 0.2)
 
-    @pytest.mark.one_runtime
     def test_shares_divide_a_cpu_between_hogs(self, spawn):
         first = spawn(flavor={"vcpus": 2, "extra_specs": {"quota:cpu_shares": "1024"}})
         second = spawn(flavor={"vcpus": 2, "extra_specs": {"quota:cpu_shares": "3072"}})
 
         def ratio():
-            before = [i.stats()["cpu"]["usage_ns"] for i in (first, second)]
-            time.sleep(4)
-            after = [i.stats()["cpu"]["usage_ns"] for i in (first, second)]
+            before = [cpu_use(i)[0] for i in (first, second)]
+            time.sleep(2)
+            after = [cpu_use(i)[0] for i in (first, second)]
             return (after[1] - before[1]) / (after[0] - before[0])
 
         for instance in (first, second):
             instance.sh(HOG * 4)
-        closest(ratio, 3, tolerance=0.25)
+        reaches(ratio, 3, tolerance=0.25)
 
 
 class TestMemory:
+    @pytest.mark.each_runtime
     def test_a_hog_is_killed_alone(self, spawn):
         instance, other = spawn(flavor={"memory_mb": 48}), spawn(flavor={"memory_mb": 48})
         pid, others_pid = instance.get()["pid"], other.get()["pid"]
@@ -127,6 +134,7 @@ class TestMemory:
 
 
 class TestProcesses:
+    @pytest.mark.each_runtime
     def test_a_fork_bomb_stops_at_its_limit(self, spawn):
         instance = spawn(flavor={"extra_specs": {"berth:processes": "40"}, "memory_mb": 128})
         bomb = "i=0; while [ $i -lt 200 ]; do sleep 300 & i=$((i+1)); done 2>/dev/null"
@@ -193,6 +201,7 @@ class TestDisk:
         assert (fault.value.status, fault.value.field) == (400, "flavor.root_gb")
         assert instance.get()["flavor"]["root_gb"] == 2
 
+    @pytest.mark.each_runtime
     def test_an_ephemeral_disk_is_mounted(self, spawn):
         instance = spawn(flavor={"ephemeral_gb": 1})
         assert "/mnt" in instance.sh("df /mnt | tail -1")
@@ -203,46 +212,42 @@ class TestDisk:
 
     RATE = 8 * MIB
 
-    @pytest.mark.one_runtime
     def test_the_write_rate_holds(self, spawn):
         instance = spawn(flavor={"extra_specs": {"quota:disk_write_bytes_sec": str(self.RATE)}})
-        self.rate_is(instance, "dd if=/dev/zero of=/f bs=256k count=128 oflag=direct conv=notrunc")
+        self.rate_is(instance, "dd if=/dev/zero of=/f bs=256k count=64 oflag=direct conv=notrunc")
 
     def test_the_read_rate_holds(self, spawn):
         instance = self.with_a_file(spawn)
         resize(instance, extra_specs={"quota:disk_read_bytes_sec": str(self.RATE)})
         self.rate_is(instance, "dd if=/f of=/dev/null bs=256k iflag=direct")
 
-    @pytest.mark.one_runtime
     def test_the_total_rate_holds_for_both_directions_together(self, spawn):
         instance = self.with_a_file(spawn)
         resize(instance, extra_specs={"quota:disk_total_bytes_sec": str(self.RATE)})
-        read = "dd if=/f of=/dev/null bs=256k count=64 iflag=direct"
-        write = "dd if=/dev/zero of=/g bs=256k count=64 oflag=direct"
+        read = "dd if=/f of=/dev/null bs=256k count=32 iflag=direct"
+        write = "dd if=/dev/zero of=/g bs=256k count=32 oflag=direct"
         self.rate_is(instance, f"{{ {read} & {write}; wait; }}")
 
     def with_a_file(self, spawn):
         instance = spawn()
-        instance.sh("dd if=/dev/zero of=/f bs=1M count=32 oflag=direct")
+        instance.sh("dd if=/dev/zero of=/f bs=1M count=16 oflag=direct")
         return instance
 
     def rate_is(self, instance, command):
         # Without the limit this disk must be much faster, or the test would show nothing.
-        closest(lambda: 32 * MIB / timed(instance, command), self.RATE)
+        reaches(lambda: 16 * MIB / timed(instance, command), self.RATE)
 
-    @pytest.mark.one_runtime
     def test_the_number_of_operations_holds(self, spawn):
         instance = spawn(flavor={"extra_specs": {"quota:disk_write_iops_sec": "200"}})
-        command = "dd if=/dev/zero of=/f bs=4k count=600 oflag=direct"
-        closest(lambda: 600 / timed(instance, command), 200)
+        command = "dd if=/dev/zero of=/f bs=4k count=400 oflag=direct"
+        reaches(lambda: 400 / timed(instance, command), 200)
 
-    @pytest.mark.one_runtime
     def test_the_rate_changes_while_it_runs(self, spawn):
         instance = spawn(flavor={"extra_specs": {"quota:disk_write_bytes_sec": str(MIB)}})
         resize(instance, extra_specs={"quota:disk_write_bytes_sec": str(self.RATE)})
-        self.rate_is(instance, "dd if=/dev/zero of=/f bs=256k count=128 oflag=direct conv=notrunc")
+        self.rate_is(instance, "dd if=/dev/zero of=/f bs=256k count=64 oflag=direct conv=notrunc")
         resize(instance, extra_specs={})
-        assert timed(instance, "dd if=/dev/zero of=/f bs=256k count=128 oflag=direct") < 3
+        assert timed(instance, "dd if=/dev/zero of=/f bs=256k count=64 oflag=direct") < 1.5
 
 
 def timed(instance, command):
@@ -254,7 +259,6 @@ def timed(instance, command):
     return max(end - start, 0.01)
 
 
-@pytest.mark.one_runtime
 class TestNetworkRates:
     RATE_KB = 2000  # Nova's unit: kB/s
 
@@ -269,7 +273,7 @@ class TestNetworkRates:
         receiver.sh("(sleep 600 | nc -l -p 9000) >/dev/null 2>&1 &")
         sender.sh(f"(sleep 0.3; nc {target} 9000 < /dev/zero) >/dev/null 2>&1 &")
 
-    def rate(self, instance, counter, seconds=4):
+    def rate(self, instance, counter, seconds=1.5):
         """Bytes a second, from the interface's counter and the samples' own times."""
 
         def sample():
@@ -284,7 +288,7 @@ class TestNetworkRates:
     def check(self, instance, counter):
         wait_for("traffic", lambda: instance.stats()["interfaces"][0][counter] > MIB)
         time.sleep(1)  # the allowed burst is over
-        closest(lambda: self.rate(instance, counter), self.RATE_KB * 1000)
+        reaches(lambda: self.rate(instance, counter), self.RATE_KB * 1000)
 
     def test_outbound(self, spawn, service):
         limited, peer = self.pair(spawn, service, **{"quota:vif_outbound_average": str(self.RATE_KB)})
@@ -323,7 +327,6 @@ BAD_FLAVORS = [
 ]
 
 
-@pytest.mark.one_runtime
 @pytest.mark.parametrize("flavor,field", BAD_FLAVORS, ids=[json.dumps(f)[:50] for f, _ in BAD_FLAVORS])
 def test_a_bad_flavor_is_refused_at_create_and_at_resize(instance, service, busybox, flavor, field):
     before = instance.get()

@@ -12,6 +12,7 @@ def inside(instance, command):
     return instance.sh(f"ip {command}")
 
 
+@pytest.mark.each_runtime
 def test_addresses_routes_mtu_and_mac(spawn, service):
     vif = service.vif(
         mtu=1400,
@@ -121,6 +122,7 @@ def test_an_application_is_served_over_the_network(spawn, service, application):
     assert answer.endswith("berth serves this page")
 
 
+@pytest.mark.each_runtime
 def test_hot_plug_and_unplug(instance):
     service = instance.service
     vif = service.vif(addresses=[f"{service.subnet}.220/24"], routes=[])

@@ -28,6 +28,7 @@ def hash_of(instance, user="root"):
     return None
 
 
+@pytest.mark.each_runtime
 def test_a_password_is_set_and_set_again(instance):
     set_password(instance)
     first = hash_of(instance)

@@ -90,6 +90,7 @@ def refused(act, code: str, *words: str) -> None:
     assert all(word in fault.value.detail for word in words), fault.value
 
 
+@pytest.mark.each_runtime
 def test_a_broken_root_file_system_is_repaired(service, spawn, rescue_image):
     instance = spawn(vifs=[service.vif()], hostname="patient", flavor={"ephemeral_gb": 1})
     instance.sh(
@@ -173,6 +174,7 @@ def test_each_rescue_has_a_new_disk(rescued, rescue_image, application):
     assert rescued.sh("cat /root/more") == "more"
 
 
+@pytest.mark.each_runtime
 def test_an_application_is_rescued(spawn, rescue_image, application):
     instance = spawn(image=application, environment={"GREETING": "hi"}, command=["-vv"])
     instance.sh("echo own > /root/own")

@@ -81,6 +81,7 @@ def check_bigger(instance):
 
 
 class TestConfirm:
+    @pytest.mark.each_runtime
     def test_nothing_is_kept_afterwards(self, old):
         keep(old)
         shown = old.get()
@@ -228,7 +229,6 @@ class TestRefusals:
         assert fault.value.field == "timeout"
 
 
-@pytest.mark.one_runtime
 def test_no_room_for_a_copy(runtime, lxcfs, busybox_file, tmp_path):
     base = Path("/var/tmp") / f"berth-small-{os.getpid()}"
     base.mkdir()
@@ -374,7 +374,6 @@ def test_what_is_kept_counts_as_used(old, service):
     assert used() == before + 2
 
 
-@pytest.mark.one_runtime
 def test_a_delete_does_not_wait_for_a_copy(spawn, service):
     instance = spawn()
     instance.sh("dd if=/dev/urandom of=/root/old bs=1M count=300 2>/dev/null; sync")

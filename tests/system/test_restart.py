@@ -13,6 +13,8 @@ import hoststate
 import pytest
 from harness import Service, wait_for
 
+pytestmark = pytest.mark.each_runtime
+
 
 def test_instances_consoles_and_pings_go_on_while_the_service_is_killed(spawn, service):
     one, two = spawn(vifs=[service.vif()]), spawn(vifs=[service.vif()])

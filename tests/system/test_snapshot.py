@@ -72,6 +72,7 @@ stat -c '%n %a %u:%g %s %Y %h' /data/again /data/deep /data/holes /data/pipe
 """
 
 
+@pytest.mark.each_runtime
 def test_what_was_in_it_boots_again(service, instance, glance, made):
     instance.sh(CHANGE)
     expected = instance.sh(SHOW)
@@ -140,7 +141,6 @@ def test_nothing_of_the_host_or_the_instance_is_in_it(service, spawn, glance, ma
     assert "192.0.2.53" not in copy.sh("cat /etc/resolv.conf 2>/dev/null || true")
 
 
-@pytest.mark.one_runtime
 @pytest.mark.parametrize("form", ["docker-archive", "rootfs-tar"])
 def test_another_host_boots_it_and_the_other_disks_are_not_in_it(
     service, spawn, glance, runtime, lxcfs, form
@@ -160,6 +160,7 @@ def test_another_host_boots_it_and_the_other_disks_are_not_in_it(
     assert not left, "\n".join(left)
 
 
+@pytest.mark.each_runtime
 def test_an_application_starts_as_its_image_says(service, application, glance, made):
     instance = service.spawn(application)
     made.append(instance)
@@ -324,7 +325,6 @@ def frozen(service) -> list[float]:
     return [int(us) / 1000 for us in re.findall(r"frozen_us=(\d+)", service.log.read_text())]
 
 
-@pytest.mark.one_runtime
 def test_where_the_host_shares_extents_the_copy_takes_no_time(runtime, lxcfs, busybox_file, glance, tmp_path):
     """1 GB in the instance, on xfs: the disk is held for the flush of the journal only."""
     disk, point = Path(f"/var/tmp/berth-xfs-{os.getpid()}"), Path(f"/var/tmp/berth-xfs-{os.getpid()}.d")

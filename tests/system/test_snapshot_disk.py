@@ -14,8 +14,6 @@ import pytest
 from disklib import ESP, LINUX, Partition
 from harness import Fault, wait_for
 
-pytestmark = pytest.mark.one_runtime
-
 ROOT_UUID = "0b8f6e2e-5d1c-4c0e-9d5a-4d6f2a1c7b33"
 PART_UUID = "5c0de5c0-de5c-4de5-80de-5c0de5c0de00"
 MIB = 1 << 20

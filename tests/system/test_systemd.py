@@ -3,6 +3,8 @@
 import pytest
 from harness import wait_for
 
+pytestmark = pytest.mark.each_runtime
+
 FLAVOR = {"vcpus": 2, "memory_mb": 512, "root_gb": 2}
 
 

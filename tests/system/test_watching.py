@@ -68,6 +68,7 @@ def test_operations_keep_the_request_id(service, busybox):
     instance.delete()
 
 
+@pytest.mark.each_runtime
 def test_a_failed_start_is_told_and_leaves_nothing_running(service, busybox):
     failing = service.define(busybox, command=["/no/such/program"])
     with pytest.raises(Fault) as fault:
