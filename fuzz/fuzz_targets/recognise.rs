@@ -6,13 +6,14 @@ use std::io::Cursor;
 use std::path::Path;
 
 use berth::image::layer::Limits;
-use berth::image::recognise::{Content, Members, content, refusal};
+use berth::image::recognise::{Content, Members, content};
+use berth::image::refusal;
 use berth::image::stage::{is_root_file_system, stage};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let first = content(bytes);
-    assert!(!refusal(first).detail.is_empty());
+    assert!(!refusal::of_content(first).detail.is_empty());
     let mut members = Members::default();
     let certain = bytes.split(|byte| *byte == b'\n').any(|name| members.add(name));
     assert!(!certain || members.archive() == berth::image::recognise::Archive::Rootfs);

@@ -23,6 +23,7 @@ use super::kept::Kept;
 use super::layer::{Limits, Report, mark_opaque};
 use super::manifest::{self, Plan, PlannedLayer};
 use super::recognise::{self, Archive, Compression, Content};
+use super::refusal;
 use super::source::Source;
 use super::stage::{Body, Staged};
 use super::store::{
@@ -251,7 +252,7 @@ impl<'a> Import<'a> {
                     false => Ok(Arrived::Disk(path, kind)),
                 }
             }
-            kind => Err(recognise::refusal(kind)),
+            kind => Err(refusal::of_content(kind)),
         }
     }
 
@@ -295,7 +296,7 @@ impl<'a> Import<'a> {
                 Ok((ImageFormat::RootfsTar, ImageConfig::default()))
             }
             archive @ (Archive::Docker | Archive::Oci) => self.layers(archive, &staged, content),
-            archive => Err(recognise::archive_refusal(archive)),
+            archive => Err(refusal::of_archive(archive)),
         }
     }
 
@@ -616,7 +617,7 @@ pub(super) fn compression(head: &[u8]) -> Result<Option<Compression>> {
         Content::Compressed(
             compression @ (Compression::Gzip | Compression::Xz | Compression::Zstd),
         ) => Ok(Some(compression)),
-        content @ Content::Compressed(_) => Err(recognise::refusal(content)),
+        content @ Content::Compressed(_) => Err(refusal::of_content(content)),
         _ => Ok(None),
     }
 }

@@ -54,7 +54,8 @@ use serde::{Deserialize, Serialize};
 use super::disk::frame::{Frame, Patch};
 use super::disk::{self, RootPlace, foreign, mounted, part};
 use super::layer::{self, Limits, Report};
-use super::recognise::{Compression, Content, Disk, FileSystem, refusal};
+use super::recognise::{Compression, Content, Disk, FileSystem};
+use super::refusal;
 use super::stage::{self, Staged};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -336,7 +337,7 @@ fn decompress(compression: Compression, input: impl Read, mut output: impl Write
             decoder.window_log_max(ZSTD_WINDOW).or_fault("starting zstd")?;
             Box::new(decoder)
         }
-        other => return Err(refusal(Content::Compressed(other))),
+        other => return Err(refusal::of_content(Content::Compressed(other))),
     };
     let mut buffer = vec![0; 1 << 17];
     loop {

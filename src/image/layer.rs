@@ -21,10 +21,11 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::refusal::unacceptable;
 use super::tar_reader::{Kind, Member, TarReader, printable};
 use super::whiteout::{self, Meaning};
 use super::xattr;
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 use crate::sys::fs::begin_writeback;
 
 /// Longest name of a member, and longest target of a link (`PATH_MAX` less its end).
@@ -712,10 +713,6 @@ fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> rustix::io::R
         }
     }
     Ok(())
-}
-
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
 }
 
 fn refused(member: &Member, why: impl std::fmt::Display) -> Fault {

@@ -8,6 +8,7 @@ use ::tar::EntryType;
 
 use super::super::testing::{Archive, LIMITS, extract_bytes, header};
 use super::*;
+use crate::fault::FaultKind;
 
 /// A directory for the layer, inside one whose other content must never change.
 struct Place {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::digest::{Algorithm, Digest, excerpt};
+use super::refusal::unacceptable;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::types::ImageConfig;
 
@@ -332,10 +333,6 @@ fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
 
 fn corrupt(why: impl Into<String>) -> Fault {
     Fault::new(FaultKind::ImageCorrupt, why)
-}
-
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
 }
 
 #[cfg(test)]

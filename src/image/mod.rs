@@ -39,6 +39,7 @@ pub mod layer;
 pub mod manifest;
 pub mod merged;
 pub mod recognise;
+pub mod refusal;
 #[cfg(feature = "service")]
 mod source;
 pub mod stage;

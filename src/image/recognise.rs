@@ -3,13 +3,11 @@
 //! Pure: [`content`] looks at the first bytes, [`Members`] at the names in a
 //! tar archive. Formats that berth does not boot are recognised too, so that
 //! the refusal can name them; when one of them becomes bootable, its arm in
-//! [`refusal`] goes and an importer takes its place.
+//! [`refusal`](super::refusal) goes and an importer takes its place.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-
-use crate::fault::{Fault, FaultKind};
 
 /// How many first bytes [`content`] wants to see: the farthest magic number,
 /// btrfs's, ends here.
@@ -303,47 +301,6 @@ pub fn plain(mut path: &[u8]) -> &[u8] {
     }
 }
 
-/// The fault for content that berth does not boot.
-pub fn refusal(content: Content) -> Fault {
-    let remedy = match content {
-        Content::Disk(Disk::VmdkDescriptor) => {
-            "it has no content of its own, and the files that it names are the host's; convert the \
-             disk with `qemu-img convert -O qcow2`"
-        }
-        Content::Disk(Disk::Luks) => "give it decrypted",
-        Content::Disk(_) => "convert it with `qemu-img convert -O qcow2`",
-        Content::FileSystem(FileSystem::Iso9660) => {
-            "it is for installing from; give an image of what it installs"
-        }
-        Content::FileSystem(_) => {
-            "berth reads ext2, ext3 and ext4 itself, and lets the host's kernel read others where \
-             images.kernel_mounts allows it; give the image with ext4 or as a tar archive"
-        }
-        Content::Compressed(Compression::Bzip2 | Compression::Lz4 | Compression::Lzip) => {
-            "compress it with gzip, xz or zstd"
-        }
-        Content::Compressed(_) => "it is compressed more than once; compress the archive once",
-        _ => {
-            "give a disk image (qcow2 or raw, with ext2, ext3 or ext4), or a docker-archive, an \
-             OCI layout or a root file system as a tar archive"
-        }
-    };
-    Fault::new(FaultKind::ImageUnacceptable, format!("the content is {content}: {remedy}"))
-}
-
-/// The fault for a tar archive of something else.
-pub fn archive_refusal(archive: Archive) -> Fault {
-    let what = match archive {
-        Archive::Ova => "an OVA, a virtual machine with disk images",
-        _ => {
-            "a tar archive that is no docker-archive (no manifest.json), no OCI layout (no \
-             oci-layout and index.json) and no root file system (no directory such as bin, etc or \
-             usr at its top)"
-        }
-    };
-    Fault::new(FaultKind::ImageUnacceptable, format!("the content is {what}"))
-}
-
 /// This host's architecture as images name it (GOARCH).
 pub fn host_architecture() -> &'static str {
     match std::env::consts::ARCH {
@@ -416,13 +373,6 @@ mod tests {
         let mut header = tar_header();
         header[0] ^= 1;
         assert_ne!(content(&header), Content::Tar);
-    }
-
-    #[test]
-    fn refusals_name_what_was_seen_and_are_one_kind() {
-        let fault = refusal(Content::Disk(Disk::Qcow2));
-        assert_eq!(fault.kind, FaultKind::ImageUnacceptable);
-        assert!(fault.detail.contains("qcow2"), "{fault}");
     }
 
     #[test]

@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::layer::Limits;
 use super::recognise::{Archive, Members, plain};
+use super::refusal::unacceptable;
 use super::tar_reader::{Kind, Member, TarReader, printable};
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 
 /// Most members of an image archive that are kept.
 const MAX_MEMBERS: usize = 100_000;
@@ -193,13 +194,10 @@ fn leads_out(member: &Member) -> Fault {
     unacceptable(format!("{} links to something outside the image archive", member.name()))
 }
 
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::FaultKind;
     use std::io::Cursor;
 
     const LIMITS: Limits = Limits { entries: 1000, bytes: 1 << 20 };

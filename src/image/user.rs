@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::merged::Merged;
-use crate::fault::{Fault, FaultKind, Result};
+use super::refusal::unacceptable;
+use crate::fault::{Fault, Result};
 
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_FILE: u64 = 4 << 20;
@@ -99,10 +100,6 @@ fn number(text: &str) -> Option<u32> {
 
 fn unknown(what: &str, name: &str, file: &str) -> Fault {
     unacceptable(format!("its config's User names the {what} {name:?}, which {file} does not have"))
-}
-
-fn unacceptable(why: String) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
 }
 
 #[cfg(test)]

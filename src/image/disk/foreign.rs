@@ -6,9 +6,11 @@
 
 use std::path::Path;
 
-use super::{Blocks, le16, le32, le64, unacceptable, vhdx};
+use super::blocks::{Blocks, le16, le32, le64};
+use super::vhdx;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::image::recognise::{Content, Disk};
+use crate::image::refusal::{of_disk as refused, unacceptable};
 
 /// The program.
 pub const PROGRAM: &str = "/usr/bin/qemu-img";
@@ -200,14 +202,6 @@ fn vdi(image: &dyn Blocks) -> Result<u64> {
         (1, _) => Err(refused(Disk::Vdi, "it has a parent, a file of the host")),
         _ => Err(refused(Disk::Vdi, "it is of no known version")),
     }
-}
-
-/// A fault that names the format, the reason and the remedy.
-pub(super) fn refused(disk: Disk, why: &str) -> Fault {
-    unacceptable(format!(
-        "the content is {}: {why}; convert it with `qemu-img convert -O qcow2`",
-        Content::Disk(disk)
-    ))
 }
 
 #[cfg(test)]

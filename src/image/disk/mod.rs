@@ -16,10 +16,13 @@
 //! partitions without end, and `ext4-view` knows neither extended attributes
 //! nor which names are one file.
 
+mod blocks;
 pub mod ext;
+mod file_tree;
 pub mod foreign;
 pub mod frame;
 pub mod mounted;
+mod open;
 mod pack;
 pub mod part;
 pub mod partitions;
@@ -30,112 +33,19 @@ mod vhdx;
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use rustix::fs::{SeekFrom, seek};
+pub use blocks::{Blocks, Part};
+pub use open::open;
+use open::{content, raw};
 use serde::{Deserialize, Serialize};
 
 use super::layer::Limits;
-use super::recognise::{self, Content, Disk, FileSystem};
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use super::recognise::{Content, Disk, FileSystem};
+use super::refusal;
+use crate::fault::Result;
 use crate::types::ImageFormat;
-
-/// Bytes that can be read at any place. Nothing about them is trusted.
-pub trait Blocks {
-    /// How many there are.
-    fn size(&self) -> u64;
-
-    /// Fills the buffer from `offset`; a fault when the bytes end before that.
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
-
-    /// How many bytes from `offset` on are known to be zeros without a look at
-    /// them; may be less than there are.
-    fn hole(&self, _offset: u64) -> u64 {
-        0
-    }
-}
-
-/// A file's bytes.
-struct Raw {
-    file: File,
-    size: u64,
-}
-
-impl Blocks for Raw {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        check_range(self, offset, buffer.len())?;
-        self.file.read_exact_at(buffer, offset).or_fault("reading the disk image")
-    }
-
-    fn hole(&self, offset: u64) -> u64 {
-        match seek(self.file.as_fd(), SeekFrom::Data(offset)) {
-            Ok(data) => data.saturating_sub(offset),
-            Err(_) => 0,
-        }
-    }
-}
-
-impl Blocks for Vec<u8> {
-    fn size(&self) -> u64 {
-        self.len() as u64
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        check_range(self, offset, buffer.len())?;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        buffer.copy_from_slice(&self[start..start + buffer.len()]);
-        Ok(())
-    }
-}
-
-/// A part of other bytes.
-pub struct Part {
-    disk: Rc<dyn Blocks>,
-    start: u64,
-    size: u64,
-}
-
-impl Part {
-    /// The `size` bytes from `start`, which must be there.
-    pub fn new(disk: Rc<dyn Blocks>, start: u64, size: u64) -> Result<Part> {
-        match start.checked_add(size) {
-            Some(end) if end <= disk.size() => Ok(Part { disk, start, size }),
-            _ => Err(beyond()),
-        }
-    }
-}
-
-impl Blocks for Part {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        check_range(self, offset, buffer.len())?;
-        self.disk.read_at(self.start + offset, buffer)
-    }
-
-    fn hole(&self, offset: u64) -> u64 {
-        self.disk.hole(self.start + offset).min(self.size.saturating_sub(offset))
-    }
-}
-
-fn check_range(blocks: &impl Blocks, offset: u64, length: usize) -> Result<()> {
-    match offset.checked_add(length as u64) {
-        Some(end) if end <= blocks.size() => Ok(()),
-        _ => Err(beyond()),
-    }
-}
-
-fn beyond() -> Fault {
-    unacceptable("the disk image names bytes beyond its end; it is cut off or corrupt")
-}
 
 /// Whether content of this kind is read here.
 pub fn reads(content: Content) -> bool {
@@ -212,18 +122,13 @@ pub fn write_tar(file: File, sink: impl Write, limits: Limits) -> Result<()> {
     write_tar_of(raw(file)?, sink, limits)
 }
 
-fn raw(file: File) -> Result<Rc<dyn Blocks>> {
-    let size = file.metadata().or_fault("looking at the disk image")?.len();
-    Ok(Rc::new(Raw { file, size }))
-}
-
 /// [`write_tar`] of an image wherever its bytes are.
 pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: Limits) -> Result<()> {
     let disk = open(image)?;
     let root = root::find(&disk)?;
     match root.file_system {
-        FileSystem::Ext => pack::write(&ext::Ext::open(root.blocks)?, sink, limits),
-        other => Err(recognise::refusal(Content::FileSystem(other))),
+        FileSystem::Ext => pack::write(&ext::open(root.blocks)?, sink, limits),
+        other => Err(refusal::of_content(Content::FileSystem(other))),
     }
 }
 
@@ -235,39 +140,4 @@ pub fn write_frame(file: File, mut sink: impl Write) -> Result<frame::Frame> {
 /// What changes on the disk that a file is when its root partition grows.
 pub fn grow(file: File, start: u64, by: u64) -> Result<Vec<frame::Patch>> {
     frame::grow(&*raw(file)?, start, by)
-}
-
-/// The bytes of the disk that an image's bytes describe.
-pub fn open(image: Rc<dyn Blocks>) -> Result<Rc<dyn Blocks>> {
-    match content(&*image)? {
-        Content::Disk(Disk::Qcow2) => Ok(Rc::new(qcow2::Qcow2::open(image)?)),
-        _ => Ok(image),
-    }
-}
-
-/// What the first bytes say.
-fn content(blocks: &dyn Blocks) -> Result<Content> {
-    let mut head =
-        vec![0; recognise::HEAD.min(usize::try_from(blocks.size()).unwrap_or(usize::MAX))];
-    blocks.read_at(0, &mut head)?;
-    Ok(recognise::content(&head))
-}
-
-/// A little-endian number; zero where the bytes end before it.
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u16::from_le_bytes(*b))
-}
-
-/// A little-endian number; zero where the bytes end before it.
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
-}
-
-/// A little-endian number; zero where the bytes end before it.
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
-}
-
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
 }

@@ -14,11 +14,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::ext::{Attributes, Extent, Kind, MAX_PIECES};
-use super::pack::{About, Tree};
-use super::unacceptable;
+use super::file_tree::{About, Attributes, Extent, FileKind, FileTree, MAX_PIECES};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::image::recognise::{Content, FileSystem};
+use crate::image::refusal::unacceptable;
 
 /// Names of the subvolume that distributions have their root in, when it is
 /// not the one that is mounted by default.
@@ -107,7 +106,7 @@ impl Node {
     }
 }
 
-impl Tree for Mounted {
+impl FileTree for Mounted {
     type Entry = Vec<u8>;
     type Node = Node;
 
@@ -166,11 +165,11 @@ impl Tree for Mounted {
     fn about(&self, node: &Node) -> About {
         let stat = &node.stat;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Kind::Directory,
-            FileType::RegularFile => Kind::Regular,
-            FileType::Symlink => Kind::Symlink,
-            FileType::Fifo => Kind::Fifo,
-            _ => Kind::Other,
+            FileType::Directory => FileKind::Directory,
+            FileType::RegularFile => FileKind::Regular,
+            FileType::Symlink => FileKind::Symlink,
+            FileType::Fifo => FileKind::Fifo,
+            _ => FileKind::Other,
         };
         About {
             identity: (stat.st_dev, stat.st_ino),

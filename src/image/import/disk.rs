@@ -22,7 +22,8 @@ use crate::image::helper::Input;
 use crate::image::jail::{NOBODY, Outcome, Task};
 use crate::image::kept;
 use crate::image::layer::write_sparsely;
-use crate::image::recognise::{self, Content, Disk, FileSystem};
+use crate::image::recognise::{Content, Disk, FileSystem};
+use crate::image::refusal;
 use crate::image::source;
 use crate::image::store::remove_tree;
 use crate::openstack::Access;
@@ -67,7 +68,7 @@ impl Import<'_> {
             return self.read_ext(&path);
         }
         if mounted::driver(root.file_system).is_none() {
-            return Err(recognise::refusal(Content::FileSystem(root.file_system)));
+            return Err(refusal::of_content(Content::FileSystem(root.file_system)));
         }
         self.allow_kernel(id, request, content, root.file_system)?;
         let (file, start) = match root.plain {
