@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::refusal::unacceptable;
+use super::sparse::write_sparsely;
 use super::tar_reader::{Kind, Member, TarReader, printable};
 use super::whiteout::{self, Meaning};
 use super::xattr;
@@ -36,9 +37,6 @@ const MAX_NAME: usize = 255;
 const MAX_DEPTH: usize = 256;
 /// Links that one name may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Zeros of this many bytes at this alignment become a hole.
-const HOLE: usize = 4096;
-
 /// A file that stores this many bytes goes to the disk at once.
 const LARGE: u64 = 1 << 20;
 /// Files that wait for that.
@@ -675,44 +673,6 @@ fn set_xattrs(
 fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanoseconds) };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// Writes the blocks that are not all zeros; returns how many bytes those were.
-pub(super) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rustix::io::Result<u64> {
-    let mut written = 0;
-    let (mut start, mut at) = (None, 0);
-    while at < data.len() {
-        // Blocks are aligned in the file, not in the buffer.
-        let aligned = HOLE - (offset as usize + at) % HOLE;
-        let end = data.len().min(at + aligned);
-        let hole = end - at == HOLE && data[at..end].iter().all(|byte| *byte == 0);
-        match (hole, start) {
-            (false, None) => start = Some(at),
-            (true, Some(from)) => {
-                write_all(&file, offset + from as u64, &data[from..at])?;
-                written += (at - from) as u64;
-                start = None;
-            }
-            _ => {}
-        }
-        at = end;
-    }
-    if let Some(from) = start {
-        write_all(&file, offset + from as u64, &data[from..])?;
-        written += (data.len() - from) as u64;
-    }
-    Ok(written)
-}
-
-fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> rustix::io::Result<()> {
-    while !data.is_empty() {
-        match rustix::io::pwrite(&file, data, offset) {
-            Ok(n) => (data, offset) = (&data[n..], offset + n as u64),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 fn refused(member: &Member, why: impl std::fmt::Display) -> Fault {

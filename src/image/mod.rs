@@ -19,8 +19,12 @@
 
 #[cfg(feature = "service")]
 mod arrival;
+#[cfg(feature = "service")]
+mod catalogue;
 pub mod digest;
 pub mod disk;
+#[cfg(feature = "service")]
+mod files;
 #[cfg(feature = "service")]
 mod fingerprint;
 #[cfg(feature = "service")]
@@ -28,20 +32,25 @@ mod flight;
 #[cfg(test)]
 mod fuzz_seeds;
 #[cfg(feature = "service")]
-pub mod helper;
-#[cfg(feature = "service")]
 mod import;
 pub mod init;
 pub mod jail;
 #[cfg(feature = "service")]
-mod kept;
+mod kept_disk;
 pub mod layer;
+#[cfg(feature = "service")]
+mod layers;
 pub mod manifest;
 pub mod merged;
+#[cfg(feature = "service")]
+mod progress;
 pub mod recognise;
+#[cfg(feature = "service")]
+mod records;
 pub mod refusal;
 #[cfg(feature = "service")]
 mod source;
+mod sparse;
 pub mod stage;
 #[cfg(feature = "service")]
 mod store;
@@ -52,15 +61,17 @@ pub(crate) mod testing;
 #[cfg(feature = "service")]
 mod user;
 pub mod whiteout;
+#[cfg(feature = "service")]
+mod workspace;
 pub mod xattr;
 
 #[cfg(feature = "service")]
-pub use flight::Progress;
+pub use kept_disk::KeptDisk;
 #[cfg(feature = "service")]
-pub use import::Workspace;
-#[cfg(feature = "service")]
-pub use kept::KeptDisk;
+pub use progress::Progress;
 #[cfg(feature = "service")]
 pub use store::ImageStore;
 #[cfg(feature = "service")]
 pub use user::{ProcessUser, resolve_user};
+#[cfg(feature = "service")]
+pub use workspace::Workspace;

@@ -19,8 +19,7 @@ use super::layer::{self, Files};
 use super::tree::{Kind, Tree};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::disk::frame::GROWTH;
-use crate::image::helper::{Input, Running};
-use crate::image::jail::{Outcome, Task};
+use crate::image::jail::{Input, Outcome, Running, Work};
 use crate::image::{ImageStore, KeptDisk, Workspace};
 use crate::store::atomic;
 use crate::sys::loopdev;
@@ -175,9 +174,8 @@ impl Maker<'_> {
             false,
         )?;
         run(self.mke2fs(&device.path, by), "e2fsprogs")?;
-        let directory = self.work.empty();
-        let task = Task::Fill { directory, device: device.path.clone() };
-        let mut jail = self.images.jail().start(&task, Input::Pipe)?;
+        let work = Work::Fill { device: device.path.clone() };
+        let mut jail = self.images.jail().start(self.work.empty(), work, Input::Pipe)?;
         let mut given = Given { jail: &mut jail, done: 0, total: self.need.bytes, progress };
         let written = layer::write(Files::Merged(self.trees), &mut given);
         // Its own word on why it took no more goes first.
