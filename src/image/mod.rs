@@ -72,6 +72,6 @@ pub use progress::Progress;
 #[cfg(feature = "service")]
 pub use store::ImageStore;
 #[cfg(feature = "service")]
-pub use user::{ProcessUser, resolve_user};
+pub use user::resolve_user;
 #[cfg(feature = "service")]
 pub use workspace::Workspace;

@@ -5,24 +5,12 @@ use std::path::PathBuf;
 use super::merged::Merged;
 use super::refusal::unacceptable;
 use crate::fault::{Fault, Result};
+use crate::types::ProcessUser;
 
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_FILE: u64 = 4 << 20;
 /// Ids that an instance has.
 const IDS: u32 = 65_536;
-
-/// The ids of a process and where its home is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessUser {
-    /// User id inside the instance.
-    pub uid: u32,
-    /// Group id inside the instance.
-    pub gid: u32,
-    /// Further groups, ascending.
-    pub additional_gids: Vec<u32>,
-    /// Home directory; `/` when the image does not say.
-    pub home: String,
-}
 
 /// Looks `user` (`user`, `uid`, `user:group`, `uid:gid`; empty: root) up in
 /// the layers' `/etc/passwd` and `/etc/group`, lowest layer first.
