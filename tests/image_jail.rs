@@ -10,7 +10,7 @@ use berth::config;
 use berth::fault::FaultKind;
 use berth::image::ImageStore;
 use berth::image::jail::{COMMAND, Jail, Task, Work};
-use berth::image::layer::Limits;
+use berth::image::unpack::UnpackLimits;
 use berth::store::layout::Layout;
 use berth::types::{Image, ImageImport, ImageSource};
 use uuid::Uuid;
@@ -136,7 +136,7 @@ fn root_a_greedy_stream_is_refused() {
 #[test]
 fn root_the_child_has_given_up_its_privileges() {
     let dir = tempfile::tempdir().unwrap();
-    let work = Work::Layer { limits: Limits { entries: 10, bytes: 1 << 20 } };
+    let work = Work::Layer { limits: UnpackLimits { entries: 10, bytes: 1 << 20 } };
     let task = Task { work, directory: dir.path().to_owned() };
     let mut child = Command::new(BERTH)
         .args([OsString::from(COMMAND), serde_json::to_string(&task).unwrap().into()])

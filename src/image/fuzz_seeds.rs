@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::disk::{Blocks, frame as frames, sums};
-use super::layer::{extract, mark_opaque};
-use super::recognise::Disk;
+use super::recognise::DiskFormat;
 use super::tar_reader::TarReader;
 use super::testing::LIMITS;
+use super::unpack::{extract, mark_opaque};
 use super::{disk, manifest, recognise, refusal, stage};
 use crate::fault::{Fault, FaultKind};
 

@@ -37,11 +37,10 @@ pub mod init;
 pub mod jail;
 #[cfg(feature = "service")]
 mod kept_disk;
-pub mod layer;
 #[cfg(feature = "service")]
 mod layers;
 pub mod manifest;
-pub mod merged;
+mod pax;
 #[cfg(feature = "service")]
 mod progress;
 pub mod recognise;
@@ -51,6 +50,7 @@ pub mod refusal;
 #[cfg(feature = "service")]
 mod source;
 mod sparse;
+pub mod stacked;
 pub mod stage;
 #[cfg(feature = "service")]
 mod store;
@@ -58,6 +58,7 @@ pub mod tar_reader;
 pub mod tar_writer;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unpack;
 #[cfg(feature = "service")]
 mod user;
 pub mod whiteout;

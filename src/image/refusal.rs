@@ -1,6 +1,6 @@
 //! Why an image is refused, and what would help.
 
-use super::recognise::{Archive, Compression, Content, Disk, FileSystem};
+use super::recognise::{ArchiveKind, Compression, Content, DiskFormat, FileSystem};
 use crate::fault::{Fault, FaultKind};
 
 /// The fault for an image that berth does not take.
@@ -8,14 +8,19 @@ pub(super) fn unacceptable(why: impl Into<String>) -> Fault {
     Fault::new(FaultKind::ImageUnacceptable, why)
 }
 
+/// The fault for a tar archive that is none, or that readers take for different things.
+pub(super) fn malformed_tar(what: impl std::fmt::Display) -> Fault {
+    unacceptable(format!("the tar archive is malformed: {what}"))
+}
+
 /// The fault for content that berth does not boot.
 pub fn of_content(content: Content) -> Fault {
     let remedy = match content {
-        Content::Disk(Disk::VmdkDescriptor) => {
+        Content::Disk(DiskFormat::VmdkDescriptor) => {
             "it has no content of its own, and the files that it names are the host's; convert the \
              disk with `qemu-img convert -O qcow2`"
         }
-        Content::Disk(Disk::Luks) => "give it decrypted",
+        Content::Disk(DiskFormat::Luks) => "give it decrypted",
         Content::Disk(_) => "convert it with `qemu-img convert -O qcow2`",
         Content::FileSystem(FileSystem::Iso9660) => {
             "it is for installing from; give an image of what it installs"
@@ -37,7 +42,7 @@ pub fn of_content(content: Content) -> Fault {
 }
 
 /// The fault for an image in another program's disk format.
-pub(super) fn of_disk(disk: Disk, why: &str) -> Fault {
+pub(super) fn of_disk(disk: DiskFormat, why: &str) -> Fault {
     let content = Content::Disk(disk);
     unacceptable(format!(
         "the content is {content}: {why}; convert it with `qemu-img convert -O qcow2`"
@@ -45,9 +50,9 @@ pub(super) fn of_disk(disk: Disk, why: &str) -> Fault {
 }
 
 /// The fault for a tar archive of something else.
-pub fn of_archive(archive: Archive) -> Fault {
+pub fn of_archive(archive: ArchiveKind) -> Fault {
     let what = match archive {
-        Archive::Ova => "an OVA, a virtual machine with disk images",
+        ArchiveKind::Ova => "an OVA, a virtual machine with disk images",
         _ => {
             "a tar archive that is no docker-archive (no manifest.json), no OCI layout (no \
              oci-layout and index.json) and no root file system (no directory such as bin, etc or \
@@ -63,7 +68,7 @@ mod tests {
 
     #[test]
     fn refusals_name_what_was_seen_and_are_one_kind() {
-        let fault = of_content(Content::Disk(Disk::Qcow2));
+        let fault = of_content(Content::Disk(DiskFormat::Qcow2));
         assert_eq!(fault.kind, FaultKind::ImageUnacceptable);
         assert!(fault.detail.contains("qcow2"), "{fault}");
     }

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::merged::Merged;
 use super::refusal::unacceptable;
+use super::stacked::StackedLayers;
 use crate::fault::{Fault, Result};
 use crate::types::ProcessUser;
 
@@ -18,9 +18,9 @@ const IDS: u32 = 65_536;
 /// As Docker does: a number needs no entry; further groups are those of a
 /// user that has an entry, unless a group was given.
 pub fn resolve_user(layers: &[PathBuf], user: &str) -> Result<ProcessUser> {
-    let merged = Merged::new(layers)?;
+    let layers = StackedLayers::new(layers)?;
     let read = |path| -> Result<String> {
-        let bytes = merged.read(path, MAX_FILE)?.unwrap_or_default();
+        let bytes = layers.read(path, MAX_FILE)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     resolve(&read("/etc/passwd")?, &read("/etc/group")?, user)

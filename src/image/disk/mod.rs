@@ -8,7 +8,7 @@
 //! All of it is read in user space, inside the jail. Only a file system that
 //! is not read here is mounted by the kernel, and only where the operator
 //! allows that (`images.kernel_mounts`). What comes out goes through
-//! [`super::layer`] like every other archive, so that owners, names and limits
+//! [`super::unpack`] like every other archive, so that owners, names and limits
 //! are checked in one place.
 //!
 //! Libraries that were weighed: `imago` reads no zstd clusters, `gpt` panics
@@ -41,9 +41,9 @@ pub use open::open;
 use open::{content, raw};
 use serde::{Deserialize, Serialize};
 
-use super::layer::Limits;
-use super::recognise::{Content, Disk, FileSystem};
+use super::recognise::{Content, DiskFormat, FileSystem};
 use super::refusal;
+use super::unpack::UnpackLimits;
 use crate::fault::Result;
 use crate::types::ImageFormat;
 
@@ -52,13 +52,13 @@ pub fn reads(content: Content) -> bool {
     matches!(
         content,
         Content::Disk(
-            Disk::Qcow2
-                | Disk::RawGpt
-                | Disk::RawMbr
-                | Disk::Vmdk
-                | Disk::Vhd
-                | Disk::Vhdx
-                | Disk::Vdi
+            DiskFormat::Qcow2
+                | DiskFormat::RawGpt
+                | DiskFormat::RawMbr
+                | DiskFormat::Vmdk
+                | DiskFormat::Vhd
+                | DiskFormat::Vhdx
+                | DiskFormat::Vdi
         ) | Content::FileSystem(
             FileSystem::Ext
                 | FileSystem::Xfs
@@ -85,7 +85,7 @@ pub struct RootPlace {
 /// Finds the root file system in a disk image.
 pub fn find_root(file: File) -> Result<RootPlace> {
     let image: Rc<dyn Blocks> = raw(file)?;
-    let plain = content(&*image)? != Content::Disk(Disk::Qcow2);
+    let plain = content(&*image)? != Content::Disk(DiskFormat::Qcow2);
     let root = root::find(&open(image)?)?;
     if root.file_system == FileSystem::Btrfs {
         part::check_btrfs(&*root.blocks)?;
@@ -96,34 +96,34 @@ pub fn find_root(file: File) -> Result<RootPlace> {
 
 /// Refuses an image in another program's format that names other files, or
 /// whose disk has more than `most` bytes.
-pub fn check_foreign(file: File, disk: Disk, most: u64) -> Result<()> {
+pub fn check_foreign(file: File, disk: DiskFormat, most: u64) -> Result<()> {
     foreign::check(&*raw(file)?, disk, most)
 }
 
 /// Writes the file system that is mounted at a directory as a tar archive.
-pub fn write_mounted(top: OwnedFd, sink: impl Write, limits: Limits) -> Result<()> {
+pub fn write_mounted(top: OwnedFd, sink: impl Write, limits: UnpackLimits) -> Result<()> {
     pack::write(&mounted::Mounted::new(top)?, sink, limits)
 }
 
 /// What an image of content that is read here is called.
 pub fn format(content: Content) -> ImageFormat {
     match content {
-        Content::Disk(Disk::Qcow2) => ImageFormat::Qcow2,
-        Content::Disk(Disk::Vmdk) => ImageFormat::Vmdk,
-        Content::Disk(Disk::Vhd) => ImageFormat::Vhd,
-        Content::Disk(Disk::Vhdx) => ImageFormat::Vhdx,
-        Content::Disk(Disk::Vdi) => ImageFormat::Vdi,
+        Content::Disk(DiskFormat::Qcow2) => ImageFormat::Qcow2,
+        Content::Disk(DiskFormat::Vmdk) => ImageFormat::Vmdk,
+        Content::Disk(DiskFormat::Vhd) => ImageFormat::Vhd,
+        Content::Disk(DiskFormat::Vhdx) => ImageFormat::Vhdx,
+        Content::Disk(DiskFormat::Vdi) => ImageFormat::Vdi,
         _ => ImageFormat::Raw,
     }
 }
 
 /// Writes the root file system in a disk image as a tar archive.
-pub fn write_tar(file: File, sink: impl Write, limits: Limits) -> Result<()> {
+pub fn write_tar(file: File, sink: impl Write, limits: UnpackLimits) -> Result<()> {
     write_tar_of(raw(file)?, sink, limits)
 }
 
 /// [`write_tar`] of an image wherever its bytes are.
-pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: Limits) -> Result<()> {
+pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: UnpackLimits) -> Result<()> {
     let disk = open(image)?;
     let root = root::find(&disk)?;
     match root.file_system {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::blocks::{Blocks, FileBytes};
 use super::qcow2::Qcow2;
 use crate::fault::Result;
-use crate::image::recognise::{self, Content, Disk};
+use crate::image::recognise::{self, Content, DiskFormat};
 
 /// The bytes of an image that is a file.
 pub(super) fn raw(file: File) -> Result<Rc<dyn Blocks>> {
@@ -16,7 +16,7 @@ pub(super) fn raw(file: File) -> Result<Rc<dyn Blocks>> {
 /// The bytes of the disk that an image's bytes describe.
 pub fn open(image: Rc<dyn Blocks>) -> Result<Rc<dyn Blocks>> {
     match content(&*image)? {
-        Content::Disk(Disk::Qcow2) => Ok(Rc::new(Qcow2::open(image)?)),
+        Content::Disk(DiskFormat::Qcow2) => Ok(Rc::new(Qcow2::open(image)?)),
         _ => Ok(image),
     }
 }

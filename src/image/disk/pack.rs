@@ -7,10 +7,10 @@ use tar::EntryType;
 
 use super::file_tree::{About, Extent, FileKind, FileTree};
 use crate::fault::{OrFault, Result};
-use crate::image::layer::Limits;
 use crate::image::refusal::unacceptable;
 use crate::image::tar_reader::printable;
 use crate::image::tar_writer::{Head, TarWriter};
+use crate::image::unpack::UnpackLimits;
 use crate::image::whiteout::{self, Meaning};
 
 /// Bytes that are copied at once.
@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 256;
 const DOING: &str = "writing the layer of a disk image";
 
 /// Writes all that is in the file system.
-pub(super) fn write(files: &impl FileTree, sink: impl Write, limits: Limits) -> Result<()> {
+pub(super) fn write(files: &impl FileTree, sink: impl Write, limits: UnpackLimits) -> Result<()> {
     let mut pack = Pack {
         files,
         limits,
@@ -43,7 +43,7 @@ type Open<T> = (Vec<u8>, <T as FileTree>::Node, std::vec::IntoIter<<T as FileTre
 
 struct Pack<'a, T, W> {
     files: &'a T,
-    limits: Limits,
+    limits: UnpackLimits,
     writer: TarWriter<W>,
     entries: u64,
     bytes: u64,

@@ -94,7 +94,7 @@ impl Volume {
     /// What this holds if its file systems are inside of something else.
     fn hidden(&self) -> Option<&'static str> {
         match (self.partition.kind, self.content) {
-            (PartitionType::Guid(LUKS), _) | (_, Content::Disk(recognise::Disk::Luks)) => {
+            (PartitionType::Guid(LUKS), _) | (_, Content::Disk(recognise::DiskFormat::Luks)) => {
                 Some("an encrypted volume")
             }
             (PartitionType::Guid(LVM) | PartitionType::Byte(0x8e), _) => {
@@ -165,7 +165,7 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
-            Content::Disk(recognise::Disk::RawMbr) | Content::Empty | Content::Unknown => {
+            Content::Disk(recognise::DiskFormat::RawMbr) | Content::Empty | Content::Unknown => {
                 unacceptable("the disk has neither a partition table nor a file system")
             }
             _ => refusal::of_content(whole),

@@ -10,7 +10,7 @@ use uuid::{Uuid, uuid};
 use super::blocks::{Blocks, le16, le32, le64};
 use super::sums::crc32c;
 use crate::fault::{Fault, Result};
-use crate::image::recognise::Disk;
+use crate::image::recognise::DiskFormat;
 use crate::image::refusal;
 
 /// What the file and each of its tables begin with, and the least place of what they lead to.
@@ -97,7 +97,7 @@ fn guid(row: &[u8]) -> Uuid {
 }
 
 fn bad(why: &str) -> Fault {
-    refusal::of_disk(Disk::Vhdx, why)
+    refusal::of_disk(DiskFormat::Vhdx, why)
 }
 
 #[cfg(test)]

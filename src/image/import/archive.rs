@@ -11,7 +11,7 @@ use crate::image::digest::Digest;
 use crate::image::jail::{Input, Outcome, Work};
 use crate::image::manifest::{self, ImagePlan, PlannedLayer};
 use crate::image::progress::Meter;
-use crate::image::recognise::{self, Archive};
+use crate::image::recognise::{self, ArchiveKind};
 use crate::image::refusal;
 use crate::image::stage::{Body, Staged};
 use crate::types::{ImageConfig, ImageFormat};
@@ -27,13 +27,13 @@ pub(super) fn unpack(
 ) -> Result<(ImageFormat, ImageConfig)> {
     let staged = take_apart(assembly, content)?;
     match staged.archive {
-        Archive::Rootfs => {
+        ArchiveKind::Rootfs => {
             let size = fs::metadata(content).or_fault("looking at the content")?.len();
             let meter = assembly.meter("unpacking").whole(size);
             unpack_layer(assembly, &Place::whole(content), None, meter)?;
             Ok((ImageFormat::RootfsTar, ImageConfig::default()))
         }
-        archive @ (Archive::Docker | Archive::Oci) => {
+        archive @ (ArchiveKind::Docker | ArchiveKind::Oci) => {
             unpack_layers(assembly, archive, &staged, content)
         }
         archive => Err(refusal::of_archive(archive)),
@@ -42,7 +42,7 @@ pub(super) fn unpack(
 
 fn unpack_layers(
     assembly: &mut Assembly<'_>,
-    archive: Archive,
+    archive: ArchiveKind,
     staged: &Staged,
     content: &Path,
 ) -> Result<(ImageFormat, ImageConfig)> {
@@ -69,7 +69,7 @@ fn unpack_layers(
     };
     let architecture = recognise::host_architecture();
     let (format, plan) = match archive {
-        Archive::Oci => (ImageFormat::OciArchive, manifest::oci(&read, architecture)?),
+        ArchiveKind::Oci => (ImageFormat::OciArchive, manifest::oci(&read, architecture)?),
         _ => (ImageFormat::DockerArchive, manifest::docker(&read, architecture)?),
     };
     let ImagePlan { config, layers } = plan;

@@ -13,10 +13,10 @@ use crate::image::digest::{Algorithm, Digest, Hasher};
 use crate::image::files::make_directory;
 use crate::image::fingerprint;
 use crate::image::jail::{Input, Jail, Outcome, Running, Work};
-use crate::image::layer::{Limits, Report, mark_opaque};
 use crate::image::layers::{Layers, Pin};
 use crate::image::progress::{Listener, Meter};
 use crate::image::records::{LAYER_RECORD, LAYER_ROOT, LayerRecord, SCHEMA};
+use crate::image::unpack::{UnpackLimits, UnpackReport, mark_opaque};
 use crate::image::workspace::Workspace;
 use crate::store::atomic;
 use crate::store::layout::Layout;
@@ -46,7 +46,7 @@ pub(super) struct Assembly<'a> {
     /// Opened before anything is written, it tells of every write that fails later.
     disk_of_layers: File,
     /// What further layers may need.
-    pub left: Limits,
+    pub left: UnpackLimits,
     /// What the layers will be, lowest first.
     pending: Vec<Pending>,
     /// Bytes that they store.
@@ -68,7 +68,7 @@ pub(super) enum Pending {
 /// A layer that lies aside.
 pub(super) struct Unpacked {
     path: PathBuf,
-    pub report: Report,
+    pub report: UnpackReport,
 }
 
 impl<'a> Assembly<'a> {
@@ -79,7 +79,7 @@ impl<'a> Assembly<'a> {
             disk_of_layers: File::open(workspace.top())
                 .or_fault("opening a temporary directory")?,
             workspace,
-            left: Limits {
+            left: UnpackLimits {
                 entries: means.config.max_entries,
                 bytes: means.config.max_unpacked_bytes,
             },

@@ -20,7 +20,7 @@ use crate::image::files::{create_file, remove_tree};
 use crate::image::jail::{Input, NOBODY, Outcome, Work};
 use crate::image::kept_disk::{self, KeptFrame};
 use crate::image::progress::Progress;
-use crate::image::recognise::{Content, Disk, FileSystem};
+use crate::image::recognise::{Content, DiskFormat, FileSystem};
 use crate::image::refusal;
 use crate::image::sparse::write_sparsely;
 use crate::sys::loopdev;
@@ -134,7 +134,7 @@ fn keep_layout(assembly: &Assembly<'_>, path: &Path) -> Result<Remains> {
 }
 
 /// The raw disk of an image in another program's format.
-fn convert(assembly: &Assembly<'_>, path: &Path, format: Disk) -> Result<PathBuf> {
+fn convert(assembly: &Assembly<'_>, path: &Path, format: DiskFormat) -> Result<PathBuf> {
     let doing = "preparing the conversion";
     let disk = assembly.workspace.path("converted");
     // `qemu-img` runs as nobody; only root enters the directory of both.

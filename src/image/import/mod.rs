@@ -72,7 +72,7 @@ struct Made {
 /// What was made of the content before all of it was verified.
 enum Arrived {
     /// All that there is to make.
-    Whole(Made),
+    Whole(Box<Made>),
     /// A disk image in a file, which only verified content may become more of.
     Disk(PathBuf, Content),
 }
@@ -97,7 +97,7 @@ pub(super) fn run<'a>(
     let (content, arrived) =
         arrival::receive(&reception, source, |arriving| take(&mut assembly, arriving))?;
     let Made { format, mut config, remains } = match arrived {
-        Arrived::Whole(made) => made,
+        Arrived::Whole(made) => *made,
         Arrived::Disk(path, kind) => {
             let policy = Policy { id, request, config: means.config };
             of_disk(kind, disk_image::unpack(&mut assembly, &policy, &content, path, kind)?)
@@ -156,7 +156,7 @@ fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arri
             (assembly.means.report)(Progress { stage: "unpacking", done, total: Some(done) });
             assembly.add(Pending::Aside(unpacked, digest));
             let (format, config) = (ImageFormat::RootfsTar, ImageConfig::default());
-            Ok(Arrived::Whole(Made { format, config, remains: None }))
+            Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))
         }
         Content::Tar => {
             let (most, key) = (assembly.left.bytes, "images.max_unpacked_bytes");
@@ -164,13 +164,13 @@ fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arri
             let (format, config) = archive::unpack(assembly, &path)?;
             // Gone before the layers are made durable, it need not get to the disk at all.
             remove_tree(&path)?;
-            Ok(Arrived::Whole(Made { format, config, remains: None }))
+            Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))
         }
         kind if disk::reads(kind) => {
             let (most, key) = (assembly.means.config.max_bytes, "images.max_bytes");
             let path = write_to_file(assembly, arriving, most, key)?;
             Ok(match disk_image::unpack_unverified(assembly, &path, kind)? {
-                Some(remains) => Arrived::Whole(of_disk(kind, remains)),
+                Some(remains) => Arrived::Whole(Box::new(of_disk(kind, remains))),
                 None => Arrived::Disk(path, kind),
             })
         }

@@ -11,9 +11,9 @@ use super::decompress::decompress;
 use super::task::{COMMAND, Outcome, Task, Verdict, Work};
 use crate::fault::{Fault, OrFault, Result};
 use crate::image::disk::{self, foreign, part};
-use crate::image::layer::{self, Limits};
-use crate::image::recognise::Disk;
+use crate::image::recognise::DiskFormat;
 use crate::image::stage;
+use crate::image::unpack::{self, UnpackLimits};
 
 /// The child's entry: to be called first in `main`, with the arguments after
 /// the program's name. `None` when the program is not the jail.
@@ -89,12 +89,12 @@ pub(super) fn run(work: &Work, root: OwnedFd, input: File, output: impl Write) -
         Work::Grow { start, by } => disk::grow(input, *start, *by).map(Outcome::Grown),
         Work::Fill { .. } => fill(root, input).map(|()| Outcome::Filled),
         Work::Stage { limits } => stage::stage(&root, input, *limits).map(Outcome::Staged),
-        Work::Layer { limits } => layer::extract(root, input, *limits).map(Outcome::Layer),
+        Work::Layer { limits } => unpack::extract(root, input, *limits).map(Outcome::Layer),
     }
 }
 
 /// Only returns when that failed.
-fn become_converter(format: Disk) -> Fault {
+fn become_converter(format: DiskFormat) -> Fault {
     use std::os::unix::process::CommandExt;
     let driver = foreign::driver(format).unwrap_or_default();
     let error = Command::new(foreign::PROGRAM)
@@ -110,7 +110,7 @@ fn fill(root: OwnedFd, input: File) -> Result<()> {
     let doing = "filling the disk";
     // Opened before anything is written: it then tells of every write that fails later.
     let whole = root.try_clone().or_fault(doing)?;
-    layer::extract(root, input, Limits { entries: u64::MAX, bytes: u64::MAX })?;
+    unpack::extract(root, input, UnpackLimits { entries: u64::MAX, bytes: u64::MAX })?;
     rustix::fs::syncfs(&whole).or_fault(doing)
 }
 

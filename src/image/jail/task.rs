@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::fault::FaultKind;
 use crate::image::disk::RootPlace;
 use crate::image::disk::frame::{Frame, Patch};
-use crate::image::layer::{Limits, Report};
-use crate::image::recognise::{Compression, Disk, FileSystem};
+use crate::image::recognise::{Compression, DiskFormat, FileSystem};
 use crate::image::stage::Staged;
+use crate::image::unpack::{UnpackLimits, UnpackReport};
 
 /// The hidden first argument by which the program knows that it is the jail.
 pub const COMMAND: &str = "unpack";
@@ -40,7 +40,7 @@ pub enum Work {
     /// archive of its root file system.
     Disk {
         /// Most that may be in it.
-        limits: Limits,
+        limits: UnpackLimits,
     },
     /// Find the root file system on the disk image that standard input is.
     FindRoot,
@@ -59,18 +59,18 @@ pub enum Work {
         /// What it is.
         file_system: FileSystem,
         /// Most that may be in it.
-        limits: Limits,
+        limits: UnpackLimits,
     },
     /// Become `qemu-img`, which converts the image that standard input is too.
     Convert {
         /// The image.
         image: PathBuf,
         /// What it was recognised as.
-        format: Disk,
+        format: DiskFormat,
         /// The file that the raw disk is written to, which nobody owns.
         disk: PathBuf,
         /// Most that may be written.
-        limits: Limits,
+        limits: UnpackLimits,
     },
     /// What the disk image that standard input is has outside its root file
     /// system, to standard output.
@@ -91,12 +91,12 @@ pub enum Work {
     /// its members stay in it.
     Stage {
         /// Most that may be written.
-        limits: Limits,
+        limits: UnpackLimits,
     },
     /// Unpack the plain layer on standard input.
     Layer {
         /// Most that may be written.
-        limits: Limits,
+        limits: UnpackLimits,
     },
 }
 
@@ -122,7 +122,7 @@ pub enum Outcome {
     /// All was staged.
     Staged(Staged),
     /// All was unpacked.
-    Layer(Report),
+    Layer(UnpackReport),
 }
 
 /// The last word of the child, as JSON on standard error.
