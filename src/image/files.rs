@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::fault::{OrFault, Result};
 
+/// Makes a directory of that mode.
 pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
     // Set and not only asked for: the service's umask takes nothing away.
     fs::DirBuilder::new()
@@ -16,6 +17,7 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .or_fault(format_args!("making {}", path.display()))
 }
 
+/// Makes a file, to be written and read.
 pub(super) fn create_file(path: &Path) -> Result<File> {
     File::options()
         .read(true)
@@ -26,12 +28,14 @@ pub(super) fn create_file(path: &Path) -> Result<File> {
         .or_fault(format_args!("making {}", path.display()))
 }
 
+/// What is in a directory.
 pub(super) fn entries(directory: &Path) -> Result<Vec<fs::DirEntry>> {
     fs::read_dir(directory)
         .and_then(Iterator::collect)
         .or_fault(format_args!("listing {}", directory.display()))
 }
 
+/// Removes all that is in a directory.
 pub(super) fn empty(directory: &Path) -> Result<()> {
     entries(directory)?.iter().try_for_each(|entry| remove_tree(&entry.path()))
 }
