@@ -8,7 +8,7 @@ use std::rc::Rc;
 use berth::config::{self, KernelMounts};
 use berth::image::ImageStore;
 use berth::image::disk;
-use berth::image::helper::Helper;
+use berth::image::jail::Jail;
 use berth::store::layout::Layout;
 use berth::types::{Image, ImageFormat, ImageImport, ImageSource};
 use uuid::Uuid;
@@ -26,7 +26,7 @@ impl Store {
     fn with(config: config::Images) -> Store {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
-        let helper = Helper::Program(env!("CARGO_BIN_EXE_berth").into());
+        let helper = Jail::Program(env!("CARGO_BIN_EXE_berth").into());
         let store = ImageStore::open_with(&layout, &config, helper).unwrap();
         Store { dir, store }
     }

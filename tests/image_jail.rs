@@ -9,9 +9,8 @@ use std::process::{Command, Stdio};
 use berth::config;
 use berth::fault::FaultKind;
 use berth::image::ImageStore;
-use berth::image::helper::Helper;
-use berth::image::jail::{COMMAND, Task};
-use berth::image::layer::Limits;
+use berth::image::jail::{COMMAND, Jail, Task, Work};
+use berth::image::unpack::UnpackLimits;
 use berth::store::layout::Layout;
 use berth::types::{Image, ImageImport, ImageSource};
 use uuid::Uuid;
@@ -20,7 +19,7 @@ const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
 fn store(dir: &Path, config: &config::Images) -> ImageStore {
     let layout = Layout::new(dir.join("state"), dir.join("run"));
-    ImageStore::open_with(&layout, config, Helper::Program(BERTH.into())).unwrap()
+    ImageStore::open_with(&layout, config, Jail::Program(BERTH.into())).unwrap()
 }
 
 fn import(dir: &Path, store: &ImageStore, file: &str) -> berth::fault::Result<Image> {
@@ -137,10 +136,8 @@ fn root_a_greedy_stream_is_refused() {
 #[test]
 fn root_the_child_has_given_up_its_privileges() {
     let dir = tempfile::tempdir().unwrap();
-    let task = Task::Layer {
-        directory: dir.path().to_owned(),
-        limits: Limits { entries: 10, bytes: 1 << 20 },
-    };
+    let work = Work::Layer { limits: UnpackLimits { entries: 10, bytes: 1 << 20 } };
+    let task = Task { work, directory: dir.path().to_owned() };
     let mut child = Command::new(BERTH)
         .args([OsString::from(COMMAND), serde_json::to_string(&task).unwrap().into()])
         .stdin(Stdio::piped())
@@ -194,7 +191,7 @@ fn a_child_that_is_no_jail_is_a_fault_not_a_hang() {
     sh(dir.path(), "mkdir -p t/etc && tar -C t -cf i.tar .");
     let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
     for program in ["/bin/true", "/bin/false", "/nonexistent"] {
-        let helper = Helper::Program(program.into());
+        let helper = Jail::Program(program.into());
         let store = ImageStore::open_with(&layout, &config::Images::default(), helper).unwrap();
         let fault = import(dir.path(), &store, "i.tar").unwrap_err();
         assert_eq!(fault.kind, FaultKind::Internal, "{program}: {fault}");

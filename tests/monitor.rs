@@ -23,13 +23,13 @@ use berth::monitor::{
 };
 use berth::rootfs::Rootfs;
 use berth::runtime::cli::CliRuntime;
-use berth::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
+use berth::runtime::spec::{self, CgroupView, SpecInput};
 use berth::store::atomic;
 use berth::store::layout::{InstanceLayout, Layout};
 use berth::sys::ids::IdBlock;
 use berth::sys::process::ProcessId;
 use berth::sys::{mount, ns};
-use berth::types::{ImageConfig, InitKind};
+use berth::types::{ImageConfig, InitKind, ProcessUser};
 use uuid::Uuid;
 
 const CGROUPS: &str = "/sys/fs/cgroup";

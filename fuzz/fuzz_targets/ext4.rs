@@ -5,11 +5,11 @@
 use std::rc::Rc;
 
 use berth::image::disk::write_tar_of;
-use berth::image::layer::Limits;
+use berth::image::unpack::UnpackLimits;
 use berth::image::tar_reader::TarReader;
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { entries: 64, bytes: 1 << 20 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };
 
 fuzz_target!(|bytes: &[u8]| {
     let mut archive = Vec::new();

@@ -4,7 +4,7 @@
 
 use berth::fault::{Fault, FaultKind};
 use berth::image::disk::{Blocks, foreign, sums};
-use berth::image::recognise::Disk;
+use berth::image::recognise::DiskFormat;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../shared/foreign.rs"]
@@ -26,13 +26,13 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let whole = &image.pieces[0].1;
     match disk {
-        Disk::Vmdk => {
+        DiskFormat::Vmdk => {
             let text = &whole[DESCRIPTOR.start..DESCRIPTOR.end.min(whole.len())];
             assert!(!text.windows(PARENT.len()).any(|window| window == PARENT));
             assert!((1..=MOST / 512).contains(&number(whole, 12)));
         }
-        Disk::Vhd => assert_eq!(whole[60..64], [0, 0, 0, 3]),
-        Disk::Vdi => assert!(whole[76] == 1 || whole[76] == 2),
+        DiskFormat::Vhd => assert_eq!(whole[60..64], [0, 0, 0, 3]),
+        DiskFormat::Vdi => assert!(whole[76] == 1 || whole[76] == 2),
         _ => {
             // Row by row, as long as the metadata lies where QEMU puts it.
             let place = (shared::METADATA as u64).to_le_bytes();

@@ -5,14 +5,14 @@
 use std::rc::Rc;
 
 use berth::image::disk::{sums, write_tar_of};
-use berth::image::layer::Limits;
+use berth::image::unpack::UnpackLimits;
 use berth::image::recognise::content;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../shared/journal.rs"]
 mod journal;
 
-const LIMITS: Limits = Limits { entries: 64, bytes: 1 << 20 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };
 
 fuzz_target!(|bytes: &[u8]| {
     let journal::Laid { before, after } = journal::lay(bytes);

@@ -5,10 +5,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use berth::image::layer::{Limits, extract, mark_opaque};
+use berth::image::unpack::{UnpackLimits, extract, mark_opaque};
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: Limits = Limits { entries: 64, bytes: 1 << 20 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };
 
 /// Rights every header's check sum, or nearly all inputs would end at their first.
 fn mend(bytes: &[u8]) -> Vec<u8> {

@@ -5,7 +5,7 @@
 //! from each other: each a length (two bytes, little-endian) and that many.
 
 use super::sums::crc32c;
-use super::{Blocks, Disk, Fault, FaultKind};
+use super::{Blocks, DiskFormat, Fault, FaultKind};
 
 const AREA: usize = 64 << 10;
 /// QEMU's place for the metadata.
@@ -42,15 +42,15 @@ impl Blocks for Image {
 }
 
 /// The format that the first byte chooses, and the image.
-pub fn image(bytes: &[u8]) -> (Disk, Image) {
+pub fn image(bytes: &[u8]) -> (DiskFormat, Image) {
     let (first, rest) = bytes.split_first().unwrap_or((&0, &[]));
     let whole = || Image { pieces: vec![(0, rest.to_vec())], size: rest.len() };
     match first % 4 {
-        0 => (Disk::Vmdk, whole()),
-        1 => (Disk::Vhd, whole()),
-        2 => (Disk::Vdi, whole()),
+        0 => (DiskFormat::Vmdk, whole()),
+        1 => (DiskFormat::Vhd, whole()),
+        2 => (DiskFormat::Vdi, whole()),
         // The fifth bit leaves the sums as they are, the sixth the second table.
-        _ => (Disk::Vhdx, vhdx(rest, first & 16 == 0, first & 32 == 0)),
+        _ => (DiskFormat::Vhdx, vhdx(rest, first & 16 == 0, first & 32 == 0)),
     }
 }
 

@@ -25,20 +25,22 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
 
 use super::digest::{Algorithm, Digest, Hasher};
-use super::helper::{self, Feed, Helper, Input, Running};
-use super::import::{Listener, Meter, PIECE, compression};
-use super::jail::Task;
-use super::layer::write_sparsely;
+use super::jail::decompress::compression;
+use super::jail::{self, Feed, Input, Jail, Running, Work};
+use super::progress::{Listener, Meter};
 use super::recognise;
 use super::source::Source;
+use super::sparse::write_sparsely;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::ImageImport;
 
+/// Bytes that are handed on at once.
+const PIECE: usize = 1 << 17;
 /// Pieces that wait to be hashed.
 const WAITING: usize = 8;
 
 /// What is known of content that came whole.
-pub(super) struct Content {
+pub(super) struct Verified {
     /// Its bytes, as they came.
     pub size: u64,
     /// Their SHA-512.
@@ -48,7 +50,7 @@ pub(super) struct Content {
 /// How content is received.
 pub(super) struct Reception<'a> {
     /// The way into the jail.
-    pub helper: &'a Helper,
+    pub jail: &'a Jail,
     /// Any directory, for the jail.
     pub directory: &'a Path,
     /// What was asked for.
@@ -78,17 +80,17 @@ pub(super) fn receive<T>(
     reception: &Reception<'_>,
     mut source: Source,
     take: impl FnOnce(&mut Arriving<'_>) -> Result<T>,
-) -> Result<(Content, T)> {
+) -> Result<(Verified, T)> {
     let head = head_of(&mut source)?;
     let (feed, stream) = match compression(&head)? {
         None => {
-            let (feed, reader) = helper::pipe()?;
+            let (feed, reader) = jail::pipe()?;
             (feed, Stream::Plain(reader))
         }
         Some(compression) => {
             let directory = reception.directory.to_owned();
-            let task = Task::Decompress { compression, directory, size: None };
-            let mut jail = reception.helper.start(&task, Input::Pipe)?;
+            let work = Work::Decompress { compression, size: None };
+            let mut jail = reception.jail.start(directory, work, Input::Pipe)?;
             (jail.feed()?, Stream::Decompressed(Some(jail)))
         }
     };
@@ -118,12 +120,12 @@ fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
 /// Content that is kept in a file from some place on.
 #[derive(Default)]
 struct Keeping {
-    state: Mutex<Kept>,
+    state: Mutex<KeptSoFar>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct Kept {
+struct KeptSoFar {
     /// Where it is to be kept, until the reading thread does so.
     asked: Option<File>,
     /// How far it is there.
@@ -135,7 +137,7 @@ struct Kept {
 }
 
 impl Keeping {
-    fn change<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut KeptSoFar) -> T) -> T {
         let changed = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
         changed
@@ -152,9 +154,9 @@ impl Keeping {
         self.wait(|_| true).whole
     }
 
-    fn wait(&self, mut wants: impl FnMut(&Kept) -> bool) -> MutexGuard<'_, Kept> {
+    fn wait(&self, mut wants: impl FnMut(&KeptSoFar) -> bool) -> MutexGuard<'_, KeptSoFar> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |kept: &mut Kept| wants(kept) && !kept.ended;
+        let waits = |kept: &mut KeptSoFar| wants(kept) && !kept.ended;
         self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -413,11 +415,11 @@ impl Hashes {
         self.other.as_mut().map_or(Ok(()), |other| other.update(bytes))
     }
 
-    fn verified(self, request: &ImageImport, size: u64) -> Result<Content> {
+    fn verified(self, request: &ImageImport, size: u64) -> Result<Verified> {
         let hash = self.own.finish()?;
         let compared = self.other.map(Hasher::finish).transpose()?;
         verify(request, size, compared.as_ref().unwrap_or(&hash))?;
-        Ok(Content { size, hash })
+        Ok(Verified { size, hash })
     }
 }
 
@@ -476,10 +478,10 @@ mod tests {
     }
 
     /// Keeps content in a file.
-    fn keep(directory: &Path, request: &ImageImport, most: u64) -> Result<(Content, File)> {
+    fn keep(directory: &Path, request: &ImageImport, most: u64) -> Result<(Verified, File)> {
         let source = Source::open(&request.source, Uuid::nil(), &config::Images::default())?;
         let reception = Reception {
-            helper: &Helper::Thread,
+            jail: &Jail::Thread,
             directory,
             request,
             max_bytes: 1 << 30,

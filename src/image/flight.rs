@@ -2,20 +2,9 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::progress::Progress;
 use crate::fault::{Fault, Result};
 use crate::types::{Image, ImageImport};
-
-/// How far an import is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// `waiting`, `downloading`, `reading`, `recognising`, `decompressing`,
-    /// `converting`, `extracting` or `unpacking`.
-    pub stage: &'static str,
-    /// Bytes that this stage has done.
-    pub done: u64,
-    /// Bytes that it will do, when that is known.
-    pub total: Option<u64>,
-}
 
 /// One import, shared between the thread that runs it and those that joined.
 pub struct Flight {

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::disk::{Blocks, frame as frames, sums};
-use super::layer::{extract, mark_opaque};
-use super::recognise::Disk;
+use super::recognise::DiskFormat;
 use super::tar_reader::TarReader;
 use super::testing::LIMITS;
-use super::{disk, manifest, recognise, stage};
+use super::unpack::{extract, mark_opaque};
+use super::{disk, manifest, recognise, refusal, stage};
 use crate::fault::{Fault, FaultKind};
 
 // What lays a fuzzer's bytes into an image is the same here.
@@ -73,7 +73,7 @@ fn manifest_seeds_give_a_plan_or_a_fault() {
 fn recognise_seeds_are_told() {
     for (_, bytes) in seeds("recognise") {
         let content = recognise::content(&bytes);
-        assert!(!recognise::refusal(content).detail.is_empty());
+        assert!(!refusal::of_content(content).detail.is_empty());
         let directory = tempfile::tempdir().unwrap();
         let root = OwnedFd::from(fs::File::open(directory.path()).unwrap());
         stage::is_root_file_system(&bytes[..]);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::merged::{Found, Merged};
+use super::stacked::{Found, StackedLayers};
 use crate::fault::Result;
 use crate::types::InitKind;
 
@@ -24,9 +24,9 @@ pub struct Init {
 
 /// The init of the layers (lowest first), if they have one.
 pub fn find(layers: &[PathBuf]) -> Result<Option<Init>> {
-    let merged = Merged::new(layers)?;
+    let layers = StackedLayers::new(layers)?;
     for path in CANDIDATES {
-        if let Some(found) = merged.find(path)?
+        if let Some(found) = layers.find(path)?
             && found.mode & 0o111 != 0
         {
             return Ok(Some(Init { path, kind: kind(&found)? }));

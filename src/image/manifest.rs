@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::digest::{Algorithm, Digest, excerpt};
+use super::refusal::unacceptable;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::types::ImageConfig;
 
@@ -20,7 +21,7 @@ const MAX_INDEXES: usize = 4;
 
 /// How an image is made from the members of its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct ImagePlan {
     /// How it starts; its init is not known yet.
     pub config: ImageConfig,
     /// Its layers, lowest first.
@@ -110,7 +111,7 @@ struct Manifest {
 }
 
 /// Reads the documents of a docker-archive.
-pub fn docker(read: Read<'_>, architecture: &str) -> Result<Plan> {
+pub fn docker(read: Read<'_>, architecture: &str) -> Result<ImagePlan> {
     let manifests: Vec<DockerManifest> = parse("manifest.json", &read("manifest.json")?)?;
     let [manifest] = manifests.as_slice() else {
         return Err(unacceptable(format!(
@@ -125,11 +126,11 @@ pub fn docker(read: Read<'_>, architecture: &str) -> Result<Plan> {
     let (config, diff_ids) = config(&manifest.config, &bytes, architecture)?;
     let members = manifest.layers.clone().unwrap_or_default();
     let layers = pair(diff_ids, members.into_iter().map(|member| (member, None)).collect())?;
-    Ok(Plan { config, layers })
+    Ok(ImagePlan { config, layers })
 }
 
 /// Reads the documents of an OCI layout.
-pub fn oci(read: Read<'_>, architecture: &str) -> Result<Plan> {
+pub fn oci(read: Read<'_>, architecture: &str) -> Result<ImagePlan> {
     let mut name = "index.json".to_owned();
     let mut bytes = read(&name)?;
     for _ in 0..MAX_INDEXES {
@@ -143,7 +144,7 @@ pub fn oci(read: Read<'_>, architecture: &str) -> Result<Plan> {
     Err(unacceptable("its indexes lead to more indexes without end"))
 }
 
-fn manifest(read: Read<'_>, name: &str, bytes: &[u8], architecture: &str) -> Result<Plan> {
+fn manifest(read: Read<'_>, name: &str, bytes: &[u8], architecture: &str) -> Result<ImagePlan> {
     let manifest: Manifest = parse(name, bytes)?;
     let (config_name, config_bytes) = blob(read, &manifest.config)?;
     let (config, diff_ids) = config(&config_name, &config_bytes, architecture)?;
@@ -156,7 +157,7 @@ fn manifest(read: Read<'_>, name: &str, bytes: &[u8], architecture: &str) -> Res
         let digest = Digest::parse(&layer.digest)?;
         members.push((blob_name(&digest), Some((digest, layer.size))));
     }
-    Ok(Plan { config, layers: pair(diff_ids, members)? })
+    Ok(ImagePlan { config, layers: pair(diff_ids, members)? })
 }
 
 /// The one manifest or index for this host.
@@ -332,10 +333,6 @@ fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
 
 fn corrupt(why: impl Into<String>) -> Fault {
     Fault::new(FaultKind::ImageCorrupt, why)
-}
-
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
 }
 
 #[cfg(test)]

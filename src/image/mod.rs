@@ -19,8 +19,12 @@
 
 #[cfg(feature = "service")]
 mod arrival;
+#[cfg(feature = "service")]
+mod catalogue;
 pub mod digest;
 pub mod disk;
+#[cfg(feature = "service")]
+mod files;
 #[cfg(feature = "service")]
 mod fingerprint;
 #[cfg(feature = "service")]
@@ -28,19 +32,25 @@ mod flight;
 #[cfg(test)]
 mod fuzz_seeds;
 #[cfg(feature = "service")]
-pub mod helper;
-#[cfg(feature = "service")]
 mod import;
 pub mod init;
 pub mod jail;
 #[cfg(feature = "service")]
-mod kept;
-pub mod layer;
+mod kept_disk;
+#[cfg(feature = "service")]
+mod layers;
 pub mod manifest;
-pub mod merged;
+mod pax;
+#[cfg(feature = "service")]
+mod progress;
 pub mod recognise;
 #[cfg(feature = "service")]
+mod records;
+pub mod refusal;
+#[cfg(feature = "service")]
 mod source;
+mod sparse;
+pub mod stacked;
 pub mod stage;
 #[cfg(feature = "service")]
 mod store;
@@ -48,18 +58,21 @@ pub mod tar_reader;
 pub mod tar_writer;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unpack;
 #[cfg(feature = "service")]
 mod user;
 pub mod whiteout;
+#[cfg(feature = "service")]
+mod workspace;
 pub mod xattr;
 
 #[cfg(feature = "service")]
-pub use flight::Progress;
+pub use kept_disk::KeptDisk;
 #[cfg(feature = "service")]
-pub use import::Workspace;
-#[cfg(feature = "service")]
-pub use kept::KeptDisk;
+pub use progress::Progress;
 #[cfg(feature = "service")]
 pub use store::ImageStore;
 #[cfg(feature = "service")]
-pub use user::{ProcessUser, resolve_user};
+pub use user::resolve_user;
+#[cfg(feature = "service")]
+pub use workspace::Workspace;

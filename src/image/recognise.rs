@@ -3,13 +3,11 @@
 //! Pure: [`content`] looks at the first bytes, [`Members`] at the names in a
 //! tar archive. Formats that berth does not boot are recognised too, so that
 //! the refusal can name them; when one of them becomes bootable, its arm in
-//! [`refusal`] goes and an importer takes its place.
+//! [`refusal`](super::refusal) goes and an importer takes its place.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-
-use crate::fault::{Fault, FaultKind};
 
 /// How many first bytes [`content`] wants to see: the farthest magic number,
 /// btrfs's, ends here.
@@ -25,7 +23,7 @@ pub enum Content {
     /// Something compressed; what, is seen after decompression.
     Compressed(Compression),
     /// A disk image.
-    Disk(Disk),
+    Disk(DiskFormat),
     /// A file system without partitions.
     FileSystem(FileSystem),
     /// Known, and nothing that can hold a root file system for berth.
@@ -53,7 +51,7 @@ pub enum Compression {
 
 /// Disk images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Disk {
+pub enum DiskFormat {
     /// QEMU's.
     Qcow2,
     /// QEMU's enhanced disk.
@@ -122,16 +120,16 @@ impl fmt::Display for Content {
                 Compression::Lzip => "lzip",
             },
             Content::Disk(disk) => match disk {
-                Disk::Qcow2 => "a qcow2 disk image",
-                Disk::Qed => "a QED disk image",
-                Disk::Vmdk => "a VMDK disk image",
-                Disk::VmdkDescriptor => "a VMDK descriptor, which names other files",
-                Disk::Vhd => "a VHD disk image",
-                Disk::Vhdx => "a VHDX disk image",
-                Disk::Vdi => "a VDI disk image",
-                Disk::Luks => "a LUKS-encrypted disk",
-                Disk::RawGpt => "a raw disk with a GUID partition table",
-                Disk::RawMbr => "a raw disk with a master boot record",
+                DiskFormat::Qcow2 => "a qcow2 disk image",
+                DiskFormat::Qed => "a QED disk image",
+                DiskFormat::Vmdk => "a VMDK disk image",
+                DiskFormat::VmdkDescriptor => "a VMDK descriptor, which names other files",
+                DiskFormat::Vhd => "a VHD disk image",
+                DiskFormat::Vhdx => "a VHDX disk image",
+                DiskFormat::Vdi => "a VDI disk image",
+                DiskFormat::Luks => "a LUKS-encrypted disk",
+                DiskFormat::RawGpt => "a raw disk with a GUID partition table",
+                DiskFormat::RawMbr => "a raw disk with a master boot record",
             },
             Content::FileSystem(file_system) => match file_system {
                 FileSystem::Ext => "an ext2/3/4 file system",
@@ -176,23 +174,23 @@ const MAGICS: &[(usize, &[u8], Content)] = &[
     (0, b"BZh", Content::Compressed(Compression::Bzip2)),
     (0, b"\x04\x22\x4d\x18", Content::Compressed(Compression::Lz4)),
     (0, b"LZIP", Content::Compressed(Compression::Lzip)),
-    (0, b"QFI\xfb", Content::Disk(Disk::Qcow2)),
-    (0, b"QED\0", Content::Disk(Disk::Qed)),
-    (0, b"KDMV", Content::Disk(Disk::Vmdk)),
-    (0, b"COWD", Content::Disk(Disk::Vmdk)),
-    (0, b"# Disk DescriptorFile", Content::Disk(Disk::VmdkDescriptor)),
-    (0, b"conectix", Content::Disk(Disk::Vhd)),
-    (0, b"vhdxfile", Content::Disk(Disk::Vhdx)),
-    (0x40, b"\x7f\x10\xda\xbe", Content::Disk(Disk::Vdi)),
-    (0, b"LUKS\xba\xbe", Content::Disk(Disk::Luks)),
+    (0, b"QFI\xfb", Content::Disk(DiskFormat::Qcow2)),
+    (0, b"QED\0", Content::Disk(DiskFormat::Qed)),
+    (0, b"KDMV", Content::Disk(DiskFormat::Vmdk)),
+    (0, b"COWD", Content::Disk(DiskFormat::Vmdk)),
+    (0, b"# Disk DescriptorFile", Content::Disk(DiskFormat::VmdkDescriptor)),
+    (0, b"conectix", Content::Disk(DiskFormat::Vhd)),
+    (0, b"vhdxfile", Content::Disk(DiskFormat::Vhdx)),
+    (0x40, b"\x7f\x10\xda\xbe", Content::Disk(DiskFormat::Vdi)),
+    (0, b"LUKS\xba\xbe", Content::Disk(DiskFormat::Luks)),
     (0, b"hsqs", Content::FileSystem(FileSystem::Squashfs)),
     (0, b"XFSB", Content::FileSystem(FileSystem::Xfs)),
     (1024, b"\xe2\xe1\xf5\xe0", Content::FileSystem(FileSystem::Erofs)),
     (1080, b"\x53\xef", Content::FileSystem(FileSystem::Ext)),
     (65_600, b"_BHRfS_M", Content::FileSystem(FileSystem::Btrfs)),
     (32_769, b"CD001", Content::FileSystem(FileSystem::Iso9660)),
-    (512, b"EFI PART", Content::Disk(Disk::RawGpt)),
-    (4096, b"EFI PART", Content::Disk(Disk::RawGpt)),
+    (512, b"EFI PART", Content::Disk(DiskFormat::RawGpt)),
+    (4096, b"EFI PART", Content::Disk(DiskFormat::RawGpt)),
     (0, b"PK\x03\x04", Content::Other(Other::Zip)),
     (0, b"070701", Content::Other(Other::Cpio)),
     (0, b"070702", Content::Other(Other::Cpio)),
@@ -202,7 +200,7 @@ const MAGICS: &[(usize, &[u8], Content)] = &[
 
 fn text_or_disk(head: &[u8]) -> Content {
     if head.get(510..512) == Some(b"\x55\xaa") {
-        return Content::Disk(Disk::RawMbr);
+        return Content::Disk(DiskFormat::RawMbr);
     }
     let text = head[..head.len().min(256)].trim_ascii_start();
     if [&b"<!doctype html"[..], b"<html"]
@@ -233,7 +231,7 @@ pub(super) fn checksum(block: &[u8; 512]) -> u32 {
 
 /// What a tar archive is an archive of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Archive {
+pub enum ArchiveKind {
     /// `docker save`.
     Docker,
     /// An OCI image layout.
@@ -280,14 +278,14 @@ impl Members {
     }
 
     /// What the names seen make it.
-    pub fn archive(&self) -> Archive {
+    pub fn archive(&self) -> ArchiveKind {
         match self {
-            Members { rootfs: true, .. } => Archive::Rootfs,
+            Members { rootfs: true, .. } => ArchiveKind::Rootfs,
             // New `docker save` writes both layouts over the same blobs.
-            Members { docker: true, .. } => Archive::Docker,
-            Members { oci_layout: true, oci_index: true, .. } => Archive::Oci,
-            Members { ova: true, .. } => Archive::Ova,
-            _ => Archive::Other,
+            Members { docker: true, .. } => ArchiveKind::Docker,
+            Members { oci_layout: true, oci_index: true, .. } => ArchiveKind::Oci,
+            Members { ova: true, .. } => ArchiveKind::Ova,
+            _ => ArchiveKind::Other,
         }
     }
 }
@@ -301,47 +299,6 @@ pub fn plain(mut path: &[u8]) -> &[u8] {
             _ => return path,
         }
     }
-}
-
-/// The fault for content that berth does not boot.
-pub fn refusal(content: Content) -> Fault {
-    let remedy = match content {
-        Content::Disk(Disk::VmdkDescriptor) => {
-            "it has no content of its own, and the files that it names are the host's; convert the \
-             disk with `qemu-img convert -O qcow2`"
-        }
-        Content::Disk(Disk::Luks) => "give it decrypted",
-        Content::Disk(_) => "convert it with `qemu-img convert -O qcow2`",
-        Content::FileSystem(FileSystem::Iso9660) => {
-            "it is for installing from; give an image of what it installs"
-        }
-        Content::FileSystem(_) => {
-            "berth reads ext2, ext3 and ext4 itself, and lets the host's kernel read others where \
-             images.kernel_mounts allows it; give the image with ext4 or as a tar archive"
-        }
-        Content::Compressed(Compression::Bzip2 | Compression::Lz4 | Compression::Lzip) => {
-            "compress it with gzip, xz or zstd"
-        }
-        Content::Compressed(_) => "it is compressed more than once; compress the archive once",
-        _ => {
-            "give a disk image (qcow2 or raw, with ext2, ext3 or ext4), or a docker-archive, an \
-             OCI layout or a root file system as a tar archive"
-        }
-    };
-    Fault::new(FaultKind::ImageUnacceptable, format!("the content is {content}: {remedy}"))
-}
-
-/// The fault for a tar archive of something else.
-pub fn archive_refusal(archive: Archive) -> Fault {
-    let what = match archive {
-        Archive::Ova => "an OVA, a virtual machine with disk images",
-        _ => {
-            "a tar archive that is no docker-archive (no manifest.json), no OCI layout (no \
-             oci-layout and index.json) and no root file system (no directory such as bin, etc or \
-             usr at its top)"
-        }
-    };
-    Fault::new(FaultKind::ImageUnacceptable, format!("the content is {what}"))
 }
 
 /// This host's architecture as images name it (GOARCH).
@@ -386,14 +343,14 @@ mod tests {
             (b"\xfd7zXZ\0\0".to_vec(), Content::Compressed(Compression::Xz)),
             (b"\x28\xb5\x2f\xfd\x04".to_vec(), Content::Compressed(Compression::Zstd)),
             (b"BZh9".to_vec(), Content::Compressed(Compression::Bzip2)),
-            (b"QFI\xfb\0\0\0\x03".to_vec(), Content::Disk(Disk::Qcow2)),
-            (b"KDMV\x01".to_vec(), Content::Disk(Disk::Vmdk)),
-            (b"# Disk DescriptorFile\n".to_vec(), Content::Disk(Disk::VmdkDescriptor)),
-            (b"conectix".to_vec(), Content::Disk(Disk::Vhd)),
-            (b"vhdxfile".to_vec(), Content::Disk(Disk::Vhdx)),
-            (at(0x40, b"\x7f\x10\xda\xbe"), Content::Disk(Disk::Vdi)),
-            (at(510, b"\x55\xaa"), Content::Disk(Disk::RawMbr)),
-            (at(512, b"EFI PART"), Content::Disk(Disk::RawGpt)),
+            (b"QFI\xfb\0\0\0\x03".to_vec(), Content::Disk(DiskFormat::Qcow2)),
+            (b"KDMV\x01".to_vec(), Content::Disk(DiskFormat::Vmdk)),
+            (b"# Disk DescriptorFile\n".to_vec(), Content::Disk(DiskFormat::VmdkDescriptor)),
+            (b"conectix".to_vec(), Content::Disk(DiskFormat::Vhd)),
+            (b"vhdxfile".to_vec(), Content::Disk(DiskFormat::Vhdx)),
+            (at(0x40, b"\x7f\x10\xda\xbe"), Content::Disk(DiskFormat::Vdi)),
+            (at(510, b"\x55\xaa"), Content::Disk(DiskFormat::RawMbr)),
+            (at(512, b"EFI PART"), Content::Disk(DiskFormat::RawGpt)),
             (at(1080, b"\x53\xef"), Content::FileSystem(FileSystem::Ext)),
             (at(65_600, b"_BHRfS_M"), Content::FileSystem(FileSystem::Btrfs)),
             (at(32_769, b"CD001"), Content::FileSystem(FileSystem::Iso9660)),
@@ -419,32 +376,25 @@ mod tests {
     }
 
     #[test]
-    fn refusals_name_what_was_seen_and_are_one_kind() {
-        let fault = refusal(Content::Disk(Disk::Qcow2));
-        assert_eq!(fault.kind, FaultKind::ImageUnacceptable);
-        assert!(fault.detail.contains("qcow2"), "{fault}");
-    }
-
-    #[test]
     fn archives_by_their_members() {
-        let table: &[(&[&str], Archive)] = &[
-            (&["./", "./bin/", "./bin/sh"], Archive::Rootfs),
-            (&["a.json", "a/layer.tar", "manifest.json", "repositories"], Archive::Docker),
-            (&["blobs/", "index.json", "manifest.json", "oci-layout"], Archive::Docker),
-            (&["blobs/", "blobs/sha256/a", "index.json", "oci-layout"], Archive::Oci),
-            (&["oci-layout", "./index.json"], Archive::Oci),
-            (&["oci-layout"], Archive::Other),
-            (&["manifest.json", "usr/bin/env"], Archive::Rootfs),
-            (&["vm.ovf", "vm.vmdk"], Archive::Ova),
-            (&["docs/readme.txt"], Archive::Other),
-            (&["sub/manifest.json"], Archive::Other),
-            (&[], Archive::Other),
+        let table: &[(&[&str], ArchiveKind)] = &[
+            (&["./", "./bin/", "./bin/sh"], ArchiveKind::Rootfs),
+            (&["a.json", "a/layer.tar", "manifest.json", "repositories"], ArchiveKind::Docker),
+            (&["blobs/", "index.json", "manifest.json", "oci-layout"], ArchiveKind::Docker),
+            (&["blobs/", "blobs/sha256/a", "index.json", "oci-layout"], ArchiveKind::Oci),
+            (&["oci-layout", "./index.json"], ArchiveKind::Oci),
+            (&["oci-layout"], ArchiveKind::Other),
+            (&["manifest.json", "usr/bin/env"], ArchiveKind::Rootfs),
+            (&["vm.ovf", "vm.vmdk"], ArchiveKind::Ova),
+            (&["docs/readme.txt"], ArchiveKind::Other),
+            (&["sub/manifest.json"], ArchiveKind::Other),
+            (&[], ArchiveKind::Other),
         ];
         for (names, expected) in table {
             let mut members = Members::default();
             let certain = names.iter().any(|name| members.add(name.as_bytes()));
             assert_eq!(members.archive(), *expected, "{names:?}");
-            assert_eq!(certain, *expected == Archive::Rootfs, "{names:?}");
+            assert_eq!(certain, *expected == ArchiveKind::Rootfs, "{names:?}");
         }
     }
 }

@@ -14,10 +14,11 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::layer::Limits;
-use super::recognise::{Archive, Members, plain};
-use super::tar_reader::{Kind, Member, TarReader, printable};
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use super::recognise::{ArchiveKind, Members, plain};
+use super::refusal::unacceptable;
+use super::tar_reader::{Member, MemberKind, TarReader, printable};
+use super::unpack::UnpackLimits;
+use crate::fault::{Fault, OrFault, Result};
 
 /// Most members of an image archive that are kept.
 const MAX_MEMBERS: usize = 100_000;
@@ -25,9 +26,9 @@ const MAX_MEMBERS: usize = 100_000;
 /// What an archive turned out to be, and where its members are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Staged {
-    /// Of what it is an archive. After [`Archive::Rootfs`] nothing more was read,
+    /// Of what it is an archive. After [`ArchiveKind::Rootfs`] nothing more was read,
     /// and the members are of no use.
-    pub archive: Archive,
+    pub archive: ArchiveKind,
     /// Regular files and links, by name.
     pub members: BTreeMap<String, Body>,
 }
@@ -86,13 +87,13 @@ pub fn is_root_file_system(beginning: impl Read) -> bool {
 
 /// Reads a plain archive that will be kept, and finds its members in it. What
 /// is not there in one piece is written into the directory `root`.
-pub fn stage(root: &OwnedFd, archive: impl Read + Seek, limits: Limits) -> Result<Staged> {
+pub fn stage(root: &OwnedFd, archive: impl Read + Seek, limits: UnpackLimits) -> Result<Staged> {
     let mut stage = Stage {
         root,
         limits,
         bytes: 0,
         names: Members::default(),
-        staged: Staged { archive: Archive::Other, members: BTreeMap::new() },
+        staged: Staged { archive: ArchiveKind::Other, members: BTreeMap::new() },
     };
     stage.members(TarReader::seeking(archive))?;
     Ok(stage.staged)
@@ -100,7 +101,7 @@ pub fn stage(root: &OwnedFd, archive: impl Read + Seek, limits: Limits) -> Resul
 
 struct Stage<'a> {
     root: &'a OwnedFd,
-    limits: Limits,
+    limits: UnpackLimits,
     bytes: u64,
     names: Members,
     staged: Staged,
@@ -122,12 +123,12 @@ impl Stage<'_> {
     fn member<R: Read + Seek>(&mut self, reader: &mut TarReader<R>, member: &Member) -> Result<()> {
         let Ok(name) = std::str::from_utf8(plain(&member.path)) else { return Ok(()) };
         let body = match member.kind {
-            Kind::Regular => self.file(reader, member)?,
-            Kind::Symlink => match resolve_link(name, &member.link) {
+            MemberKind::Regular => self.file(reader, member)?,
+            MemberKind::Symlink => match resolve_link(name, &member.link) {
                 Some(target) => Body::Link(target),
                 None => return Err(leads_out(member)),
             },
-            Kind::Hardlink => match resolve_link("", &member.link) {
+            MemberKind::Hardlink => match resolve_link("", &member.link) {
                 Some(target) => Body::Link(target),
                 None => return Err(leads_out(member)),
             },
@@ -193,16 +194,13 @@ fn leads_out(member: &Member) -> Fault {
     unacceptable(format!("{} links to something outside the image archive", member.name()))
 }
 
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::FaultKind;
     use std::io::Cursor;
 
-    const LIMITS: Limits = Limits { entries: 1000, bytes: 1 << 20 };
+    const LIMITS: UnpackLimits = UnpackLimits { entries: 1000, bytes: 1 << 20 };
 
     /// A file's content, or a link's target.
     type TestMember<'a> = (&'a str, Result<&'a [u8], &'a str>);
@@ -245,7 +243,7 @@ mod tests {
         ]);
         let (directory, staged) = run(&bytes);
         let staged = staged.unwrap();
-        assert_eq!(staged.archive, Archive::Docker);
+        assert_eq!(staged.archive, ArchiveKind::Docker);
         let Body::Part { offset, size: 5 } = staged.find("b/layer.tar").unwrap() else {
             panic!("no part of 5 bytes")
         };
@@ -290,7 +288,7 @@ mod tests {
     #[test]
     fn a_root_file_system_stops_at_its_first_directory() {
         let (directory, staged) = run(&archive(&[("etc/x", Ok(b"1")), ("manifest.json", Ok(b""))]));
-        assert_eq!(staged.unwrap().archive, Archive::Rootfs);
+        assert_eq!(staged.unwrap().archive, ArchiveKind::Rootfs);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 

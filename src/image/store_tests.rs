@@ -3,16 +3,17 @@
 
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 
-use super::super::digest::Algorithm;
+use super::super::digest::{Algorithm, Digest};
 use super::super::recognise::host_architecture;
 use super::super::testing::Archive;
 use super::*;
-use crate::types::{ImageFormat, ImageSource, InitKind};
+use crate::types::{ImageFormat, ImageHash, ImageSource, InitKind};
 
 struct Store {
     dir: tempfile::TempDir,
@@ -69,7 +70,7 @@ impl Store {
 
 fn open(dir: &tempfile::TempDir, config: &config::Images) -> Result<ImageStore> {
     let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
-    ImageStore::open_with(&layout, config, Helper::Thread)
+    ImageStore::open_with(&layout, config, Jail::Thread)
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -373,7 +374,7 @@ fn root_imports_of_one_image_at_once_are_one() {
         if progress.stage == "reading" && calls.fetch_add(1, Ordering::SeqCst) == 0 {
             fs::remove_file(path).unwrap();
             started.wait();
-            while Arc::strong_count(&store.store.lock().flights[&id]) < 4 {
+            while Arc::strong_count(&store.store.layers.lock().flights[&id]) < 4 {
                 std::thread::yield_now();
             }
         }
@@ -602,7 +603,7 @@ fn root_images_that_nobody_used_for_long_enough_go() {
         .map(|n| store.import(&Archive::new().dir("etc").file("etc/n", &[n]).bytes()).unwrap().id);
     for id in [used, asked, old] {
         let path = store.store.layout.image_record(id);
-        let mut record: Record = atomic::read_json(&path).unwrap().unwrap();
+        let mut record: ImageRecord = atomic::read_json(&path).unwrap().unwrap();
         record.image.last_used_at -= TimeDelta::hours(2);
         atomic::write_json(&path, &record).unwrap();
     }

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 
 use tar::{EntryType, Header};
 
+use super::pax::{record, time};
+
 /// Block size of the format.
 const BLOCK: u64 = 512;
 /// Bytes of a name in a header.
@@ -139,26 +141,6 @@ fn header(head: &Head<'_>) -> Header {
     header
 }
 
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
-fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    [length.to_string().as_bytes(), b" ", key, b"=", value, b"\n"].concat()
-}
-
-/// Seconds with a fraction. The kernel counts nanoseconds upwards from the
-/// second below, the format downwards from zero.
-fn time((seconds, nanoseconds): (i64, u32)) -> String {
-    match (seconds, nanoseconds) {
-        (_, 0) => seconds.to_string(),
-        (0.., _) => format!("{seconds}.{nanoseconds:09}"),
-        _ => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,14 +171,5 @@ mod tests {
         }
         assert_eq!(reader.next().unwrap().unwrap().link, long);
         assert!(reader.next().unwrap().is_none());
-    }
-
-    #[test]
-    fn a_record_counts_its_own_length() {
-        for length in [1, 80, 92, 93, 94, 95, 990, 9990] {
-            let record = record(b"key", &vec![b'x'; length]);
-            let text = String::from_utf8(record.clone()).unwrap();
-            assert_eq!(text.split(' ').next().unwrap(), record.len().to_string());
-        }
     }
 }

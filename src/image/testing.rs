@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use ::tar::{EntryType, Header};
 
-use super::layer::{Limits, Report, extract};
+use super::unpack::{UnpackLimits, UnpackReport, extract};
 use crate::fault::Result;
 
 /// An archive under construction.
@@ -92,15 +92,19 @@ impl Archive {
     }
 
     /// Unpacks it into `root`, without the jail.
-    pub fn extract(self, root: &std::path::Path) -> Result<Report> {
+    pub fn extract(self, root: &std::path::Path) -> Result<UnpackReport> {
         extract_bytes(&self.bytes(), root, LIMITS)
     }
 }
 
-/// Limits that only a bomb meets.
-pub const LIMITS: Limits = Limits { entries: 2000, bytes: 64 << 20 };
+/// UnpackLimits that only a bomb meets.
+pub const LIMITS: UnpackLimits = UnpackLimits { entries: 2000, bytes: 64 << 20 };
 
-pub fn extract_bytes(bytes: &[u8], root: &std::path::Path, limits: Limits) -> Result<Report> {
+pub fn extract_bytes(
+    bytes: &[u8],
+    root: &std::path::Path,
+    limits: UnpackLimits,
+) -> Result<UnpackReport> {
     let root = OwnedFd::from(std::fs::File::open(root).unwrap());
     extract(root, bytes, limits)
 }

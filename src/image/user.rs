@@ -2,26 +2,15 @@
 
 use std::path::PathBuf;
 
-use super::merged::Merged;
-use crate::fault::{Fault, FaultKind, Result};
+use super::refusal::unacceptable;
+use super::stacked::StackedLayers;
+use crate::fault::{Fault, Result};
+use crate::types::ProcessUser;
 
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_FILE: u64 = 4 << 20;
 /// Ids that an instance has.
 const IDS: u32 = 65_536;
-
-/// The ids of a process and where its home is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessUser {
-    /// User id inside the instance.
-    pub uid: u32,
-    /// Group id inside the instance.
-    pub gid: u32,
-    /// Further groups, ascending.
-    pub additional_gids: Vec<u32>,
-    /// Home directory; `/` when the image does not say.
-    pub home: String,
-}
 
 /// Looks `user` (`user`, `uid`, `user:group`, `uid:gid`; empty: root) up in
 /// the layers' `/etc/passwd` and `/etc/group`, lowest layer first.
@@ -29,9 +18,9 @@ pub struct ProcessUser {
 /// As Docker does: a number needs no entry; further groups are those of a
 /// user that has an entry, unless a group was given.
 pub fn resolve_user(layers: &[PathBuf], user: &str) -> Result<ProcessUser> {
-    let merged = Merged::new(layers)?;
+    let layers = StackedLayers::new(layers)?;
     let read = |path| -> Result<String> {
-        let bytes = merged.read(path, MAX_FILE)?.unwrap_or_default();
+        let bytes = layers.read(path, MAX_FILE)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     resolve(&read("/etc/passwd")?, &read("/etc/group")?, user)
@@ -99,10 +88,6 @@ fn number(text: &str) -> Option<u32> {
 
 fn unknown(what: &str, name: &str, file: &str) -> Fault {
     unacceptable(format!("its config's User names the {what} {name:?}, which {file} does not have"))
-}
-
-fn unacceptable(why: String) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{capabilities, seccomp};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::layout::InstanceLayout;
 use crate::sys::ids::IdBlock;
-use crate::types::{ImageConfig, InitKind, InstanceCreate};
+use crate::types::{ImageConfig, InitKind, InstanceCreate, ProcessUser};
 
 /// Search path of a process whose image gives none.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -77,19 +77,6 @@ pub enum CgroupView {
     /// The host has v1 hierarchies only. Init programs get them all, of which
     /// `name=systemd` is theirs to divide.
     V1,
-}
-
-/// Whom the first process runs as, resolved from the image's own files.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ProcessUser {
-    /// User id inside.
-    pub uid: u32,
-    /// Group id inside.
-    pub gid: u32,
-    /// Further groups.
-    pub additional_gids: Vec<u32>,
-    /// Home directory, for `HOME`.
-    pub home: String,
 }
 
 /// All that a specification is made of.

@@ -15,12 +15,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
-use super::layer::{self, Files};
-use super::tree::{Kind, Tree};
+use super::tree::{NodeKind, Tree};
+use super::tree_tar::{self, Files};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::disk::frame::GROWTH;
-use crate::image::helper::{Input, Running};
-use crate::image::jail::{Outcome, Task};
+use crate::image::jail::{Input, Outcome, Running, Work};
 use crate::image::{ImageStore, KeptDisk, Workspace};
 use crate::store::atomic;
 use crate::sys::loopdev;
@@ -31,7 +30,7 @@ const TRIES: u32 = 4;
 const PIECE: usize = 1 << 18;
 
 /// A disk in QEMU's format.
-pub struct Disk {
+pub struct DiskImage {
     file: File,
     size: u64,
     _work: Workspace,
@@ -58,7 +57,7 @@ pub fn make(
     kept: &KeptDisk,
     trees: &[Tree],
     progress: &dyn Fn(u64, u64),
-) -> Result<Disk> {
+) -> Result<DiskImage> {
     let need = measure(trees, kept.frame.layout.block)?;
     let maker = Maker { images, kept, trees, work: images.workspace()?, need };
     maker.check_space()?;
@@ -66,7 +65,7 @@ pub fn make(
     maker.qcow2()
 }
 
-impl Disk {
+impl DiskImage {
     /// Writes it; `progress` is told the bytes done and those in all.
     pub fn send(mut self, sink: &mut impl Write, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let mut buffer = vec![0; PIECE];
@@ -90,8 +89,8 @@ fn measure(trees: &[Tree], block: u64) -> Result<Need> {
         need.entries += 1;
         let blocks = |bytes: u64| bytes.div_ceil(block) * block;
         need.bytes += match &node.kind {
-            Kind::File { pieces, .. } => pieces.iter().map(|(_, length)| blocks(*length)).sum(),
-            Kind::Directory { .. } => block,
+            NodeKind::File { pieces, .. } => pieces.iter().map(|(_, length)| blocks(*length)).sum(),
+            NodeKind::Directory { .. } => block,
             _ => 0,
         };
         Ok(())
@@ -175,11 +174,10 @@ impl Maker<'_> {
             false,
         )?;
         run(self.mke2fs(&device.path, by), "e2fsprogs")?;
-        let directory = self.work.empty();
-        let task = Task::Fill { directory, device: device.path.clone() };
-        let mut jail = self.images.jail().start(&task, Input::Pipe)?;
+        let work = Work::Fill { device: device.path.clone() };
+        let mut jail = self.images.jail().start(self.work.empty(), work, Input::Pipe)?;
         let mut given = Given { jail: &mut jail, done: 0, total: self.need.bytes, progress };
-        let written = layer::write(Files::Merged(self.trees), &mut given);
+        let written = tree_tar::write(Files::Merged(self.trees), &mut given);
         // Its own word on why it took no more goes first.
         match (jail.finish()?, written?) {
             (Outcome::Filled, _) => {}
@@ -209,7 +207,7 @@ impl Maker<'_> {
         command
     }
 
-    fn qcow2(self) -> Result<Disk> {
+    fn qcow2(self) -> Result<DiskImage> {
         let doing = "reading the disk";
         let (raw, path) = (self.work.path("disk.raw"), self.work.path("disk.qcow2"));
         let mut command = Command::new("qemu-img");
@@ -222,7 +220,7 @@ impl Maker<'_> {
         fs::remove_file(&raw).or_fault(doing)?;
         let file = File::open(&path).or_fault(doing)?;
         let size = file.metadata().or_fault(doing)?.len();
-        Ok(Disk { file, size, _work: self.work })
+        Ok(DiskImage { file, size, _work: self.work })
     }
 }
 

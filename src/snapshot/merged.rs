@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::vec;
 
-use super::tree::{Here, Kind, Node, Tree, too_long};
+use super::tree::{Here, Node, NodeKind, Tree, too_long};
 use crate::fault::Result;
 
 /// A directory on the way: its path, the names in it that are still to come,
@@ -72,7 +72,7 @@ fn open<'a>(
     }
     let Some(highest) = parts.first() else { return Ok(None) };
     let (_, names) = highest.directory(path.clone(), &mut |node, file| {
-        let kind = Kind::Directory { opaque: false };
+        let kind = NodeKind::Directory { opaque: false };
         visit(&Node { kind, ..node.clone() }, file)
     })?;
     let mut names: BTreeSet<Vec<u8>> = names.collect();

@@ -11,13 +11,13 @@
 //! layer will be, and the second streams it: nothing is kept on the way. Or it
 //! is a disk of the base image's layout ([`disk`]), which is made in a file first.
 
-mod archive;
 pub mod disk;
-mod layer;
+mod image_archive;
 mod merged;
 mod tree;
+mod tree_tar;
 
-pub use archive::{Contents, write};
+pub use image_archive::{Contents, write};
 pub use tree::Tree;
 
 #[cfg(test)]

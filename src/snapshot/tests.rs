@@ -9,15 +9,15 @@ use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 use serde_json::Value;
 
 use super::*;
-use crate::image::layer::Limits;
-use crate::image::tar_reader::{Kind, TarReader};
+use crate::image::tar_reader::{MemberKind, TarReader};
 use crate::image::testing::extract_bytes;
+use crate::image::unpack::UnpackLimits;
 use crate::types::{ImageConfig, SnapshotFormat};
 
-const LIMITS: Limits = Limits { entries: 100, bytes: 1 << 30 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 100, bytes: 1 << 30 };
 
 /// The members of an archive, with their content.
-fn members(bytes: &[u8]) -> Vec<(String, Kind, Vec<u8>)> {
+fn members(bytes: &[u8]) -> Vec<(String, MemberKind, Vec<u8>)> {
     let mut reader = TarReader::new(bytes);
     let mut members = Vec::new();
     while let Some(member) = reader.next().unwrap() {
@@ -33,7 +33,7 @@ fn members(bytes: &[u8]) -> Vec<(String, Kind, Vec<u8>)> {
     members
 }
 
-fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, Kind, Vec<u8>)> {
+fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, MemberKind, Vec<u8>)> {
     let tree = |(path, left_out): &(&Path, &[&str])| {
         let left_out = left_out.iter().map(|path| path.as_bytes().to_vec()).collect();
         Tree::new(File::open(path).unwrap().into(), left_out)
@@ -114,7 +114,7 @@ fn the_same_tree_gives_the_same_layer() {
     for name in ["b", "a", "c"] {
         fs::write(dir.path().join(name), name).unwrap();
     }
-    let layers = |packed: Vec<(String, Kind, Vec<u8>)>| -> Vec<Vec<u8>> {
+    let layers = |packed: Vec<(String, MemberKind, Vec<u8>)>| -> Vec<Vec<u8>> {
         packed.into_iter().filter(|(n, ..)| n.starts_with("layers/")).map(|(.., c)| c).collect()
     };
     let twice = layers(pack(&[(dir.path(), &[]), (dir.path(), &[])]));

@@ -34,7 +34,7 @@ pub(super) struct Node {
     /// Below the root, without a slash at either end; empty for the root.
     pub path: Vec<u8>,
     /// What it is.
-    pub kind: Kind,
+    pub kind: NodeKind,
     /// Permission bits.
     pub mode: u32,
     /// Owner, as an instance of the tree sees it.
@@ -48,7 +48,7 @@ pub(super) struct Node {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     /// `opaque`: it hides what lower layers have there.
     Directory {
         opaque: bool,
@@ -147,7 +147,7 @@ impl Tree {
         let stat = fstat(&directory).or_fault(doing())?;
         let opaque = is_opaque(&directory).or_fault(doing())?;
         let xattrs = xattrs(&directory, &path).or_fault(doing())?;
-        visit(&Node::new(&path, Kind::Directory { opaque }, &stat, xattrs), None)?;
+        visit(&Node::new(&path, NodeKind::Directory { opaque }, &stat, xattrs), None)?;
         let mut names = Vec::new();
         for entry in Dir::read_from(&directory).or_fault(doing())? {
             let entry = entry.or_fault(doing())?;
@@ -177,7 +177,7 @@ impl Tree {
                 if stat.st_nlink > 1
                     && let Some(first) = links.get(&(stat.st_dev, stat.st_ino))
                 {
-                    let kind = Kind::Hardlink(first.clone());
+                    let kind = NodeKind::Hardlink(first.clone());
                     visit(&Node::new(path, kind, &stat, Vec::new()), None)?;
                     return Ok(false);
                 }
@@ -188,15 +188,15 @@ impl Tree {
                 let size = stat.st_size.unsigned_abs();
                 let pieces = pieces(&file, &stat).or_fault(doing())?;
                 let xattrs = xattrs(&file, path).or_fault(doing())?;
-                let node = Node::new(path, Kind::File { size, pieces }, &stat, xattrs);
+                let node = Node::new(path, NodeKind::File { size, pieces }, &stat, xattrs);
                 return visit(&node, Some(&file)).map(|()| false);
             }
             FileType::Symlink => {
                 let target = readlinkat(&fd, "", Vec::new()).or_fault(doing())?;
-                Kind::Symlink(target.into_bytes())
+                NodeKind::Symlink(target.into_bytes())
             }
-            FileType::Fifo => Kind::Fifo,
-            FileType::CharacterDevice if stat.st_rdev == 0 => Kind::Whiteout,
+            FileType::Fifo => NodeKind::Fifo,
+            FileType::CharacterDevice if stat.st_rdev == 0 => NodeKind::Whiteout,
             // Sockets end with their process; devices no instance can make.
             _ => return Ok(false),
         };
@@ -224,7 +224,7 @@ pub(super) fn too_long(path: &[u8]) -> Result<()> {
 }
 
 impl Node {
-    fn new(path: &[u8], kind: Kind, stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Node {
+    fn new(path: &[u8], kind: NodeKind, stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Node {
         Node {
             path: path.to_vec(),
             kind,

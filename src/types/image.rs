@@ -240,6 +240,19 @@ pub struct ImageConfig {
     pub init: Option<InitKind>,
 }
 
+/// Whom an instance's process runs as, resolved from the image's own files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessUser {
+    /// User id inside the instance.
+    pub uid: u32,
+    /// Group id inside the instance.
+    pub gid: u32,
+    /// Further groups, ascending.
+    pub additional_gids: Vec<u32>,
+    /// Home directory; `/` when the image does not say.
+    pub home: String,
+}
+
 /// An init program, recognised from the root file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -6,9 +6,11 @@
 
 use std::path::Path;
 
-use super::{Blocks, le16, le32, le64, unacceptable, vhdx};
+use super::blocks::{Blocks, le16, le32, le64};
+use super::vhdx;
 use crate::fault::{Fault, FaultKind, Result};
-use crate::image::recognise::{Content, Disk};
+use crate::image::recognise::{Content, DiskFormat};
+use crate::image::refusal::{of_disk as refused, unacceptable};
 
 /// The program.
 pub const PROGRAM: &str = "/usr/bin/qemu-img";
@@ -28,20 +30,20 @@ const MAX_DESCRIPTOR: u64 = 2048;
 const AT_END: u64 = u64::MAX;
 
 /// QEMU's name of a format that is converted.
-pub fn driver(disk: Disk) -> Option<&'static str> {
+pub fn driver(disk: DiskFormat) -> Option<&'static str> {
     match disk {
-        Disk::Vmdk => Some("vmdk"),
-        Disk::Vhd => Some("vpc"),
-        Disk::Vhdx => Some("vhdx"),
-        Disk::Vdi => Some("vdi"),
+        DiskFormat::Vmdk => Some("vmdk"),
+        DiskFormat::Vhd => Some("vpc"),
+        DiskFormat::Vhdx => Some("vhdx"),
+        DiskFormat::Vdi => Some("vdi"),
         _ => None,
     }
 }
 
 /// Glance's name of such a format.
-pub fn label(disk: Disk) -> Option<&'static str> {
+pub fn label(disk: DiskFormat) -> Option<&'static str> {
     match disk {
-        Disk::Vhd => Some("vhd"),
+        DiskFormat::Vhd => Some("vhd"),
         other => driver(other),
     }
 }
@@ -59,12 +61,12 @@ pub fn check_program() -> Result<()> {
 
 /// Refuses an image that is not of a kind that holds all of its content, or of
 /// a disk of more than `most` bytes.
-pub fn check(image: &dyn Blocks, disk: Disk, most: u64) -> Result<()> {
+pub fn check(image: &dyn Blocks, disk: DiskFormat, most: u64) -> Result<()> {
     let size = match disk {
-        Disk::Vmdk => vmdk(image)?,
-        Disk::Vhd => vhd(image)?,
-        Disk::Vdi => vdi(image)?,
-        Disk::Vhdx => vhdx::size(image)?,
+        DiskFormat::Vmdk => vmdk(image)?,
+        DiskFormat::Vhd => vhd(image)?,
+        DiskFormat::Vdi => vdi(image)?,
+        DiskFormat::Vhdx => vhdx::size(image)?,
         _ => return Err(refused(disk, "nothing converts it")),
     };
     if size > most {
@@ -90,7 +92,7 @@ impl VmdkHeader {
         let mut head = [0; SECTOR as usize];
         image.read_at(offset, &mut head)?;
         if !head.starts_with(b"KDMV") || !(1..=3).contains(&le32(&head, 4)) {
-            return Err(refused(Disk::Vmdk, "it is of no known kind"));
+            return Err(refused(DiskFormat::Vmdk, "it is of no known kind"));
         }
         Ok(VmdkHeader {
             sectors: le64(&head, 12),
@@ -107,7 +109,7 @@ impl VmdkHeader {
             || !(1..=MAX_DESCRIPTOR).contains(&self.descriptor_sectors)
         {
             return Err(refused(
-                Disk::Vmdk,
+                DiskFormat::Vmdk,
                 "its header leads to a descriptor of other files, or to none",
             ));
         }
@@ -122,11 +124,11 @@ fn vmdk(image: &dyn Blocks) -> Result<u64> {
     if header.tables == AT_END {
         // The copy is followed by one sector, the mark of the end.
         let at = image.size().checked_sub(2 * SECTOR).filter(|at| at % SECTOR == 0);
-        let at = at.ok_or_else(|| refused(Disk::Vmdk, "it is cut off"))?;
+        let at = at.ok_or_else(|| refused(DiskFormat::Vmdk, "it is cut off"))?;
         let copy = VmdkHeader::read(image, at)?;
         copy.check()?;
         if (VmdkHeader { tables: AT_END, ..copy }) != header {
-            return Err(refused(Disk::Vmdk, "its two headers disagree"));
+            return Err(refused(DiskFormat::Vmdk, "its two headers disagree"));
         }
     }
     let sectors = header.descriptor_sectors.max(DESCRIPTOR_SECTORS);
@@ -134,12 +136,15 @@ fn vmdk(image: &dyn Blocks) -> Result<u64> {
     let mut text = vec![0; (end - SECTOR.min(end)) as usize];
     image.read_at(SECTOR, &mut text)?;
     vmdk_descriptor(&text)?;
-    header.sectors.checked_mul(SECTOR).ok_or_else(|| refused(Disk::Vmdk, "its size is impossible"))
+    header
+        .sectors
+        .checked_mul(SECTOR)
+        .ok_or_else(|| refused(DiskFormat::Vmdk, "its size is impossible"))
 }
 
 /// Refuses a descriptor that names anything but the file that it is in.
 fn vmdk_descriptor(bytes: &[u8]) -> Result<()> {
-    let bad = |why: &str| Err(refused(Disk::Vmdk, why));
+    let bad = |why: &str| Err(refused(DiskFormat::Vmdk, why));
     let hint = b"parentfilenamehint";
     if bytes.windows(hint.len()).any(|window| window.eq_ignore_ascii_case(hint)) {
         return bad("it has a parent, a file of the host");
@@ -185,8 +190,8 @@ fn vhd(image: &dyn Blocks) -> Result<u64> {
     let be32 = |at| le32(&footer, at).swap_bytes();
     match be32(60) {
         3 => Ok(le64(&footer, 48).swap_bytes()),
-        4 => Err(refused(Disk::Vhd, "it has a parent, a file of the host")),
-        _ => Err(refused(Disk::Vhd, "it is of no known kind")),
+        4 => Err(refused(DiskFormat::Vhd, "it has a parent, a file of the host")),
+        _ => Err(refused(DiskFormat::Vhd, "it is of no known kind")),
     }
 }
 
@@ -197,17 +202,9 @@ fn vdi(image: &dyn Blocks) -> Result<u64> {
     // Dynamic and static; the others are differences to a parent.
     match (le16(&header, 70), le32(&header, 76)) {
         (1, 1 | 2) => Ok(le64(&header, 368)),
-        (1, _) => Err(refused(Disk::Vdi, "it has a parent, a file of the host")),
-        _ => Err(refused(Disk::Vdi, "it is of no known version")),
+        (1, _) => Err(refused(DiskFormat::Vdi, "it has a parent, a file of the host")),
+        _ => Err(refused(DiskFormat::Vdi, "it is of no known version")),
     }
-}
-
-/// A fault that names the format, the reason and the remedy.
-pub(super) fn refused(disk: Disk, why: &str) -> Fault {
-    unacceptable(format!(
-        "the content is {}: {why}; convert it with `qemu-img convert -O qcow2`",
-        Content::Disk(disk)
-    ))
 }
 
 #[cfg(test)]
@@ -240,7 +237,7 @@ mod tests {
         assert_eq!(vmdk(&stream).unwrap(), 4096);
         stream[at + 12] = 0;
         assert!(vmdk(&stream).is_err(), "the copy announces a descriptor");
-        assert!(check(&image(GOOD, &[]), Disk::Vmdk, 4095).is_err());
+        assert!(check(&image(GOOD, &[]), DiskFormat::Vmdk, 4095).is_err());
     }
 
     #[test]

@@ -11,12 +11,14 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use super::ext::{Ext, Layout};
-use super::partitions::{self, Kind, Partition};
+use super::blocks::{Blocks, le32, le64};
+use super::ext::{self, Layout};
+use super::open::open;
+use super::partitions::{self, Partition, PartitionType};
 use super::root::{self, Root};
-use super::{Blocks, le32, le64, open, unacceptable};
 use crate::fault::{Fault, OrFault, Result};
 use crate::image::recognise::FileSystem;
+use crate::image::refusal::unacceptable;
 
 /// Bytes that are looked at, kept and hashed at once.
 pub const PIECE: usize = 1 << 16;
@@ -75,7 +77,7 @@ pub fn write(image: Rc<dyn Blocks>, sink: &mut impl Write) -> Result<Frame> {
     if file_system != FileSystem::Ext {
         return Err(unacceptable("only ext2, ext3 and ext4 can be made again"));
     }
-    let layout = Ext::open(Rc::clone(&blocks))?.layout()?;
+    let layout = ext::open(Rc::clone(&blocks))?.layout()?;
     let frame = Frame { size: disk.size(), root_start: start, root_size: blocks.size(), layout };
     if frame.size - frame.root_size > MOST_OUTSIDE {
         return Err(unacceptable(format!(
@@ -134,8 +136,8 @@ pub fn grow(disk: &dyn Blocks, start: u64, by: u64) -> Result<Vec<Patch>> {
         return Err(cannot_grow("it is not the last one on its disk"));
     }
     match root.kind {
-        Kind::Guid(_) => grow_gpt(disk, root, by),
-        Kind::Byte(_) => grow_mbr(disk, root, by),
+        PartitionType::Guid(_) => grow_gpt(disk, root, by),
+        PartitionType::Byte(_) => grow_mbr(disk, root, by),
     }
 }
 

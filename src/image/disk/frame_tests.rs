@@ -189,7 +189,7 @@ fn all_but_the_root_is_given_and_no_more_than_is_kept() {
     let mut ext = std::fs::read_dir(seeds)
         .unwrap()
         .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
-        .find(|bytes| Ext::open(Rc::new(bytes.clone())).is_ok_and(|ext| ext.layout().is_ok()))
+        .find(|bytes| ext::open(Rc::new(bytes.clone())).is_ok_and(|ext| ext.layout().is_ok()))
         .expect("no seed is a file system");
     ext.resize(ext.len().next_multiple_of(SECTOR), 0);
     ext[..BOOT_BLOCK as usize].fill(2);

@@ -14,11 +14,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::ext::{Attributes, Extent, Kind, MAX_PIECES};
-use super::pack::{About, Tree};
-use super::unacceptable;
+use super::file_tree::{About, Attributes, Extent, FileKind, FileTree, MAX_PIECES};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::image::recognise::{Content, FileSystem};
+use crate::image::refusal::unacceptable;
 
 /// Names of the subvolume that distributions have their root in, when it is
 /// not the one that is mounted by default.
@@ -107,7 +106,7 @@ impl Node {
     }
 }
 
-impl Tree for Mounted {
+impl FileTree for Mounted {
     type Entry = Vec<u8>;
     type Node = Node;
 
@@ -166,11 +165,11 @@ impl Tree for Mounted {
     fn about(&self, node: &Node) -> About {
         let stat = &node.stat;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => Kind::Directory,
-            FileType::RegularFile => Kind::Regular,
-            FileType::Symlink => Kind::Symlink,
-            FileType::Fifo => Kind::Fifo,
-            _ => Kind::Other,
+            FileType::Directory => FileKind::Directory,
+            FileType::RegularFile => FileKind::Regular,
+            FileType::Symlink => FileKind::Symlink,
+            FileType::Fifo => FileKind::Fifo,
+            _ => FileKind::Other,
         };
         About {
             identity: (stat.st_dev, stat.st_ino),
@@ -262,13 +261,13 @@ fn unreadable(error: &dyn std::fmt::Display) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::layer::Limits;
+    use crate::image::unpack::UnpackLimits;
     use std::fs;
 
     fn members(directory: &std::path::Path) -> Vec<String> {
         let mounted = Mounted::new(OwnedFd::from(File::open(directory).unwrap())).unwrap();
         let mut tar = Vec::new();
-        let limits = Limits { entries: 100, bytes: 1 << 20 };
+        let limits = UnpackLimits { entries: 100, bytes: 1 << 20 };
         super::super::pack::write(&mounted, &mut tar, limits).unwrap();
         let mut archive = tar::Archive::new(&tar[..]);
         let name = |e: tar::Entry<'_, _>| e.path().unwrap().display().to_string();
@@ -291,9 +290,9 @@ mod tests {
         File::create(dir.path().join("f")).unwrap().set_len(2 << 20).unwrap();
         let mounted = Mounted::new(OwnedFd::from(File::open(dir.path()).unwrap())).unwrap();
         let write = |limits| super::super::pack::write(&mounted, std::io::sink(), limits);
-        let fault = write(Limits { entries: 9, bytes: 1 << 20 }).unwrap_err();
+        let fault = write(UnpackLimits { entries: 9, bytes: 1 << 20 }).unwrap_err();
         assert!(fault.detail.contains("max_unpacked_bytes"), "{fault}");
-        assert!(write(Limits { entries: 1, bytes: 1 << 30 }).is_err());
+        assert!(write(UnpackLimits { entries: 1, bytes: 1 << 30 }).is_err());
         use nix::errno::Errno;
         for (errno, kind) in [
             (Errno::ENODEV, FaultKind::HostUnsupported),

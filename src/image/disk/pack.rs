@@ -5,12 +5,12 @@ use std::io::{self, Write};
 
 use tar::EntryType;
 
-use super::ext::{Attributes, Extent, Kind};
-use super::unacceptable;
+use super::file_tree::{About, Extent, FileKind, FileTree};
 use crate::fault::{OrFault, Result};
-use crate::image::layer::Limits;
+use crate::image::refusal::unacceptable;
 use crate::image::tar_reader::printable;
 use crate::image::tar_writer::{Head, TarWriter};
+use crate::image::unpack::UnpackLimits;
 use crate::image::whiteout::{self, Meaning};
 
 /// Bytes that are copied at once.
@@ -21,71 +21,8 @@ const MAX_HOLES: usize = 4096;
 const MAX_DEPTH: usize = 256;
 const DOING: &str = "writing the layer of a disk image";
 
-/// A file system, whoever reads it. Nothing that it says is trusted.
-pub(super) trait Tree {
-    /// A name in a directory.
-    type Entry;
-    /// A file.
-    type Node;
-
-    /// The root directory.
-    fn root(&self) -> Result<Self::Node>;
-
-    /// A directory's names in their order, without `.` and `..`; a fault when
-    /// there are more than `most`.
-    fn list(&self, directory: &Self::Node, most: u64) -> Result<Vec<Self::Entry>>;
-
-    /// The name itself.
-    fn name<'a>(&self, entry: &'a Self::Entry) -> &'a [u8];
-
-    /// What the name means.
-    fn file(&self, directory: &Self::Node, entry: &Self::Entry) -> Result<Self::Node>;
-
-    /// Kind, owner and the like.
-    fn about(&self, node: &Self::Node) -> About;
-
-    /// Extended attributes of a regular file or directory.
-    fn attributes(&self, node: &Self::Node) -> Result<Attributes>;
-
-    /// Target of a symbolic link.
-    fn target(&self, node: &Self::Node) -> Result<Vec<u8>>;
-
-    /// The beginning of a file that is all it holds, when no extents hold it.
-    fn inline(&self, node: &Self::Node) -> Result<Option<Vec<u8>>>;
-
-    /// The pieces of a regular file that are stored; the rest of it is zeros.
-    fn extents(&self, node: &Self::Node) -> Result<Vec<Extent>>;
-
-    /// Reads data at the place that an extent of the file names.
-    fn read(&self, node: &Self::Node, place: u64, buffer: &mut [u8]) -> Result<()>;
-
-    /// Most bytes that its files can store without sharing any.
-    fn capacity(&self) -> u64;
-}
-
-/// What is known of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct About {
-    /// The same for all names of one file, and for no other.
-    pub identity: (u64, u64),
-    /// What it is.
-    pub kind: Kind,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes.
-    pub size: u64,
-    /// Modification time: seconds since the epoch, and nanoseconds.
-    pub mtime: (i64, u32),
-    /// How many names it has.
-    pub links: u64,
-}
-
 /// Writes all that is in the file system.
-pub(super) fn write(files: &impl Tree, sink: impl Write, limits: Limits) -> Result<()> {
+pub(super) fn write(files: &impl FileTree, sink: impl Write, limits: UnpackLimits) -> Result<()> {
     let mut pack = Pack {
         files,
         limits,
@@ -102,11 +39,11 @@ pub(super) fn write(files: &impl Tree, sink: impl Write, limits: Limits) -> Resu
 }
 
 /// A directory that is being walked: its path, itself, the names that are left.
-type Open<T> = (Vec<u8>, <T as Tree>::Node, std::vec::IntoIter<<T as Tree>::Entry>);
+type Open<T> = (Vec<u8>, <T as FileTree>::Node, std::vec::IntoIter<<T as FileTree>::Entry>);
 
 struct Pack<'a, T, W> {
     files: &'a T,
-    limits: Limits,
+    limits: UnpackLimits,
     writer: TarWriter<W>,
     entries: u64,
     bytes: u64,
@@ -119,7 +56,7 @@ struct Pack<'a, T, W> {
     buffer: Vec<u8>,
 }
 
-impl<T: Tree, W: Write> Pack<'_, T, W> {
+impl<T: FileTree, W: Write> Pack<'_, T, W> {
     /// Each directory before what is in it.
     fn tree(&mut self) -> Result<()> {
         let root = self.files.root()?;
@@ -142,7 +79,7 @@ impl<T: Tree, W: Write> Pack<'_, T, W> {
             }
             let shown = printable(&path);
             let node = self.files.file(directory, &entry).map_err(|f| f.context(&shown))?;
-            if self.files.about(&node).kind != Kind::Directory {
+            if self.files.about(&node).kind != FileKind::Directory {
                 self.file(&path, &node).map_err(|f| f.context(shown))?;
             } else if open.len() >= MAX_DEPTH {
                 return Err(unacceptable("it has directories more than 256 deep"));
@@ -184,7 +121,7 @@ impl<T: Tree, W: Write> Pack<'_, T, W> {
 
     fn file(&mut self, path: &[u8], node: &T::Node) -> Result<()> {
         let about = self.files.about(node);
-        if about.kind == Kind::Other {
+        if about.kind == FileKind::Other {
             // Sockets end with their process; devices no instance can open.
             return Ok(());
         }
@@ -196,8 +133,8 @@ impl<T: Tree, W: Write> Pack<'_, T, W> {
             return self.count(0);
         }
         match about.kind {
-            Kind::Regular => self.regular(path, node, &about)?,
-            Kind::Symlink => {
+            FileKind::Regular => self.regular(path, node, &about)?,
+            FileKind::Symlink => {
                 self.count(0)?;
                 let target = self.files.target(node)?;
                 let head = Head { link: &target, ..head(path, &about, EntryType::Symlink) };

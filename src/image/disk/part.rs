@@ -4,8 +4,10 @@
 use std::fs::File;
 use std::io::Write;
 
-use super::{Blocks, Part, le64, open, raw, unacceptable};
+use super::blocks::{Blocks, Part, le64};
+use super::open::{open, raw};
 use crate::fault::{OrFault, Result};
+use crate::image::refusal::unacceptable;
 
 /// Most bytes of a piece.
 pub const PIECE: usize = 1 << 16;

@@ -9,8 +9,9 @@ use std::fmt;
 
 use uuid::Uuid;
 
-use super::{Blocks, le16, le32, le64, unacceptable};
+use super::blocks::{Blocks, le16, le32, le64};
 use crate::fault::{Fault, Result};
+use crate::image::refusal::unacceptable;
 
 /// Most partitions that a table may have room for (128 is usual).
 const MAX_ENTRIES: u32 = 1024;
@@ -19,7 +20,7 @@ const MAX_LOGICAL: usize = 128;
 
 /// What a table says a partition is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PartitionType {
     /// Type in a GUID table.
     Guid(Uuid),
     /// Type in a master boot record.
@@ -36,18 +37,18 @@ pub struct Partition {
     /// Bytes.
     pub size: u64,
     /// What it is for.
-    pub kind: Kind,
+    pub kind: PartitionType,
     /// Name in a GUID table; empty without one.
     pub name: String,
     /// `PARTUUID`, as in fstab.
     pub uuid: String,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for PartitionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Kind::Guid(guid) => write!(f, "type {guid}"),
-            Kind::Byte(byte) => write!(f, "type {byte:02x}"),
+            PartitionType::Guid(guid) => write!(f, "type {guid}"),
+            PartitionType::Byte(byte) => write!(f, "type {byte:02x}"),
         }
     }
 }
@@ -155,7 +156,7 @@ fn gpt_entry(entry: &[u8], number: u32, sector: u64) -> Result<Partition> {
         number,
         start,
         size,
-        kind: Kind::Guid(guid(0)),
+        kind: PartitionType::Guid(guid(0)),
         name: name.collect(),
         uuid: guid(16).to_string(),
     })
@@ -193,7 +194,7 @@ fn mbr_entry(entry: &[u8], number: u32, base: u64, signature: u32) -> Partition 
         number,
         start: (base + u64::from(le32(entry, 8))) * 512,
         size: u64::from(le32(entry, 12)) * 512,
-        kind: Kind::Byte(entry[4]),
+        kind: PartitionType::Byte(entry[4]),
         name: String::new(),
         uuid: format!("{signature:08x}-{number:02x}"),
     }

@@ -10,8 +10,9 @@ use std::rc::Rc;
 
 use libdeflater::Decompressor;
 
-use super::{Blocks, unacceptable};
+use super::blocks::{Blocks, check_range};
 use crate::fault::{Fault, Result};
+use crate::image::refusal::unacceptable;
 
 /// Most bytes of the first table, as in QEMU: 2 PiB with clusters of 64 KiB.
 const MAX_L1: u64 = 32 << 20;
@@ -319,7 +320,7 @@ impl Blocks for Qcow2 {
     }
 
     fn read_at(&self, offset: u64, mut buffer: &mut [u8]) -> Result<()> {
-        super::check_range(self, offset, buffer.len())?;
+        check_range(self, offset, buffer.len())?;
         let mut guest = offset;
         while !buffer.is_empty() {
             let (place, left) = self.place(guest)?;

@@ -10,12 +10,15 @@ use std::rc::Rc;
 
 use uuid::{Uuid, uuid};
 
-use super::ext::{Ext, Kind as FileKind};
-use super::partitions::{self, Kind, Partition};
-use super::{Blocks, Part, content, unacceptable};
+use super::blocks::{Blocks, Part};
+use super::ext::{self, Ext};
+use super::file_tree::FileKind;
+use super::open::content;
+use super::partitions::{self, Partition, PartitionType};
 use crate::fault::{Fault, Result};
 use crate::image::init::CANDIDATES;
 use crate::image::recognise::{self, Content, FileSystem};
+use crate::image::refusal::{self, unacceptable};
 
 /// Labels that say root, in lower case.
 const LABELS: [&str; 5] = ["cloudimg-rootfs", "cirros-rootfs", "rootfs", "root", "/"];
@@ -53,7 +56,7 @@ impl Volume {
         let blocks: Rc<dyn Blocks> = Rc::new(part);
         let content = content(&*blocks)?;
         let ext = (content == Content::FileSystem(FileSystem::Ext))
-            .then(|| Ext::open(Rc::clone(&blocks)));
+            .then(|| ext::open(Rc::clone(&blocks)));
         let label = match (&ext, content) {
             (Some(Ok(ext)), _) => ext.label.clone(),
             (_, Content::FileSystem(file_system)) => label(file_system, &*blocks)?,
@@ -67,7 +70,7 @@ impl Volume {
     }
 
     fn is_root_type(&self) -> bool {
-        root_type().is_some_and(|guid| self.partition.kind == Kind::Guid(guid))
+        root_type().is_some_and(|guid| self.partition.kind == PartitionType::Guid(guid))
     }
 
     fn is_labelled_root(&self) -> bool {
@@ -91,11 +94,15 @@ impl Volume {
     /// What this holds if its file systems are inside of something else.
     fn hidden(&self) -> Option<&'static str> {
         match (self.partition.kind, self.content) {
-            (Kind::Guid(LUKS), _) | (_, Content::Disk(recognise::Disk::Luks)) => {
+            (PartitionType::Guid(LUKS), _) | (_, Content::Disk(recognise::DiskFormat::Luks)) => {
                 Some("an encrypted volume")
             }
-            (Kind::Guid(LVM) | Kind::Byte(0x8e), _) => Some("a physical volume of LVM"),
-            (Kind::Guid(RAID) | Kind::Byte(0xfd), _) => Some("a member of a RAID"),
+            (PartitionType::Guid(LVM) | PartitionType::Byte(0x8e), _) => {
+                Some("a physical volume of LVM")
+            }
+            (PartitionType::Guid(RAID) | PartitionType::Byte(0xfd), _) => {
+                Some("a member of a RAID")
+            }
             _ => None,
         }
     }
@@ -158,10 +165,10 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
-            Content::Disk(recognise::Disk::RawMbr) | Content::Empty | Content::Unknown => {
+            Content::Disk(recognise::DiskFormat::RawMbr) | Content::Empty | Content::Unknown => {
                 unacceptable("the disk has neither a partition table nor a file system")
             }
-            _ => recognise::refusal(whole),
+            _ => refusal::of_content(whole),
         });
     };
     let volumes: Vec<_> =

@@ -7,11 +7,11 @@
 
 use uuid::{Uuid, uuid};
 
-use super::foreign::refused;
+use super::blocks::{Blocks, le16, le32, le64};
 use super::sums::crc32c;
-use super::{Blocks, le16, le32, le64};
 use crate::fault::{Fault, Result};
-use crate::image::recognise::Disk;
+use crate::image::recognise::DiskFormat;
+use crate::image::refusal;
 
 /// What the file and each of its tables begin with, and the least place of what they lead to.
 const AREA: u64 = 64 << 10;
@@ -97,7 +97,7 @@ fn guid(row: &[u8]) -> Uuid {
 }
 
 fn bad(why: &str) -> Fault {
-    refused(Disk::Vhdx, why)
+    refusal::of_disk(DiskFormat::Vhdx, why)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
-use crate::runtime::spec::{self, CgroupView, ProcessUser, Role, SpecInput};
+use crate::runtime::spec::{self, CgroupView, Role, SpecInput};
 use crate::runtime::{init, lxcfs};
 use crate::store::atomic;
 
@@ -114,12 +114,7 @@ fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
     let spec = spec::build(&SpecInput {
         definition: &boot.definition,
         image: boot.config,
-        user: &ProcessUser {
-            uid: user.uid,
-            gid: user.gid,
-            additional_gids: user.additional_gids,
-            home: user.home,
-        },
+        user: &user,
         layout: &paths,
         block: record.id_block,
         hostname: &create::hostname(record),

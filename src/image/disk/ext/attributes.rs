@@ -1,16 +1,15 @@
 //! Extended attributes, in the inode and in a block of their own.
 
-use super::{Ext, Inode, corrupt, le16, le32};
+use super::file_system::{Ext, Inode, corrupt};
 use crate::fault::Result;
+use crate::image::disk::blocks::{le16, le32};
+use crate::image::disk::file_tree::Attributes;
 
 const MAGIC: u32 = 0xea02_0000;
 /// Most bytes of a value, as in the kernel.
 const MAX_VALUE: u64 = 65_536;
 /// Bytes before the entries in a block.
 const BLOCK_HEADER: usize = 32;
-
-/// Names and values.
-pub type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 impl Ext {
     /// All attributes of an inode, access lists in the kernel's form.

@@ -1,8 +1,11 @@
 //! Directories. A hashed one is also a list: its index looks like entries
 //! without a file.
 
-use super::{Ext, Inode, Kind, corrupt, flag, le16, le32};
+use super::file_system::{Ext, Inode, corrupt, flag};
 use crate::fault::Result;
+use crate::image::disk::blocks::{le16, le32};
+use crate::image::disk::file_tree::FileKind;
+use crate::image::refusal::unacceptable;
 use crate::image::tar_reader::printable;
 
 /// A name in a directory.
@@ -17,7 +20,7 @@ pub struct Entry {
 impl Ext {
     /// A directory's entries in the order of their names, without `.` and `..`.
     pub fn directory(&self, inode: &Inode, most: u64) -> Result<Vec<Entry>> {
-        if inode.kind != Kind::Directory {
+        if inode.kind != FileKind::Directory {
             return Err(corrupt(format!("inode {} is no directory", inode.number)));
         }
         let mut entries = Vec::new();
@@ -70,7 +73,7 @@ impl Ext {
                 return Err(corrupt(format!("a directory has the impossible name {name:?}")));
             }
             if found.len() as u64 >= most {
-                return Err(super::unacceptable(
+                return Err(unacceptable(
                     "it holds more files than images.max_entries allows; raise that or take a \
                      smaller image",
                 ));

@@ -10,9 +10,10 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::{Ext, Extent, Kind, corrupt, le32};
+use super::file_system::{Ext, corrupt};
 use crate::fault::{Fault, Result};
-use crate::image::disk::Blocks;
+use crate::image::disk::blocks::{Blocks, le32};
+use crate::image::disk::file_tree::{Extent, FileKind};
 use crate::image::disk::sums::{crc32_be, crc32c};
 
 const MAGIC: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
@@ -128,7 +129,7 @@ impl<'a> Journal<'a> {
             return Err(broken("it is on another device"));
         }
         let inode = ext.inode(number)?;
-        if inode.kind != Kind::Regular {
+        if inode.kind != FileKind::Regular {
             return Err(broken("it is no file"));
         }
         let mut journal = Journal {

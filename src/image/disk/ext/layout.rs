@@ -4,8 +4,10 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Ext, le16, le32};
+use super::file_system::Ext;
 use crate::fault::Result;
+use crate::image::disk::blocks::{le16, le32};
+use crate::image::refusal::unacceptable;
 
 /// The features that are made again, by the word of the superblock that they
 /// are in, their bit, and the name that mke2fs has for them. The others are
@@ -83,10 +85,10 @@ impl Ext {
         let modern = le32(&sb, 76) >= 1;
         let text = sb[120..136].split(|byte| *byte == 0).next().unwrap_or_default();
         let Ok(label) = std::str::from_utf8(text) else {
-            return Err(super::unacceptable("its file system's label is no UTF-8"));
+            return Err(unacceptable("its file system's label is no UTF-8"));
         };
         if self.block > 4096 {
-            return Err(super::unacceptable("its file system has blocks of more than 4096 bytes"));
+            return Err(unacceptable("its file system has blocks of more than 4096 bytes"));
         }
         Ok(Layout {
             uuid: Uuid::from_slice(&sb[104..120]).unwrap_or_default(),

@@ -1,27 +1,16 @@
 //! Which blocks hold a file: extents, and the block maps before them.
 
-use super::{Ext, Inode, corrupt, flag, le16, le32};
+use super::file_system::{Ext, Inode, corrupt, flag};
 use crate::fault::Result;
+use crate::image::disk::blocks::{le16, le32};
+use crate::image::disk::file_tree::{Extent, MAX_PIECES};
 
-/// Most pieces of one file.
-pub const MAX_PIECES: usize = 1 << 20;
 /// Most blocks of one file's block map: enough for 1 TiB in blocks of 4 KiB.
 const MAX_MAPS: u32 = 1 << 18;
 /// Deepest tree of extents, as in the kernel.
 const MAX_DEPTH: u16 = 5;
 /// Longest extent; what is longer was reserved and never written.
 const WRITTEN: u16 = 32_768;
-
-/// A piece of a file that is stored in one piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// Where it is in the file, in bytes.
-    pub offset: u64,
-    /// Where it is in the file system, in bytes.
-    pub place: u64,
-    /// Bytes.
-    pub length: u64,
-}
 
 /// Pieces in the making, ascending.
 struct Pieces<'a> {

@@ -1,10 +1,11 @@
-//! The file system as [`pack`](super::super::pack) walks it.
+//! The file system as [`FileTree`] shows it.
 
-use super::{Attributes, Entry, Ext, Extent, Inode, ROOT};
+use super::directory::Entry;
+use super::file_system::{Ext, Inode, ROOT};
 use crate::fault::Result;
-use crate::image::disk::pack::{About, Tree};
+use crate::image::disk::file_tree::{About, Attributes, Extent, FileTree};
 
-impl Tree for Ext {
+impl FileTree for Ext {
     type Entry = Entry;
     type Node = Inode;
 

@@ -21,10 +21,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::tar_reader::{Kind, Member, TarReader, printable};
+use super::refusal::unacceptable;
+use super::sparse::write_sparsely;
+use super::tar_reader::{Member, MemberKind, TarReader, printable};
 use super::whiteout::{self, Meaning};
 use super::xattr;
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 use crate::sys::fs::begin_writeback;
 
 /// Longest name of a member, and longest target of a link (`PATH_MAX` less its end).
@@ -35,9 +37,6 @@ const MAX_NAME: usize = 255;
 const MAX_DEPTH: usize = 256;
 /// Links that one name may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Zeros of this many bytes at this alignment become a hole.
-const HOLE: usize = 4096;
-
 /// A file that stores this many bytes goes to the disk at once.
 const LARGE: u64 = 1 << 20;
 /// Files that wait for that.
@@ -49,7 +48,7 @@ const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// What a layer may need at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct UnpackLimits {
     /// Files and directories.
     pub entries: u64,
     /// Bytes of all files, holes counted.
@@ -58,7 +57,7 @@ pub struct Limits {
 
 /// What a layer turned out to hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct UnpackReport {
     /// Members of the archive.
     pub entries: u64,
     /// Bytes of all files, holes counted.
@@ -76,7 +75,11 @@ pub struct Report {
 ///
 /// Needs the capabilities `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`,
 /// `MKNOD` and `SETFCAP`. What a failure leaves is for the caller to remove.
-pub fn extract(root: OwnedFd, source: impl Read + Send, limits: Limits) -> Result<Report> {
+pub fn extract(
+    root: OwnedFd,
+    source: impl Read + Send,
+    limits: UnpackLimits,
+) -> Result<UnpackReport> {
     // A thread of its own, because extended attributes of files that cannot be
     // opened are set relative to the working directory.
     std::thread::scope(|scope| {
@@ -91,7 +94,7 @@ pub fn extract(root: OwnedFd, source: impl Read + Send, limits: Limits) -> Resul
     })
 }
 
-/// Marks the directories of [`Report::opaque`] below `root`.
+/// Marks the directories of [`UnpackReport::opaque`] below `root`.
 pub fn mark_opaque(root: BorrowedFd<'_>, names: &BTreeSet<Vec<u8>>) -> Result<()> {
     for name in names {
         let mark = || {
@@ -142,8 +145,8 @@ struct Late {
 
 struct Extractor {
     root: Rc<OwnedFd>,
-    limits: Limits,
-    report: Report,
+    limits: UnpackLimits,
+    report: UnpackReport,
     late: BTreeMap<Vec<u8>, Late>,
     /// The last parent, by the name that the archive used for it.
     parent: Option<(Vec<u8>, Directory)>,
@@ -152,18 +155,18 @@ struct Extractor {
 }
 
 impl Extractor {
-    fn new(root: OwnedFd, limits: Limits, written: SyncSender<File>) -> Extractor {
+    fn new(root: OwnedFd, limits: UnpackLimits, written: SyncSender<File>) -> Extractor {
         Extractor {
             root: Rc::new(root),
             limits,
-            report: Report::default(),
+            report: UnpackReport::default(),
             late: BTreeMap::new(),
             parent: None,
             written,
         }
     }
 
-    fn run(mut self, source: impl Read) -> Result<Report> {
+    fn run(mut self, source: impl Read) -> Result<UnpackReport> {
         let mut reader = TarReader::new(source);
         while let Some(member) = reader.next()? {
             self.count(&member)?;
@@ -223,7 +226,7 @@ impl Extractor {
     }
 
     fn root_member(&mut self, member: &Member) -> Result<()> {
-        if member.kind != Kind::Directory {
+        if member.kind != MemberKind::Directory {
             return Err(refused(member, "the root must be a directory"));
         }
         self.directory_metadata(member, Vec::new(), Rc::clone(&self.root).as_fd())
@@ -237,20 +240,20 @@ impl Extractor {
         name: &[u8],
     ) -> Result<()> {
         match member.kind {
-            Kind::Regular => self.regular(reader, member, parent, name),
-            Kind::Directory => self.directory(member, parent, name),
-            Kind::Hardlink => self.hardlink(member, parent, name),
-            Kind::Symlink => self.symlink(member, parent, name),
-            Kind::CharDevice { major: 0, minor: 0 } => {
+            MemberKind::Regular => self.regular(reader, member, parent, name),
+            MemberKind::Directory => self.directory(member, parent, name),
+            MemberKind::Hardlink => self.hardlink(member, parent, name),
+            MemberKind::Symlink => self.symlink(member, parent, name),
+            MemberKind::CharDevice { major: 0, minor: 0 } => {
                 Err(refused(member, "a character device 0/0 is overlayfs's mark of a deletion"))
             }
-            Kind::CharDevice { major, minor } => {
+            MemberKind::CharDevice { major, minor } => {
                 self.node(member, parent, name, FileType::CharacterDevice, (major, minor))
             }
-            Kind::BlockDevice { major, minor } => {
+            MemberKind::BlockDevice { major, minor } => {
                 self.node(member, parent, name, FileType::BlockDevice, (major, minor))
             }
-            Kind::Fifo => self.node(member, parent, name, FileType::Fifo, (0, 0)),
+            MemberKind::Fifo => self.node(member, parent, name, FileType::Fifo, (0, 0)),
         }
     }
 
@@ -386,7 +389,7 @@ impl Extractor {
         let (uid, gid) = ids(member);
         rustix::fs::chownat(fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .or_fault(format_args!("setting the owner of {}", member.name()))?;
-        if member.kind != Kind::Symlink {
+        if member.kind != MemberKind::Symlink {
             set_xattrs(member, |attribute, value| {
                 // Linux has no other attributes on pipes and devices.
                 if attribute != b"system.posix_acl_access" {
@@ -403,7 +406,7 @@ impl Extractor {
     /// Deletes `target` of lower layers. What this layer itself has by that
     /// name stays, since deletions are about lower layers only.
     fn whiteout(&mut self, member: &Member, parent: &Directory, target: &[u8]) -> Result<()> {
-        if member.kind == Kind::Directory {
+        if member.kind == MemberKind::Directory {
             return Err(refused(member, "a deletion must be a file"));
         }
         match kind_of(&parent.fd, target).or_fault("looking into the layer")? {
@@ -676,48 +679,6 @@ fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-/// Writes the blocks that are not all zeros; returns how many bytes those were.
-pub(super) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rustix::io::Result<u64> {
-    let mut written = 0;
-    let (mut start, mut at) = (None, 0);
-    while at < data.len() {
-        // Blocks are aligned in the file, not in the buffer.
-        let aligned = HOLE - (offset as usize + at) % HOLE;
-        let end = data.len().min(at + aligned);
-        let hole = end - at == HOLE && data[at..end].iter().all(|byte| *byte == 0);
-        match (hole, start) {
-            (false, None) => start = Some(at),
-            (true, Some(from)) => {
-                write_all(&file, offset + from as u64, &data[from..at])?;
-                written += (at - from) as u64;
-                start = None;
-            }
-            _ => {}
-        }
-        at = end;
-    }
-    if let Some(from) = start {
-        write_all(&file, offset + from as u64, &data[from..])?;
-        written += (data.len() - from) as u64;
-    }
-    Ok(written)
-}
-
-fn write_all(file: impl AsFd, mut offset: u64, mut data: &[u8]) -> rustix::io::Result<()> {
-    while !data.is_empty() {
-        match rustix::io::pwrite(&file, data, offset) {
-            Ok(n) => (data, offset) = (&data[n..], offset + n as u64),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn unacceptable(why: impl Into<String>) -> Fault {
-    Fault::new(FaultKind::ImageUnacceptable, why)
-}
-
 fn refused(member: &Member, why: impl std::fmt::Display) -> Fault {
     unacceptable(format!("{}: {why}", member.name()))
 }
@@ -739,5 +700,5 @@ mod hex_names {
 }
 
 #[cfg(test)]
-#[path = "layer_tests.rs"]
+#[path = "unpack_tests.rs"]
 mod tests;

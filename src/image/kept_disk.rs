@@ -1,7 +1,7 @@
 //! What the store keeps of a disk image besides its root file system's files:
 //! the bytes outside that, in a sparse file of the disk's size.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -11,17 +11,18 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::digest::{Algorithm, Hasher};
-use super::disk::frame::{Frame, MOST_KEPT, PIECE, Patch};
-use super::helper::{Helper, Input, Running};
-use super::jail::{Outcome, Task};
-use super::layer::write_sparsely;
+use super::disk::frame::{BOOT_BLOCK, Frame, MOST_KEPT, PIECE, Patch};
+use super::files::create_file;
+use super::jail::{Input, Jail, Outcome, Running, Work};
+use super::sparse::write_sparsely;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::store::atomic;
 
 const KEEPING: &str = "keeping a disk's layout";
 
 /// What is known about a kept frame; part of an image's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct KeptFrame {
     /// The disk's layout.
     pub frame: Frame,
     /// Hash of the kept bytes and their places.
@@ -41,10 +42,14 @@ pub struct KeptDisk {
 /// Has the jail read what a disk image has outside its root, and keeps it in
 /// the new file at `path`. A disk of which no other can be made is
 /// [`FaultKind::ImageUnacceptable`].
-pub(super) fn keep(helper: &Helper, empty: &Path, image: File, path: &Path) -> Result<Kept> {
-    let task = Task::Frame { directory: empty.to_owned() };
-    let mut jail = helper.start(&task, Input::File(image))?;
-    let file = super::import::create_file(path)?;
+pub(super) fn keep_frame(
+    jail: &Jail,
+    empty: PathBuf,
+    image: File,
+    path: &Path,
+) -> Result<KeptFrame> {
+    let mut jail = jail.start(empty, Work::Frame, Input::File(image))?;
+    let file = create_file(path)?;
     let mut hasher = Hasher::new(Algorithm::Sha256)?;
     let received = receive(&mut Output(&mut jail), &file, &mut hasher);
     // Its own word on why it ended goes first.
@@ -66,7 +71,13 @@ pub(super) fn keep(helper: &Helper, empty: &Path, image: File, path: &Path) -> R
     })?;
     file.sync_all().or_fault(KEEPING)?;
     let stored = file.metadata().or_fault(KEEPING)?.blocks() * 512;
-    Ok(Kept { frame: frame.clone(), digest: hasher.finish()?.to_string(), stored })
+    Ok(KeptFrame { frame: frame.clone(), digest: hasher.finish()?.to_string(), stored })
+}
+
+/// Moves what is kept to its place, before the record that names it.
+pub(super) fn put_in_place(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).or_fault(format_args!("moving a disk to {}", to.display()))?;
+    atomic::sync_parent(to).or_fault("writing a disk's layout to disk")
 }
 
 /// Keeps the pieces that the jail gives; where the last of them ends.
@@ -110,7 +121,7 @@ impl Read for Output<'_> {
 }
 
 impl KeptDisk {
-    pub(super) fn open(kept: &Kept, path: &Path) -> Result<KeptDisk> {
+    pub(super) fn open(kept: &KeptFrame, path: &Path) -> Result<KeptDisk> {
         let file = File::open(path).or_fault("opening a disk's layout")?;
         Ok(KeptDisk { frame: kept.frame.clone(), digest: kept.digest.clone(), file })
     }
@@ -118,9 +129,9 @@ impl KeptDisk {
     /// Makes `disk`, an empty file, a disk of this layout whose root partition
     /// is `by` bytes larger and without content. A fault when what was kept is
     /// not what it was.
-    pub fn lay_out(&self, helper: &Helper, empty: PathBuf, disk: &File, by: u64) -> Result<()> {
+    pub fn lay_out(&self, jail: &Jail, empty: PathBuf, disk: &File, by: u64) -> Result<()> {
         let doing = "laying out a disk";
-        let patches = if by > 0 { self.grown(helper, empty, by)? } else { Vec::new() };
+        let patches = if by > 0 { self.grown(jail, empty, by)? } else { Vec::new() };
         let size = self.frame.size + by;
         disk.set_len(size).or_fault(doing)?;
         let mut hasher = Hasher::new(Algorithm::Sha256)?;
@@ -152,16 +163,16 @@ impl KeptDisk {
     /// Puts the boot code that lies in the root file system's first block back.
     pub fn write_boot_block(&self, disk: &File) -> Result<()> {
         let doing = "writing the boot block";
-        let mut block = [0; super::disk::frame::BOOT_BLOCK as usize];
+        let mut block = [0; BOOT_BLOCK as usize];
         self.file.read_exact_at(&mut block, self.frame.root_start).or_fault(doing)?;
         disk.write_all_at(&block, self.frame.root_start).or_fault(doing)
     }
 
     /// How the disk changes when its root partition grows.
-    fn grown(&self, helper: &Helper, directory: PathBuf, by: u64) -> Result<Vec<Patch>> {
+    fn grown(&self, jail: &Jail, directory: PathBuf, by: u64) -> Result<Vec<Patch>> {
         let input = self.file.try_clone().or_fault("opening a disk's layout")?;
-        let task = Task::Grow { directory, start: self.frame.root_start, by };
-        match helper.start(&task, Input::File(input))?.finish()? {
+        let work = Work::Grow { start: self.frame.root_start, by };
+        match jail.start(directory, work, Input::File(input))?.finish()? {
             Outcome::Grown(patches) => Ok(patches),
             _ => Err(wrong_answer()),
         }

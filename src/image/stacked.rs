@@ -23,7 +23,7 @@ const MAX_LINKS: usize = 40;
 type Stack = Rc<Vec<Rc<OwnedFd>>>;
 
 /// Layers, stacked.
-pub struct Merged {
+pub struct StackedLayers {
     root: Stack,
 }
 
@@ -44,16 +44,16 @@ enum Step {
     Other,
 }
 
-impl Merged {
+impl StackedLayers {
     /// Stacks unpacked layers, lowest first.
-    pub fn new(layers: &[PathBuf]) -> Result<Merged> {
+    pub fn new(layers: &[PathBuf]) -> Result<StackedLayers> {
         let mut root = Vec::new();
         for layer in layers.iter().rev() {
             let fd = rustix::fs::open(layer.as_path(), directory_flags(), Mode::empty())
                 .or_fault(format_args!("opening the layer {}", layer.display()))?;
             root.push(Rc::new(fd));
         }
-        Ok(Merged { root: Rc::new(root) })
+        Ok(StackedLayers { root: Rc::new(root) })
     }
 
     /// The regular file at `path`; `None` when there is none.
@@ -199,7 +199,7 @@ mod tests {
         }
         fn read(&self, path: &str) -> Option<String> {
             let paths: Vec<_> = self.0.iter().map(|dir| dir.path().to_owned()).collect();
-            let bytes = Merged::new(&paths).unwrap().read(path, 100).unwrap();
+            let bytes = StackedLayers::new(&paths).unwrap().read(path, 100).unwrap();
             bytes.map(|bytes| String::from_utf8(bytes).unwrap())
         }
     }

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use zstd::Encoder;
 
-use super::layer::{self, Files};
 use super::tree::Tree;
+use super::tree_tar::{self, Files};
 use crate::fault::{Fault, OrFault, Result};
 use crate::image::digest::{Algorithm, Hasher};
 use crate::image::recognise::host_architecture;
@@ -50,10 +50,10 @@ fn write_rootfs<W: Write>(
 ) -> Result<()> {
     let doing = "writing the archive";
     let files = Files::Merged(&contents.layers);
-    let total = layer::size(files)?;
+    let total = tree_tar::size(files)?;
     let encoder = encoder(sink).or_fault(doing)?;
     let mut counted = Counted { sink: encoder, report: &|done| progress(done, total), done: 0 };
-    layer::write(files, &mut counted)?;
+    tree_tar::write(files, &mut counted)?;
     counted.sink.finish().map(drop).or_fault(doing)
 }
 
@@ -73,8 +73,11 @@ fn write_docker<W: Write>(
     progress: &dyn Fn(u64, u64),
 ) -> Result<()> {
     let doing = "writing the archive";
-    let sizes =
-        contents.layers.iter().map(|t| layer::size(Files::Layer(t))).collect::<Result<Vec<_>>>()?;
+    let sizes = contents
+        .layers
+        .iter()
+        .map(|t| tree_tar::size(Files::Layer(t)))
+        .collect::<Result<Vec<_>>>()?;
     let total = sizes.iter().sum();
     let mut archive = TarWriter::new(encoder(sink).or_fault(doing)?);
     let (mut diff_ids, mut names) = (Vec::new(), Vec::new());
@@ -88,7 +91,7 @@ fn write_docker<W: Write>(
             report: &|done| progress(before + done, total),
             done: 0,
         };
-        let written = layer::write(Files::Layer(tree), &mut hashed)?;
+        let written = tree_tar::write(Files::Layer(tree), &mut hashed)?;
         let digest = hashed.hasher.finish()?;
         if written != *size {
             return Err(io::Error::other("a layer changed while it was read")).or_fault(doing);

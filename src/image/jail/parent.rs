@@ -16,8 +16,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::pipe::SpliceFlags;
 
-use super::jail::{COMMAND, Outcome, Task, Verdict};
+use super::task::{COMMAND, Outcome, Task, Verdict, Work};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::image::tar_reader::printable;
 use crate::sys::process::{ChildSetup, guests_oom_score_adj};
 
 /// How long a child may neither take nor give a byte: a disk that is very slow, not a hang.
@@ -27,9 +28,9 @@ const PIPE: usize = 1 << 20;
 /// Most bytes of a verdict.
 const MAX_VERDICT: u64 = 64 << 20;
 
-/// How the jail is entered.
+/// The jail, by how it is entered.
 #[derive(Clone, Debug)]
-pub enum Helper {
+pub enum Jail {
     /// By starting this program with [`COMMAND`].
     Program(PathBuf),
     /// Not at all: a thread of this process does the work. For unit tests,
@@ -114,9 +115,10 @@ impl Feed {
     }
 }
 
-impl Helper {
-    /// Starts a child.
-    pub fn start(&self, task: &Task, input: Input) -> Result<Running> {
+impl Jail {
+    /// Starts a child that works in a directory.
+    pub fn start(&self, directory: PathBuf, work: Work, input: Input) -> Result<Running> {
+        let task = Task { work, directory };
         let (child_input, input) = match input {
             Input::File(file) => (OwnedFd::from(file), None),
             Input::Pipe => {
@@ -128,8 +130,8 @@ impl Helper {
         let (output, child_output) = new_pipe()?;
         let (verdict, child_verdict) = new_pipe()?;
         let worker = match self {
-            Helper::Program(program) => {
-                let task = serde_json::to_string(task).or_fault("describing a task")?;
+            Jail::Program(program) => {
+                let task = serde_json::to_string(&task).or_fault("describing a task")?;
                 let mut command = Command::new(program);
                 // Not protected as the service is, should an archive eat the memory.
                 let setup =
@@ -147,8 +149,8 @@ impl Helper {
                 Worker::Process(child)
             }
             #[cfg(test)]
-            Helper::Thread => {
-                in_thread(task.clone(), File::from(child_input), child_output, child_verdict);
+            Jail::Thread => {
+                in_thread(task, File::from(child_input), child_output, child_verdict);
                 Worker::Thread
             }
         };
@@ -281,7 +283,7 @@ impl Drop for Running {
 /// What a program said last, which is why it ended.
 fn last_line(said: &[u8]) -> String {
     let line = said.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-    super::tar_reader::printable(&line[..line.len().min(500)])
+    printable(&line[..line.len().min(500)])
 }
 
 /// Content that makes the child die is the content's fault when a limit or a
@@ -308,7 +310,7 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
             format_args!(
                 "it ended without a verdict ({}): {}",
                 status.map_or("alive".to_owned(), |status| status.to_string()),
-                super::tar_reader::printable(said)
+                printable(said)
             ),
         ),
     }
@@ -332,21 +334,9 @@ fn stands_still() -> Fault {
 #[cfg(test)]
 fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWriter) {
     std::thread::spawn(move || {
-        let (Task::Decompress { directory, .. }
-        | Task::Disk { directory, .. }
-        | Task::FindRoot { directory }
-        | Task::DiskPart { directory, .. }
-        | Task::Mounted { directory, .. }
-        | Task::Convert { directory, .. }
-        | Task::Frame { directory }
-        | Task::Grow { directory, .. }
-        | Task::Fill { directory, .. }
-        | Task::Look { directory }
-        | Task::Stage { directory, .. }
-        | Task::Layer { directory, .. }) = &task;
-        let root = OwnedFd::from(File::open(directory).unwrap());
-        let result = super::jail::run(&task, root, input, output);
-        let said = serde_json::to_vec(&super::jail::verdict(result)).unwrap();
+        let root = OwnedFd::from(File::open(&task.directory).unwrap());
+        let result = super::child::run(&task.work, root, input, output);
+        let said = serde_json::to_vec(&super::child::verdict(result)).unwrap();
         let _ = verdict.write_all(&said);
     });
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use tar::EntryType;
 
 use super::merged;
-use super::tree::{Kind, Node, Tree};
+use super::tree::{Node, NodeKind, Tree};
 use crate::fault::{OrFault, Result};
 use crate::image::tar_writer::{Head, TarWriter};
 
@@ -72,9 +72,9 @@ fn member<W: Write>(
             .map(|(name, value)| ([b"SCHILY.xattr.", &name[..]].concat(), value.clone()))
             .collect(),
     };
-    let Kind::File { size, pieces } = &node.kind else {
+    let NodeKind::File { size, pieces } = &node.kind else {
         writer.member(&head, b"").or_fault(doing)?;
-        if node.kind == (Kind::Directory { opaque: true }) {
+        if node.kind == (NodeKind::Directory { opaque: true }) {
             let path = [&path[..], b".wh..wh..opq"].concat();
             let mark = Head { path: &path, mtime: node.mtime, ..Head::file("", 0) };
             writer.member(&mark, b"").or_fault(doing)?;
@@ -95,28 +95,28 @@ fn member<W: Write>(
 
 fn names(node: &Node) -> (Vec<u8>, Vec<u8>) {
     let path = match &node.kind {
-        Kind::Directory { .. } if node.path.is_empty() => b"./".to_vec(),
-        Kind::Directory { .. } => [&node.path[..], b"/"].concat(),
-        Kind::Whiteout => {
+        NodeKind::Directory { .. } if node.path.is_empty() => b"./".to_vec(),
+        NodeKind::Directory { .. } => [&node.path[..], b"/"].concat(),
+        NodeKind::Whiteout => {
             let name = node.path.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
             [&node.path[..name], b".wh.", &node.path[name..]].concat()
         }
         _ => node.path.clone(),
     };
     let link = match &node.kind {
-        Kind::Symlink(target) | Kind::Hardlink(target) => target.clone(),
+        NodeKind::Symlink(target) | NodeKind::Hardlink(target) => target.clone(),
         _ => Vec::new(),
     };
     (path, link)
 }
 
-fn entry_type(kind: &Kind) -> EntryType {
+fn entry_type(kind: &NodeKind) -> EntryType {
     match kind {
-        Kind::Directory { .. } => EntryType::Directory,
-        Kind::File { .. } | Kind::Whiteout => EntryType::Regular,
-        Kind::Symlink(_) => EntryType::Symlink,
-        Kind::Hardlink(_) => EntryType::Link,
-        Kind::Fifo => EntryType::Fifo,
+        NodeKind::Directory { .. } => EntryType::Directory,
+        NodeKind::File { .. } | NodeKind::Whiteout => EntryType::Regular,
+        NodeKind::Symlink(_) => EntryType::Symlink,
+        NodeKind::Hardlink(_) => EntryType::Link,
+        NodeKind::Fifo => EntryType::Fifo,
     }
 }
 

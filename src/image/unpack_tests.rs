@@ -8,6 +8,7 @@ use ::tar::EntryType;
 
 use super::super::testing::{Archive, LIMITS, extract_bytes, header};
 use super::*;
+use crate::fault::FaultKind;
 
 /// A directory for the layer, inside one whose other content must never change.
 struct Place {
@@ -173,16 +174,16 @@ fn root_hostile_archives_are_refused() {
 fn limits_on_entries_and_bytes() {
     let place = Place::new();
     let many = (0..10).fold(Archive::new(), |archive, n| archive.file(&n.to_string(), b""));
-    let limits = Limits { entries: 9, ..LIMITS };
+    let limits = UnpackLimits { entries: 9, ..LIMITS };
     let fault = extract_bytes(&many.bytes(), &place.root(), limits).unwrap_err();
     assert!(fault.detail.contains("max_entries"), "{fault}");
     // Directories that the archive does not list count too.
     let place = Place::new();
-    let limits = Limits { entries: 3, ..LIMITS };
+    let limits = UnpackLimits { entries: 3, ..LIMITS };
     let deep = Archive::new().file("a/b/c/d", b"").bytes();
     assert!(extract_bytes(&deep, &place.root(), limits).is_err());
     let place = Place::new();
-    let limits = Limits { bytes: 5, ..LIMITS };
+    let limits = UnpackLimits { bytes: 5, ..LIMITS };
     let two = Archive::new().file("a", b"123").file("b", b"456").bytes();
     assert!(extract_bytes(&two, &place.root(), limits).is_err());
 }

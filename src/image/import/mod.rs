@@ -1,0 +1,200 @@
+//! One import, from a source to layers in the store.
+//!
+//! All that is made lies in one temporary directory until it is whole, and
+//! that directory goes when the import ends, however it ends.
+
+mod archive;
+mod assembly;
+mod disk_image;
+mod plain;
+mod policy;
+
+use std::path::PathBuf;
+
+use chrono::Utc;
+use uuid::Uuid;
+
+pub(super) use assembly::Means;
+use assembly::{Assembly, Pending, wrong_answer};
+use disk_image::Remains;
+use policy::Policy;
+
+use super::arrival::{self, Arriving, Reception};
+use super::digest::{Algorithm, Digest};
+use super::disk;
+use super::files::{create_file, remove_tree};
+use super::init;
+use super::jail::{Input, Outcome, Work};
+use super::kept_disk;
+use super::layers::Pin;
+use super::progress::Progress;
+use super::recognise::{self, Content};
+use super::records::{ImageRecord, SCHEMA};
+use super::refusal;
+use super::source::Source;
+use crate::config;
+use crate::fault::{Fault, Result};
+use crate::types::{Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport};
+
+/// Plain bytes that are looked at for what an archive is.
+const LOOK: usize = 1 << 20;
+
+/// Checks what a request says about the content.
+pub(super) fn validate(request: &ImageImport, config: &config::Images) -> Result<()> {
+    if let Some(hash) = &request.hash {
+        let algorithm = Algorithm::named(&hash.algorithm)
+            .ok_or_else(|| Fault::invalid("hash.algorithm", "must be sha512, sha384 or sha256"))?;
+        if Digest::new(&hash.algorithm, &hash.value).is_none() {
+            let digits = algorithm.digits();
+            return Err(Fault::invalid(
+                "hash.value",
+                format!("must be {digits} lower-case hexadecimal digits"),
+            ));
+        }
+    }
+    match request.size {
+        Some(size) if size > config.max_bytes => Err(Fault::invalid(
+            "size",
+            format!("must be at most {}, the value of images.max_bytes", config.max_bytes),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What content became, besides layers that lie aside.
+struct Made {
+    format: ImageFormat,
+    config: ImageConfig,
+    /// Of a disk image.
+    remains: Option<Remains>,
+}
+
+/// What was made of the content before all of it was verified.
+enum Arrived {
+    /// All that there is to make.
+    Whole(Box<Made>),
+    /// A disk image in a file, which only verified content may become more of.
+    Disk(PathBuf, Content),
+}
+
+/// Imports an image; the record is for the caller to write, as long as the pins
+/// keep the layers.
+pub(super) fn run<'a>(
+    means: Means<'a>,
+    id: Uuid,
+    request: &ImageImport,
+) -> Result<(ImageRecord, Vec<Pin<'a>>)> {
+    let mut assembly = Assembly::new(means)?;
+    let source = Source::open(&request.source, id, means.config)?;
+    let directory = assembly.workspace.empty();
+    let reception = Reception {
+        jail: means.jail,
+        directory: &directory,
+        request,
+        max_bytes: means.config.max_bytes,
+        report: means.report,
+    };
+    let (content, arrived) =
+        arrival::receive(&reception, source, |arriving| take(&mut assembly, arriving))?;
+    let Made { format, mut config, remains } = match arrived {
+        Arrived::Whole(made) => *made,
+        Arrived::Disk(path, kind) => {
+            let policy = Policy { id, request, config: means.config };
+            of_disk(kind, disk_image::unpack(&mut assembly, &policy, &content, path, kind)?)
+        }
+    };
+    let layers = assembly.put_in_place(&content)?;
+    let layers: Vec<String> = layers.iter().map(Digest::to_string).collect();
+    let directories: Vec<_> = layers.iter().map(|digest| means.layers.directory(digest)).collect();
+    config.init = init::detect(&directories);
+    let (disk, kept) = match remains {
+        None => (None, None),
+        Some(Err(refusal)) => {
+            (Some(ImageDisk { size: 0, stored: 0, refusal: Some(refusal) }), None)
+        }
+        Some(Ok(kept)) => {
+            let place = means.layout.image_disk(id);
+            kept_disk::put_in_place(&disk_image::place_of_remains(&assembly), &place)?;
+            let (size, stored) = (kept.frame.size, kept.stored);
+            (Some(ImageDisk { size, stored, refusal: None }), Some(kept))
+        }
+    };
+    let now = Utc::now();
+    let image = Image {
+        id,
+        name: request.name.clone(),
+        format,
+        size: content.size,
+        hash: ImageHash {
+            algorithm: content.hash.algorithm().name().to_owned(),
+            value: content.hash.hex().to_owned(),
+        },
+        layers,
+        unpacked_size: assembly.unpacked,
+        config,
+        disk,
+        created_at: now,
+        last_used_at: now,
+        users: Vec::new(),
+    };
+    let record = ImageRecord { schema: SCHEMA, image, declared: request.hash.clone(), kept };
+    Ok((record, assembly.pins))
+}
+
+fn of_disk(kind: Content, remains: Remains) -> Made {
+    Made { format: disk::format(kind), config: ImageConfig::default(), remains: Some(remains) }
+}
+
+/// Recognises content while it arrives, and makes of it what can be made of
+/// it before all is verified: a root file system is unpacked in one go, all
+/// else out of a file.
+fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arrived> {
+    match recognise::content(arriving.peek(recognise::HEAD)?) {
+        Content::Tar if is_root_file_system(assembly, arriving.peek(LOOK)?)? => {
+            let (unpacked, digest) = assembly.unpack(|buffer| arriving.read(buffer))?;
+            let done = unpacked.report.bytes;
+            (assembly.means.report)(Progress { stage: "unpacking", done, total: Some(done) });
+            assembly.add(Pending::Aside(unpacked, digest));
+            let (format, config) = (ImageFormat::RootfsTar, ImageConfig::default());
+            Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))
+        }
+        Content::Tar => {
+            let (most, key) = (assembly.left.bytes, "images.max_unpacked_bytes");
+            let path = write_to_file(assembly, arriving, most, key)?;
+            let (format, config) = archive::unpack(assembly, &path)?;
+            // Gone before the layers are made durable, it need not get to the disk at all.
+            remove_tree(&path)?;
+            Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))
+        }
+        kind if disk::reads(kind) => {
+            let (most, key) = (assembly.means.config.max_bytes, "images.max_bytes");
+            let path = write_to_file(assembly, arriving, most, key)?;
+            Ok(match disk_image::unpack_unverified(assembly, &path, kind)? {
+                Some(remains) => Arrived::Whole(Box::new(of_disk(kind, remains))),
+                None => Arrived::Disk(path, kind),
+            })
+        }
+        kind => Err(refusal::of_content(kind)),
+    }
+}
+
+fn is_root_file_system(assembly: &Assembly<'_>, beginning: &[u8]) -> Result<bool> {
+    let mut jail = assembly.start(Work::Look, Input::Pipe)?;
+    jail.give(beginning)?;
+    match jail.finish()? {
+        Outcome::Looked(answer) => Ok(answer),
+        _ => Err(wrong_answer()),
+    }
+}
+
+/// Writes plain content into a file, to be read at any place.
+fn write_to_file(
+    assembly: &Assembly<'_>,
+    arriving: &mut Arriving<'_>,
+    most: u64,
+    key: &str,
+) -> Result<PathBuf> {
+    let path = assembly.workspace.path("content");
+    arriving.keep(&create_file(&path)?, most, key)?;
+    Ok(path)
+}
