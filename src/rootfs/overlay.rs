@@ -194,9 +194,10 @@ impl Rootfs {
     /// Earlier kernels: the parts have a place for as long as the overlay is being made.
     fn mount_attached(&self, parts: &Parts) -> Result<(), Refusal> {
         self.clear_attached()?;
-        let mounted = self.attach_parts(parts).and_then(|data| {
+        let mounted = self.attach_parts(parts).map_err(Refusal::from).and_then(|data| {
             let target = &self.target;
             self.as_instance_root(|| {
+                thread::work_in(&self.parts_dir())?;
                 rustix::mount::mount("berth", target, "overlay", MountFlags::NODEV, data.as_c_str())
                     .map_err(|errno| Refusal::new(errno, &errno))
             })?;
@@ -214,31 +215,26 @@ impl Rootfs {
     }
 
     /// Gives the parts places, and these to overlayfs as one line of options.
-    fn attach_parts(&self, parts: &Parts) -> Result<CString, Refusal> {
-        let place = |name: String, tree: &OwnedFd| -> Result<PathBuf> {
+    ///
+    /// The names in it are relative to the places' directory: the instance reads
+    /// the line in its `/proc/self/mountinfo`, where a path of the host has no
+    /// business, and [`MOST_LAYERS`] of them fit into the page that mount(2) takes.
+    fn attach_parts(&self, parts: &Parts) -> Result<CString> {
+        let place = |name: &str, tree: &OwnedFd| {
             let path = self.parts_dir().join(name);
             fs::create_dir_all(&path).or_fault("making a place for a layer")?;
-            mount::attach(tree.as_fd(), &path)?;
-            Ok(path)
+            mount::attach(tree.as_fd(), &path)
         };
-        let mut data =
-            OPTIONS.map(|(name, value)| format!("{name}={value}")).join(",").into_bytes();
-        data.extend(b",lowerdir=");
-        for (n, layer) in parts.layers.iter().enumerate().rev() {
-            data.extend(mount::escape_overlay(&place(n.to_string(), layer)?));
-            data.extend(if n == 0 { &b""[..] } else { b":" });
+        let names: Vec<String> = (0..parts.layers.len()).map(|n| n.to_string()).collect();
+        for (name, layer) in names.iter().zip(&parts.layers) {
+            place(name, layer)?;
         }
-        let disk = place("disk".into(), &parts.disk)?;
-        for (option, name) in [("upperdir", UPPER), ("workdir", WORK)] {
-            data.extend(format!(",{option}=").into_bytes());
-            data.extend(mount::escape_overlay(&disk.join(name)));
-        }
-        // mount(2) takes one page.
-        if data.len() >= 4096 {
-            let detail = "the image has too many layers for this kernel; Linux 6.15 takes more";
-            return Err(Fault::new(FaultKind::HostUnsupported, detail).into());
-        }
-        Ok(CString::new(data).or_fault("the overlay's options")?)
+        place("disk", &parts.disk)?;
+        let mut options = OPTIONS.map(|(name, value)| format!("{name}={value}")).to_vec();
+        let topmost_first: Vec<&str> = names.iter().rev().map(String::as_str).collect();
+        options.push(format!("lowerdir={}", topmost_first.join(":")));
+        options.push(format!("upperdir=disk/{UPPER},workdir=disk/{WORK}"));
+        CString::new(options.join(",")).or_fault("the overlay's options")
     }
 
     fn parts_dir(&self) -> PathBuf {

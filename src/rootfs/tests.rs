@@ -152,6 +152,12 @@ fn root_layers_merge_and_ids_are_mapped_on_every_kernel_way() {
         let rootfs = host.rootfs(two_layers(&host), 64 * MIB);
         way(&rootfs).unwrap();
         check_merged(&rootfs);
+        // Who is inside reads the options of the overlay.
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let target = rootfs.layout.rootfs();
+        let line = table.lines().find(|line| line.contains(target.to_str().unwrap())).unwrap();
+        let options = line.split_once(" - ").unwrap().1;
+        assert!(!options.contains(host.dir.path().to_str().unwrap()), "{options}");
         let below = mount::mounts_below(rootfs.layout.run()).unwrap();
         // The tree, the disk and two pins: no place of a layer is left.
         assert_eq!(below.len(), 4, "{below:?}");

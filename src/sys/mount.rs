@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
@@ -226,18 +226,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Escapes a path for overlayfs' comma- and colon-separated option text.
-pub fn escape_overlay(path: &Path) -> Vec<u8> {
-    let mut out = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        if matches!(byte, b'\\' | b':' | b',') {
-            out.push(b'\\');
-        }
-        out.push(byte);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +245,6 @@ mod tests {
     fn mountinfo_escapes() {
         assert_eq!(unescape(br"/a\040b\134c"), br"/a b\c");
         assert_eq!(unescape(br"/a\04"), br"/a\04");
-        assert_eq!(escape_overlay(Path::new("/a:b,c\\d")), br"/a\:b\,c\\d");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::thread::{
     CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space,
@@ -45,6 +46,15 @@ pub fn as_ids<T: Send>(block: IdBlock, f: impl FnOnce() -> Result<T> + Send) -> 
         }
         f()
     })
+}
+
+/// Gives the thread a working directory that it shares with no other: only for
+/// a thread of its own.
+pub fn work_in(directory: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_FS)
+        .map_err(std::io::Error::from)
+        .and_then(|()| std::env::set_current_dir(directory))
+        .or_fault(format_args!("working in {}", directory.display()))
 }
 
 fn on_own_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import disklib
 import pytest
-from harness import wait_for
+from harness import ROOT, wait_for
 
 FLAVOR = {"vcpus": 2, "memory_mb": 1024, "root_gb": 4}
 #: Emulation takes a minute or two on an idle machine.
@@ -71,7 +71,7 @@ def test_it_boots_as_a_machine(disk, key, tmp_path):
     drive = disklib.ext(tmp_path / "drive.img", "2M", tmp_path / "drive", "-L", "config-2")
     console, port = tmp_path / "console", free_port()
     command = [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2",
+        ROOT / "scripts/qemu", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2",
         "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{console}",
         "-netdev", f"user,id=port,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22",
         "-device", f"virtio-net-pci,netdev=port,mac={mac}",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import disklib
 import pytest
-from harness import wait_for
+from harness import ROOT, wait_for
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -34,7 +34,7 @@ def wait_until_up(instance) -> None:
 def console_of_machine(disk: Path, console: Path) -> str:
     """What a machine of the disk shows until its login prompt."""
     command = [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2",
+        ROOT / "scripts/qemu", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2",
         "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot",
         "-serial", f"file:{console}",
         "-drive", f"file={disk},format=qcow2,if=virtio,snapshot=on",
