@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use berth::api::backend::Backend;
-use berth::cli::{self, Parts};
+use berth::cli::{self, ServiceHooks};
 use berth::config::Config;
 use berth::fault::{OrFault, Result};
 use berth::image::jail;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         return code;
     }
     berth::sys::process::share_heaps();
-    cli::main(Parts { open, probe })
+    cli::main(ServiceHooks { open, probe })
 }
 
 fn open(config: Config) -> Result<Arc<dyn Backend>> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use super::plan::{self, Plan, Step, read};
 use super::stats::{self, GroupStats, Sources};
 use super::{Controller, DeviceNumber, Hierarchy, Limits, Place, Version, tasks, v1, v2};
@@ -27,8 +29,10 @@ pub struct Group {
 }
 
 impl Group {
-    pub(super) fn new(hierarchy: Hierarchy, parent: &str, name: &str) -> Group {
-        Group { hierarchy, parent: parent.to_owned(), name: name.to_owned() }
+    /// The cgroup of an instance; nothing is made.
+    pub fn new(hierarchy: &Hierarchy, parent: &str, instance: Uuid) -> Group {
+        let (hierarchy, parent) = (hierarchy.clone(), parent.to_owned());
+        Group { hierarchy, parent, name: instance.to_string() }
     }
 
     /// OCI's `cgroupsPath`.

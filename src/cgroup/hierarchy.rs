@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::Group;
 use super::plan::{self, Plan, Step};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
@@ -239,11 +238,6 @@ impl Hierarchy {
             Version::V1 => place.path.join("blkio.throttle.write_bps_device").exists(),
             Version::V2 => true,
         })
-    }
-
-    /// The cgroup `/{parent}/{instance}`; nothing is made.
-    pub fn group(&self, parent: &str, instance: Uuid) -> Group {
-        Group::new(self.clone(), parent, &instance.to_string())
     }
 
     /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.

@@ -106,7 +106,7 @@ impl Parts {
 
     /// Its cgroup.
     pub fn group(&self, record: &Record) -> Group {
-        self.hierarchy.group(&self.config.instances.cgroup, record.id)
+        Group::new(&self.hierarchy, &self.config.instances.cgroup, record.id)
     }
 
     /// Its limits.

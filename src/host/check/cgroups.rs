@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{failed, ok, warning};
+use super::outcome::{failed, ok, warning};
 use crate::cgroup::{Controller, Hierarchy, Layout, Version};
 use crate::config::Config;
 use crate::types::Check;

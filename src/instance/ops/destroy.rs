@@ -55,7 +55,7 @@ fn purge_host_side(parts: &Parts, id: Uuid, teardown: &mut Teardown) {
 /// Ends monitor, processes and cgroup, and the runtime program's memory of them.
 pub fn end_processes(parts: &Parts, id: Uuid) -> Result<()> {
     let layout = parts.layout.instance(id);
-    let group = parts.hierarchy.group(&parts.config.instances.cgroup, id);
+    let group = Group::new(&parts.hierarchy, &parts.config.instances.cgroup, id);
     // Write-back is held to the instance's rates until the cgroup is gone, so
     // that goes before the file systems, and needs to know their devices.
     let devices = parts.devices(&layout);
