@@ -20,7 +20,7 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::parts::Parts;
 use crate::instance::record::{KeptResize, Record};
 use crate::instance::state::Admission;
-use crate::rootfs::Kept;
+use crate::rootfs::DiskBackup;
 use crate::types::Flavor;
 
 /// Whether `flavor` can be had, before anything is done for it.
@@ -70,7 +70,7 @@ pub fn keep(
 ) -> Result<()> {
     make_free(parts, record)?;
     let kept = (|| {
-        parts.disks.keep(&disks(parts, record), progress)?;
+        parts.disks.back_up(&disks(parts, record), progress)?;
         change(parts, record, flavor)
     })();
     kept.map_err(|fault| match settle(parts, record) {
@@ -151,11 +151,11 @@ pub fn remove_copies(parts: &Parts, record: &Record) -> Result<()> {
 }
 
 /// The disks that it has, and where a copy of each is kept.
-fn disks(parts: &Parts, record: &Record) -> Vec<Kept> {
+fn disks(parts: &Parts, record: &Record) -> Vec<DiskBackup> {
     let paths = parts.paths(record);
-    let mut disks = vec![Kept { file: paths.root_disk(), copy: paths.root_disk_kept() }];
+    let mut disks = vec![DiskBackup { file: paths.root_disk(), copy: paths.root_disk_kept() }];
     if record.ephemeral_bytes > 0 {
-        disks.push(Kept { file: paths.ephemeral_disk(), copy: paths.ephemeral_disk_kept() });
+        disks.push(DiskBackup { file: paths.ephemeral_disk(), copy: paths.ephemeral_disk_kept() });
     }
     disks
 }

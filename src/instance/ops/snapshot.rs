@@ -135,7 +135,7 @@ fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
     let begun = Instant::now();
     parts.freeze_disks(&paths)?;
     let flush_us = begun.elapsed().as_micros();
-    let finished = ahead.finish();
+    let finished = ahead.catch_up();
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
     let changed = finished?;
