@@ -23,11 +23,11 @@ use tracing::{error, info, warn};
 
 use super::action::{Action, RequestContext};
 use super::handle::{Handle, Job, View};
+use super::host_parts::HostParts;
 use super::live::{Live, MonitorEvent};
 use super::manager::Inner;
 use super::operation::OperationWriter;
 use super::ops;
-use super::parts::Parts;
 use super::record::{Desired, Frozen, Record};
 use super::state::{Admission, Verb, admit, admit_rescued};
 use crate::fault::{Fault, FaultKind, Result};
@@ -260,7 +260,7 @@ impl Actor {
         let record = self.record.clone();
         self.record = self.inner.host(move |parts| ops::rescue::forget(parts, record)).await?;
         let record = self.record.clone();
-        let rescue = move |parts: &Parts| ops::rescue::rescue(parts, record, wanted);
+        let rescue = move |parts: &HostParts| ops::rescue::rescue(parts, record, wanted);
         let started = self.inner.host(rescue).await?;
         self.started(started);
         Ok(())
@@ -359,7 +359,7 @@ impl Actor {
         operation: &Arc<OperationWriter>,
     ) -> Result<()> {
         let (record, flavor) = (self.record.clone(), wanted.flavor.clone());
-        let check = move |parts: &Parts| ops::cold_resize::check(parts, &record, flavor);
+        let check = move |parts: &HostParts| ops::cold_resize::check(parts, &record, flavor);
         if self.inner.host(check).await? == Admission::Nothing {
             return Ok(());
         }
@@ -475,7 +475,7 @@ impl Actor {
     async fn change(
         &mut self,
         kind: EventKind,
-        change: impl FnOnce(&Parts, Record) -> Result<Record> + Send + 'static,
+        change: impl FnOnce(&HostParts, Record) -> Result<Record> + Send + 'static,
     ) -> Result<()> {
         let record = self.record.clone();
         self.record = self.inner.host(move |parts| change(parts, record)).await?;
@@ -487,10 +487,10 @@ impl Actor {
     /// record telling how far they came.
     async fn change_in_place(
         &mut self,
-        change: impl FnOnce(&Parts, &mut Record) -> Result<()> + Send + 'static,
+        change: impl FnOnce(&HostParts, &mut Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let mut record = self.record.clone();
-        let work = move |parts: &Parts| {
+        let work = move |parts: &HostParts| {
             let outcome = change(parts, &mut record);
             Ok((record, outcome))
         };
@@ -565,7 +565,11 @@ impl Actor {
         }
         let unasked = self.task_state.is_none();
         let record = self.record.clone();
-        match self.inner.host(move |parts| ops::stop::settle(parts, record, unasked)).await {
+        match self
+            .inner
+            .host(move |parts| ops::stop::clean_up_after_end(parts, record, unasked))
+            .await
+        {
             Ok(record) => self.record = record,
             Err(fault) => {
                 self.record.frozen = None;

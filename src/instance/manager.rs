@@ -15,14 +15,14 @@ use uuid::Uuid;
 
 use super::action::{Action, Created, ExecRequest, RequestContext};
 use super::actor::Actor;
+use super::allocations::Allocations;
 use super::event::{EventLog, EventSubscription};
 use super::handle::{Handle, Job, View, not_found};
+use super::host_parts::HostParts;
 use super::operation::{OperationHandle, OperationWriter, Operations};
 use super::ops::recover::{self, Recovered};
 use super::ops::{self, destroy};
-use super::parts::Parts;
 use super::record::{self, Desired, KeptResize, Record, SCHEMA};
-use super::taken::Taken;
 use super::validate;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -41,7 +41,7 @@ const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// What all actors share.
 #[derive(Debug)]
 pub struct Inner {
-    parts: Arc<Parts>,
+    parts: Arc<HostParts>,
     instances: RwLock<BTreeMap<Uuid, Arc<Handle>>>,
     // Held while ids, CPUs and addresses are given out.
     allocation: Mutex<()>,
@@ -64,7 +64,7 @@ impl Inner {
     /// Runs work on the host: on a blocking thread, when a slot is free.
     pub async fn host<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&Parts) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&HostParts) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let slot = self.slots.clone().acquire_owned().await.or_fault("waiting for a slot")?;
         let parts = self.parts.clone();
@@ -127,8 +127,8 @@ impl Inner {
 
     /// What instances have taken, save one. Whoever takes more of it holds
     /// [`allocate`](Self::allocate) until that can be seen in a view.
-    pub fn taken(&self, except: Uuid) -> Taken {
-        let mut taken = Taken::default();
+    pub fn taken(&self, except: Uuid) -> Allocations {
+        let mut taken = Allocations::default();
         for handle in self.handles().iter().filter(|handle| handle.id != except) {
             handle.with_view(|view| taken.add(&view.record));
         }
@@ -155,7 +155,7 @@ impl Manager {
     /// `checks` are the outcomes of [`probe`], to be reported.
     /// Needs a tokio context; blocks.
     pub fn open(config: Config, checks: Vec<Check>) -> Result<Manager> {
-        let parts = Arc::new(Parts::open(config)?);
+        let parts = Arc::new(HostParts::open(config)?);
         let configured = parts.config.service.concurrency;
         let slots = if configured > 0 {
             configured
@@ -247,7 +247,7 @@ impl Manager {
         let mut taken = inner.taken(id);
         network::assign_names(&mut request.vifs);
         for (index, vif) in request.vifs.iter_mut().enumerate() {
-            taken.take(&inner.parts.network, vif, &format!("vifs[{index}]."), id)?;
+            taken.claim(&inner.parts.network, vif, &format!("vifs[{index}]."), id)?;
         }
         let dedicated =
             request.flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");

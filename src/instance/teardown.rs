@@ -19,7 +19,7 @@ impl Teardown {
     }
 
     /// One fault that names every failure, or success.
-    pub fn finish(self) -> Result<()> {
+    pub fn into_result(self) -> Result<()> {
         if self.failures.is_empty() {
             Ok(())
         } else {
@@ -38,8 +38,8 @@ mod tests {
         teardown.step("unmounting", Err(Fault::internal("umount", "busy")));
         teardown.step("removing files", Ok(()));
         teardown.step("removing the cgroup", Err(Fault::internal("rmdir", "not empty")));
-        let detail = teardown.finish().unwrap_err().detail;
+        let detail = teardown.into_result().unwrap_err().detail;
         assert!(detail.contains("busy") && detail.contains("not empty"), "{detail}");
-        Teardown::default().finish().unwrap();
+        Teardown::default().into_result().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use super::cold_resize;
 use crate::cgroup::Limits;
 use crate::fault::{Fault, Result};
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::validate;
 use crate::monitor::Monitor;
@@ -18,14 +18,19 @@ pub struct Plan {
 }
 
 /// Gives the instance another flavor for good. Disks only grow.
-pub fn resize(parts: &Parts, mut record: Record, flavor: Flavor, running: bool) -> Result<Record> {
+pub fn resize(
+    parts: &HostParts,
+    mut record: Record,
+    flavor: Flavor,
+    running: bool,
+) -> Result<Record> {
     cold_resize::make_free(parts, &mut record)?;
     let plan = plan(parts, &record, flavor, running)?;
     carry_out(parts, &record, plan, running)
 }
 
 /// Checks what can be checked before anything changes.
-pub fn plan(parts: &Parts, record: &Record, flavor: Flavor, running: bool) -> Result<Plan> {
+pub fn plan(parts: &HostParts, record: &Record, flavor: Flavor, running: bool) -> Result<Plan> {
     validate::flavor("flavor", &flavor)?;
     let mut new = record.clone();
     new.definition.flavor = flavor;
@@ -38,7 +43,7 @@ pub fn plan(parts: &Parts, record: &Record, flavor: Flavor, running: bool) -> Re
 }
 
 /// Does it; a step that fails is undone, save that a grown disk stays grown.
-pub fn carry_out(parts: &Parts, record: &Record, plan: Plan, running: bool) -> Result<Record> {
+pub fn carry_out(parts: &HostParts, record: &Record, plan: Plan, running: bool) -> Result<Record> {
     let Plan { mut new, limits } = plan;
     grow(parts, record, &new, running)?;
     let changed = (|| {
@@ -103,7 +108,7 @@ fn policy(old: &Record, new: &Record) -> Result<()> {
     ))
 }
 
-fn grow(parts: &Parts, old: &Record, new: &Record, running: bool) -> Result<()> {
+fn grow(parts: &HostParts, old: &Record, new: &Record, running: bool) -> Result<()> {
     let paths = parts.paths(new);
     if new.root_bytes > old.root_bytes {
         let mount = running.then(|| paths.disk_mount());
@@ -121,7 +126,7 @@ fn grow(parts: &Parts, old: &Record, new: &Record, running: bool) -> Result<()> 
 }
 
 /// Puts limits in force, now and for a reboot from inside.
-fn apply(parts: &Parts, record: &Record, limits: &Limits) -> Result<()> {
+fn apply(parts: &HostParts, record: &Record, limits: &Limits) -> Result<()> {
     let paths = parts.paths(record);
     let devices = parts.devices(&paths);
     let group = parts.group(record);
@@ -135,7 +140,7 @@ fn apply(parts: &Parts, record: &Record, limits: &Limits) -> Result<()> {
 
 /// Puts in force on a running instance what its record says, should a change
 /// have been cut short.
-pub fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
+pub fn restore(parts: &HostParts, old: &Record, running: bool) -> Result<()> {
     if running {
         apply(parts, old, &parts.limits(old)?)?;
     }
@@ -145,7 +150,7 @@ pub fn restore(parts: &Parts, old: &Record, running: bool) -> Result<()> {
 /// Puts the flavor's rates in force. An interface of a stopped instance may have
 /// no host end: Nova unplugs its ports for a revert, and a boot of the host takes
 /// them all. Whoever plugs it again gives it its rates.
-fn traffic(parts: &Parts, record: &Record, running: bool) -> Result<()> {
+fn traffic(parts: &HostParts, record: &Record, running: bool) -> Result<()> {
     for vif in &record.definition.vifs {
         if running || parts.network.host_ends_present(std::slice::from_ref(vif))? {
             parts.traffic(record, vif)?;

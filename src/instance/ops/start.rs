@@ -7,8 +7,8 @@ use chrono::Utc;
 
 use crate::cgroup::{DeviceNumber, Layout};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
-use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
@@ -19,17 +19,17 @@ use crate::store::atomic;
 use super::{cold_resize, create, stop};
 
 /// Starts a stopped instance. What it did is undone when it fails.
-pub fn start(parts: &Parts, mut before: Record) -> Result<(Record, Live)> {
+pub fn start(parts: &HostParts, mut before: Record) -> Result<(Record, Live)> {
     if before.resize.is_some() {
         // It may not boot from disks that are half another flavor's.
-        cold_resize::settle(parts, &mut before)?;
+        cold_resize::finish_interrupted(parts, &mut before)?;
     }
     start_as(parts, before.clone(), before)
 }
 
 /// Starts a stopped instance changed into `changed`; when it fails, it is as
 /// it was `before`.
-pub fn start_as(parts: &Parts, before: Record, changed: Record) -> Result<(Record, Live)> {
+pub fn start_as(parts: &HostParts, before: Record, changed: Record) -> Result<(Record, Live)> {
     let mut record = Record {
         desired: Desired::Running,
         frozen: None,
@@ -63,13 +63,13 @@ pub fn start_as(parts: &Parts, before: Record, changed: Record) -> Result<(Recor
     }
 }
 
-fn undo(parts: &Parts, before: Record, generation: u64) -> Result<()> {
+fn undo(parts: &HostParts, before: Record, generation: u64) -> Result<()> {
     let mut before = stop::power_off(parts, before)?;
     before.generation = generation;
     before.save(&parts.paths(&before))
 }
 
-fn boot(parts: &Parts, record: &Record) -> Result<Live> {
+fn boot(parts: &HostParts, record: &Record) -> Result<Live> {
     let paths = parts.paths(record);
     create::network(parts, record)?;
     let devices = parts.mount(record)?;
@@ -83,7 +83,11 @@ fn boot(parts: &Parts, record: &Record) -> Result<Live> {
     Live::follow(monitor, init, messages)
 }
 
-fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Result<MonitorSpec> {
+fn monitor_spec(
+    parts: &HostParts,
+    record: &Record,
+    devices: &[DeviceNumber],
+) -> Result<MonitorSpec> {
     let group = parts.group(record);
     let boot = record.boot();
     let role = Role::of(boot.config, boot.definition.command.as_deref());
@@ -101,7 +105,7 @@ fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Res
     })
 }
 
-fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
+fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     let boot = record.boot();
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();

@@ -22,7 +22,7 @@ use super::record::{Desired, Record};
 use super::teardown::Teardown;
 
 /// The parts.
-pub struct Parts {
+pub struct HostParts {
     /// The configuration.
     pub config: Config,
     /// Every path.
@@ -52,9 +52,9 @@ pub struct Parts {
     _locks: [File; 3],
 }
 
-impl Parts {
+impl HostParts {
     /// Opens the host: directories, lock, stores, runtime, bridge. Idempotent.
-    pub fn open(config: Config) -> Result<Parts> {
+    pub fn open(config: Config) -> Result<HostParts> {
         let layout = Layout::new(&config.service.state_dir, &config.service.run_dir);
         // Only root enters the state; an instance's root must pass through
         // the volatile directories to its own root file system.
@@ -73,7 +73,7 @@ impl Parts {
         let network = Network::new(&config.bridge)?;
         let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
         let info = probe::probe(&config.runtime, layout.run(), trial_ids)?;
-        Ok(Parts {
+        Ok(HostParts {
             images: ImageStore::open(&layout, &config.images)?,
             disks: Disks::new(&layout, &config.storage)?,
             network,
@@ -146,7 +146,7 @@ impl Parts {
     }
 
     /// Attaches its disks and mounts its root; repeats do nothing. Gives the
-    /// devices in the order of [`Parts::devices`].
+    /// devices in the order of [`HostParts::devices`].
     pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
         let paths = self.paths(record);
         let mut devices = Vec::new();
@@ -186,7 +186,7 @@ impl Parts {
     }
 
     /// Freezes the file systems on its disks, all or none, so that what is on
-    /// the disks is consistent; repeats do nothing. [`Parts::sync_disks`]
+    /// the disks is consistent; repeats do nothing. [`HostParts::sync_disks`]
     /// before it makes it short.
     pub fn freeze_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let disks = mounted_disks(layout)?;
@@ -197,16 +197,16 @@ impl Parts {
         })
     }
 
-    /// Undoes [`Parts::freeze_disks`]; not frozen is success.
+    /// Undoes [`HostParts::freeze_disks`]; not frozen is success.
     pub fn thaw_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
         for disk in mounted_disks(layout)? {
             teardown.step("thawing a disk", sys::fs::thaw(disk.as_fd()).or_fault("asking for it"));
         }
-        teardown.finish()
+        teardown.into_result()
     }
 
-    /// Undoes [`Parts::mount`]; absence is success.
+    /// Undoes [`HostParts::mount`]; absence is success.
     pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
         let rootfs = Rootfs::new(Vec::new(), IdBlock { first: 0, size: 0 }, layout.clone());
@@ -225,13 +225,13 @@ impl Parts {
             "unmounting the rescue disk",
             self.disks.detach(&layout.rescue_disk(), &layout.rescue_mount()),
         );
-        teardown.finish()
+        teardown.into_result()
     }
 }
 
-impl std::fmt::Debug for Parts {
+impl std::fmt::Debug for HostParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("HostParts").field("layout", &self.layout).finish_non_exhaustive()
     }
 }
 
