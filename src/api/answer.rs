@@ -8,10 +8,10 @@ use actix_web::http::header::{CONTENT_TYPE, HeaderName, LOCATION};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError, web};
 
 use super::Api;
-use super::backend::Backend;
 use super::extract::Prefer;
 use super::gate;
 use crate::fault::{Fault, FaultKind, Result};
+use crate::instance::backend::Backend;
 use crate::instance::operation::OperationHandle;
 use crate::types::{OperationStatus, Problem};
 

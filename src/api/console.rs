@@ -13,10 +13,10 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::Api;
 use super::answer::blocking;
-use super::backend::{Console, ResizeConsole};
 use super::extract::{Id, Query};
 use super::socket::{self, Incoming, Message};
 use crate::fault::{Fault, OrFault, Result};
+use crate::instance::backend::{Console, ResizeConsole};
 use crate::telemetry;
 
 /// Most bytes of console output that a configuration can have kept.

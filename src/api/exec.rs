@@ -19,11 +19,11 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::Api;
 use super::answer::blocking;
-use super::backend::ExecRequest;
 use super::console::{Size, TerminalMessage};
 use super::extract::{Id, Query};
 use super::socket::{self, Incoming, Message};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::backend::ExecRequest;
 use crate::sys::process::children;
 use crate::telemetry;
 

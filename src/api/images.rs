@@ -8,9 +8,9 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::Api;
 use super::answer::{blocking, settle};
-use super::backend::RequestContext;
 use super::extract::{Body, Id, Nothing, OptionalBody, Prefer};
 use crate::fault::Result;
+use crate::instance::backend::RequestContext;
 use crate::types::{Image, ImageImport, Operation};
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {

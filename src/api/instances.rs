@@ -9,9 +9,9 @@ use uuid::Uuid;
 
 use super::Api;
 use super::answer::{blocking, settle};
-use super::backend::{Action, Backend, RequestContext};
 use super::extract::{Body, CREATE_LIMIT, Id, Nothing, OptionalBody, Prefer, Query};
 use crate::fault::{Fault, Result};
+use crate::instance::backend::{Action, Backend, RequestContext};
 use crate::types::{
     Instance, InstanceCreate, InstanceStats, Operation, PowerState, Reboot, Rescue, Resize,
     SetPassword, Snapshot, Stop,

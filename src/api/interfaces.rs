@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::Api;
 use super::answer::{blocking, settle};
-use super::backend::{Action, RequestContext};
 use super::extract::{Body, Id, Nothing, OptionalBody, PortId, Prefer};
 use crate::fault::{Fault, FaultKind, Result};
+use crate::instance::backend::{Action, RequestContext};
 use crate::types::{Instance, Operation, Vif};
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {

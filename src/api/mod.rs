@@ -11,7 +11,6 @@
 //! being described.
 
 mod answer;
-pub mod backend;
 mod console;
 mod events;
 mod exec;
@@ -37,8 +36,8 @@ use tokio::sync::watch;
 use utoipa_actix_web::AppExt;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use self::backend::Backend;
 use self::surface::Surface;
+use crate::instance::backend::Backend;
 
 pub use self::console::{Size, TerminalMessage};
 pub use self::exec::{ExecMessage, STDERR_TAG, STDOUT_TAG};

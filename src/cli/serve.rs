@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::output::{self, Table};
 use crate::api::CheckList;
-use crate::api::backend::Backend;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::backend::Backend;
 use crate::openstack;
 use crate::server::{self, Server};
 use crate::telemetry;
