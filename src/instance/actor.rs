@@ -407,7 +407,7 @@ impl Actor {
             !handle.has_urgent()
         };
         self.change_in_place(move |parts, record| {
-            ops::cold_resize::keep(parts, record, wanted.flavor, &progress)
+            ops::cold_resize::resize_and_keep(parts, record, wanted.flavor, &progress)
         })
         .await
     }

@@ -15,7 +15,7 @@
 
 use chrono::Utc;
 
-use super::resize;
+use super::flavor_change::{self, FlavorChange};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::{KeptResize, Record};
@@ -29,7 +29,7 @@ pub fn check(parts: &HostParts, record: &Record, flavor: Flavor) -> Result<Admis
         return Ok(Admission::Nothing);
     }
     refuse_unconfirmed(record)?;
-    resize::plan(parts, record, flavor, false).map(|_| Admission::Do)
+    FlavorChange::plan(parts, record, flavor, false).map(|_| Admission::Do)
 }
 
 /// Whether this is the request that made it what it is, repeated. Once it was
@@ -62,7 +62,7 @@ pub fn make_free(parts: &HostParts, record: &mut Record) -> Result<()> {
 
 /// Gives a stopped instance another flavor and keeps what it was. `progress`
 /// is told of the bytes copied and those in all, and says whether to go on.
-pub fn keep(
+pub fn resize_and_keep(
     parts: &HostParts,
     record: &mut Record,
     flavor: Flavor,
@@ -81,14 +81,14 @@ pub fn keep(
 
 fn change(parts: &HostParts, record: &mut Record, flavor: Flavor) -> Result<()> {
     save(parts, record, Some(KeptResize::Undoing))?;
-    let mut plan = resize::plan(parts, record, flavor, false)?;
-    plan.new.resize = Some(KeptResize::Unconfirmed {
+    let mut wanted = FlavorChange::plan(parts, record, flavor, false)?;
+    wanted.new.resize = Some(KeptResize::Unconfirmed {
         flavor: record.definition.flavor.clone(),
         root_bytes: record.root_bytes,
         ephemeral_bytes: record.ephemeral_bytes,
         since: Utc::now(),
     });
-    *record = resize::carry_out(parts, record, plan, false)?;
+    *record = wanted.carry_out(parts, record, false)?;
     Ok(())
 }
 
@@ -117,7 +117,7 @@ pub fn revert(parts: &HostParts, record: &mut Record) -> Result<()> {
         *record = old;
     }
     finish_interrupted(parts, record)?;
-    resize::restore(parts, record, false)
+    flavor_change::restore(parts, record, false)
 }
 
 /// Finishes what was cut short, on an instance that does not run.

@@ -13,7 +13,7 @@ use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{cold_resize, create, destroy, quiesce, rescue, resize, start, stop};
+use super::{cold_resize, create, destroy, flavor_change, quiesce, rescue, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ fn finish_changes(parts: &HostParts, record: &Record) -> Result<()> {
         cold_resize::remove_copies(parts, record)?;
     }
     create::network(parts, record)?;
-    resize::restore(parts, record, true)
+    flavor_change::restore(parts, record, true)
 }
 
 /// Ids of everything that looks like an instance's and has no record.
