@@ -16,8 +16,8 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::Api;
 use super::extract::Query;
+use super::shared::Api;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::instance::backend::RequestContext;
 use crate::telemetry;

@@ -1,7 +1,8 @@
 //! What the manager is to the layers above, and nothing more.
 //!
 //! Object-safe, so that the API is tested against an in-memory stand-in
-//! without root. Every call may block: handlers make them on blocking threads. Work that takes long comes back as an [`OperationHandle`].
+//! without root. Every call may block: handlers make them on blocking threads.
+//! Work that takes long comes back as an [`OperationHandle`].
 
 use std::os::unix::net::UnixStream;
 use std::process::Command;

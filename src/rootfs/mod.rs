@@ -2,8 +2,8 @@
 //! one disk of its own whose size is the flavor's.
 //!
 //! [`Disks`] hold the size, [`overlay`] puts layers and disk together so that
-//! the ids inside are the instance's own block, [`seed`] writes what makes one instance differ from the next, and
-//! [`idmap`] chooses the block.
+//! the ids inside are the instance's own block, [`seed`] writes what makes one
+//! instance differ from the next, and [`idmap`] chooses the block.
 
 mod backup;
 mod disk;
