@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::action::{Action, RequestContext};
+use super::admission;
 use super::handle::{Handle, Job, View};
 use super::host_parts::HostParts;
 use super::image_jobs;
@@ -30,7 +31,7 @@ use super::operation::OperationWriter;
 use super::ops;
 use super::record::{Desired, Frozen, Record};
 use super::shared::Shared;
-use super::state::{Admission, Verb, admit, admit_rescued};
+use super::state::{Admission, Verb};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
 use crate::store::atomic;
@@ -134,7 +135,7 @@ impl Actor {
         if verb.is_urgent() {
             self.handle.urgent_taken();
         }
-        let admission = match self.admit(&job.action) {
+        let admission = match admission::admit(&self.view(), &job.action) {
             Ok(admission) => admission,
             Err(fault) => {
                 job.operation.finish(Err(fault));
@@ -172,26 +173,6 @@ impl Actor {
         }
         operation.finish(outcome);
         if gone { Next::Gone } else { Next::Continue }
-    }
-
-    /// Whether it is possible now, also as far as quiesce and rescue go.
-    fn admit(&self, action: &Action) -> Result<Admission> {
-        let (verb, state) = (action.verb(), self.view().power_state());
-        let admission = match &self.record.rescue {
-            None => admit(verb, state)?,
-            Some(rescue) => {
-                let again =
-                    matches!(action, Action::Rescue(wanted) if wanted.image_id == rescue.image_id);
-                admit_rescued(verb, state, again)?
-            }
-        };
-        if self.record.quiesced && verb.is_held_by_quiesce() && admission == Admission::Do {
-            return Err(Fault::new(
-                FaultKind::InstanceInvalidState,
-                format!("{} is not possible while the instance is quiesced", verb.name()),
-            ));
-        }
-        Ok(admission)
     }
 
     async fn act(&mut self, action: Action, operation: &Arc<OperationWriter>) -> Result<()> {

@@ -2,13 +2,14 @@
 //!
 //! The [`manager`], which the layers above know as [`backend`], takes a
 //! request; the [`registry`] finds the instance, [`handle`] queues the job,
-//! [`actor`] admits it ([`state`]) and runs the verb ([`ops`]) on the host's
+//! [`actor`] admits it ([`admission`], [`state`]) and runs the verb ([`ops`]) on the host's
 //! parts ([`host_parts`]). The durable [`record`] says what was asked, [`live`]
 //! what its monitor tells. [`recovery`] makes actors of records when the
 //! service starts; [`image_jobs`] is what needs no actor.
 
 pub mod action;
 pub mod actor;
+pub mod admission;
 pub mod allocations;
 pub mod backend;
 pub mod event;

@@ -219,6 +219,25 @@ impl Record {
         }
     }
 
+    /// What it is when it is started, in this boot of the host.
+    pub fn started(self, boot_id: &str) -> Record {
+        Record {
+            desired: Desired::Running,
+            frozen: None,
+            quiesced: false,
+            exit: None,
+            guest_reboots: 0,
+            boot_id: Some(boot_id.to_owned()),
+            started_at: Some(Utc::now()),
+            ..self
+        }
+    }
+
+    /// What it is once nothing of it runs: nothing is frozen either.
+    pub fn powered_off(self) -> Record {
+        Record { frozen: None, quiesced: false, ..self }
+    }
+
     /// Writes it, with the next generation.
     pub fn save(&mut self, layout: &InstanceLayout) -> Result<()> {
         self.generation += 1;

@@ -3,13 +3,11 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-use chrono::Utc;
-
 use crate::cgroup::{DeviceNumber, Layout};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
-use crate::instance::record::{Desired, Record};
+use crate::instance::record::Record;
 use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::spec::{self, CgroupView, ProcessUser, Role, SpecInput};
@@ -30,16 +28,7 @@ pub fn start(parts: &HostParts, mut before: Record) -> Result<(Record, Live)> {
 /// Starts a stopped instance changed into `changed`; when it fails, it is as
 /// it was `before`.
 pub fn start_as(parts: &HostParts, before: Record, changed: Record) -> Result<(Record, Live)> {
-    let mut record = Record {
-        desired: Desired::Running,
-        frozen: None,
-        quiesced: false,
-        exit: None,
-        guest_reboots: 0,
-        boot_id: Some(parts.boot_id.clone()),
-        started_at: Some(Utc::now()),
-        ..changed
-    };
+    let mut record = changed.started(&parts.boot_id);
     // The last end is not to be taken for the end of this run.
     atomic::remove_file(&parts.paths(&record).exit())?;
     // The disk takes the record while the instance boots. Killed in between,

@@ -41,15 +41,13 @@ pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
 
 /// Ends whatever of it runs and takes its root file system down; its disks,
 /// namespaces and interfaces stay.
-pub fn power_off(parts: &HostParts, mut record: Record) -> Result<Record> {
+pub fn power_off(parts: &HostParts, record: Record) -> Result<Record> {
     let mut teardown = Teardown::default();
     teardown.step("ending its processes", destroy::end_processes(parts, record.id));
     teardown.step("taking its file systems down", parts.unmount(&parts.paths(&record)));
     teardown.into_result()?;
     silence(parts, &record);
-    record.frozen = None;
-    record.quiesced = false;
-    Ok(record)
+    Ok(record.powered_off())
 }
 
 /// A machine that is off answers nobody, but its addresses live on in its network
