@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::{DeviceNumber, Group, Hierarchy, Limits};
+use crate::cgroup::{CgroupLimits, DeviceNumber, Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
@@ -110,9 +110,9 @@ impl HostParts {
     }
 
     /// Its limits.
-    pub fn limits(&self, record: &Record) -> Result<Limits> {
+    pub fn limits(&self, record: &Record) -> Result<CgroupLimits> {
         let pinned = record.pinned_cpus.as_deref().or(self.shared_cpus.as_deref());
-        Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
+        CgroupLimits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
     }
 
     /// Lets through a VIF what the flavor allows, and nothing while the instance is

@@ -17,7 +17,7 @@ use super::ops;
 use super::record::{self, Record};
 use super::shared::Shared;
 use super::{exec, host_report, image_jobs, recovery, stats, validate};
-use crate::cgroup::Limits;
+use crate::cgroup::CgroupLimits;
 use crate::config::Config;
 use crate::console::{self, ConsoleFiles};
 use crate::fault::{Fault, FaultKind, Result};
@@ -155,7 +155,7 @@ impl Backend for Manager {
         shared.parts.images.get(request.image_id)?;
         let record = self.plan_record(id, digest, request)?;
         let definition = record.definition.clone();
-        Limits::from_flavor(
+        CgroupLimits::from_flavor(
             &definition.flavor,
             &shared.parts.config.instances,
             record.pinned_cpus.as_deref(),

@@ -1,6 +1,6 @@
 //! Another flavor for an instance, running or not: what both kinds of resize do.
 
-use crate::cgroup::Limits;
+use crate::cgroup::CgroupLimits;
 use crate::fault::{Fault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
@@ -13,7 +13,7 @@ use crate::types::Flavor;
 pub struct FlavorChange {
     /// Its record then.
     pub new: Record,
-    limits: Limits,
+    limits: CgroupLimits,
 }
 
 impl FlavorChange {
@@ -120,7 +120,7 @@ fn grow(parts: &HostParts, old: &Record, new: &Record, running: bool) -> Result<
 }
 
 /// Puts limits in force, now and for a reboot from inside.
-fn apply(parts: &HostParts, record: &Record, limits: &Limits) -> Result<()> {
+fn apply(parts: &HostParts, record: &Record, limits: &CgroupLimits) -> Result<()> {
     let paths = parts.paths(record);
     let devices = parts.devices(&paths);
     let group = parts.group(record);

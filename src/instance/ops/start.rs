@@ -3,7 +3,7 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-use crate::cgroup::{DeviceNumber, Layout};
+use crate::cgroup::{CgroupLayout, DeviceNumber};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
@@ -101,8 +101,8 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     let user = crate::image::resolve_user(&layers, &boot.config.user)?;
     let lxcfs = parts.lxcfs().map(|path| lxcfs::files(&path)).unwrap_or_default();
     let cgroup_view = match parts.hierarchy.layout() {
-        Layout::V1 => CgroupView::V1,
-        Layout::Hybrid | Layout::V2 => CgroupView::Unified,
+        CgroupLayout::V1 => CgroupView::V1,
+        CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,
     };
     let spec = spec::build(&SpecInput {
         definition: &boot.definition,
