@@ -32,6 +32,7 @@ use super::ops;
 use super::record::{Desired, Frozen, Record};
 use super::shared::Shared;
 use super::state::{Admission, Verb};
+use super::teardown::undone;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
 use crate::store::atomic;
@@ -361,12 +362,7 @@ impl Actor {
         let resized = self.stop_and_keep(wanted, operation).await;
         match resized {
             Err(fault) if ran && self.live.is_none() && !self.handle.has_urgent() => {
-                Err(match self.start().await {
-                    Ok(()) => fault,
-                    Err(left) => {
-                        fault.context(format_args!("(and starting it again: {})", left.detail))
-                    }
-                })
+                Err(undone(fault, "starting it again", self.start().await))
             }
             other => other,
         }

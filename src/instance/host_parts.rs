@@ -19,7 +19,7 @@ use crate::sys::{self, mount};
 use crate::types::{RuntimeInfo, Vif};
 
 use super::record::{Desired, Record};
-use super::teardown::Teardown;
+use super::teardown::{Teardown, undone};
 
 /// The parts.
 pub struct HostParts {
@@ -191,10 +191,9 @@ impl HostParts {
     pub fn freeze_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let disks = mounted_disks(layout)?;
         let frozen = disks.iter().try_for_each(|disk| sys::fs::freeze(disk.as_fd()));
-        frozen.or_fault("freezing a disk").map_err(|fault| match self.thaw_disks(layout) {
-            Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and thawing it: {})", left.detail)),
-        })
+        frozen
+            .or_fault("freezing a disk")
+            .map_err(|fault| undone(fault, "thawing it", self.thaw_disks(layout)))
     }
 
     /// Undoes [`HostParts::freeze_disks`]; not frozen is success.

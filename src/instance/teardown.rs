@@ -28,6 +28,15 @@ impl Teardown {
     }
 }
 
+/// A fault after which what had been done was undone: it also tells if that,
+/// too, failed.
+pub fn undone(fault: Fault, undoing: &str, outcome: Result<()>) -> Fault {
+    match outcome {
+        Ok(()) => fault,
+        Err(left) => fault.context(format_args!("(and {undoing}: {})", left.detail)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +50,17 @@ mod tests {
         let detail = teardown.into_result().unwrap_err().detail;
         assert!(detail.contains("busy") && detail.contains("not empty"), "{detail}");
         Teardown::default().into_result().unwrap();
+    }
+
+    #[test]
+    fn a_fault_tells_what_could_not_be_undone() {
+        let fault = || Fault::new(FaultKind::RuntimeFailed, "no start");
+        assert_eq!(undone(fault(), "ending it", Ok(())).detail, "no start");
+        let both = undone(fault(), "ending it", Err(Fault::internal("kill", "busy")));
+        assert_eq!(
+            (both.kind, both.detail.starts_with("(and ending it: ")),
+            (FaultKind::RuntimeFailed, true)
+        );
+        assert!(both.detail.ends_with("no start"), "{both}");
     }
 }

@@ -20,6 +20,7 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::{KeptResize, Record};
 use crate::instance::state::Admission;
+use crate::instance::teardown::undone;
 use crate::rootfs::DiskBackup;
 use crate::types::Flavor;
 
@@ -73,10 +74,7 @@ pub fn resize_and_keep(
         parts.disks.back_up(&disks(parts, record), progress)?;
         change(parts, record, flavor)
     })();
-    kept.map_err(|fault| match finish_interrupted(parts, record) {
-        Ok(()) => fault,
-        Err(left) => fault.context(format_args!("(and putting its disks back: {})", left.detail)),
-    })
+    kept.map_err(|fault| undone(fault, "putting its disks back", finish_interrupted(parts, record)))
 }
 
 fn change(parts: &HostParts, record: &mut Record, flavor: Flavor) -> Result<()> {

@@ -4,6 +4,7 @@ use crate::cgroup::CgroupLimits;
 use crate::fault::{Fault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
+use crate::instance::teardown::undone;
 use crate::instance::validate;
 use crate::monitor::Monitor;
 use crate::network::Rates;
@@ -48,12 +49,10 @@ impl FlavorChange {
         })();
         match changed {
             Ok(()) => Ok(new),
-            Err(fault) => Err(match restore(parts, record, running) {
-                Ok(()) => fault,
-                Err(left) => {
-                    fault.context(format_args!("(and restoring the old limits: {})", left.detail))
-                }
-            }),
+            Err(fault) => {
+                let restored = restore(parts, record, running);
+                Err(undone(fault, "restoring the old limits", restored))
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::fault::{Fault, FaultKind, Result};
 use crate::instance::allocations::Allocations;
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
+use crate::instance::teardown::undone;
 use crate::network;
 use crate::sys::mount;
 use crate::types::Vif;
@@ -69,10 +70,10 @@ pub fn attach(parts: &HostParts, record: Record, vif: Vif) -> Result<Record> {
         parts.network.attach(&vif, index, &net_ns).and_then(|()| parts.traffic(&record, &vif));
     match attached {
         Ok(()) => Ok(record),
-        Err(fault) => Err(match detach(parts, record, vif.id) {
-            Ok(_) => fault,
-            Err(left) => fault.context(format_args!("(and detaching it again: {})", left.detail)),
-        }),
+        Err(fault) => {
+            let detached = detach(parts, record, vif.id).map(drop);
+            Err(undone(fault, "detaching it again", detached))
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::fault::Result;
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
+use crate::instance::teardown::undone;
 
 /// Freezes the instance's disks.
 pub fn quiesce(parts: &HostParts, mut record: Record) -> Result<Record> {
@@ -20,10 +21,7 @@ pub fn quiesce(parts: &HostParts, mut record: Record) -> Result<Record> {
         Ok(()) => Ok(record),
         Err(fault) => {
             record.quiesced = false;
-            Err(match record.save(&paths) {
-                Ok(()) => fault,
-                Err(left) => fault.context(format_args!("(and recording it: {})", left.detail)),
-            })
+            Err(undone(fault, "recording it", record.save(&paths)))
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::fault::Result;
 use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
 use crate::instance::record::{self, Desired, Record};
-use crate::instance::teardown::Teardown;
+use crate::instance::teardown::{Teardown, undone};
 use crate::store::atomic;
 use crate::types::Rescue;
 
@@ -26,10 +26,7 @@ pub fn rescue(parts: &HostParts, mut before: Record, wanted: Rescue) -> Result<(
     cold_resize::finish_interrupted(parts, &mut before)?;
     prepare(parts, &before, wanted)
         .and_then(|rescued| start::start_as(parts, before.clone(), rescued))
-        .map_err(|fault| match undo(parts, &before, image_id) {
-            Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and undoing it: {})", left.detail)),
-        })
+        .map_err(|fault| undone(fault, "undoing it", undo(parts, &before, image_id)))
 }
 
 /// Makes the rescue root file system, which the record does not know yet.

@@ -9,6 +9,7 @@ use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
 use crate::instance::record::Record;
 use crate::instance::stats;
+use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::spec::{self, CgroupView, ProcessUser, Role, SpecInput};
 use crate::runtime::{init, lxcfs};
@@ -42,12 +43,8 @@ pub fn start_as(parts: &HostParts, before: Record, changed: Record) -> Result<(R
     match (live, saved) {
         (Ok(live), Ok(())) => Ok((record, live)),
         (Err(fault), _) | (Ok(_), Err(fault)) => {
-            Err(match undo(parts, before, record.generation) {
-                Ok(()) => fault,
-                Err(left) => {
-                    fault.context(format_args!("(and taking it down again: {})", left.detail))
-                }
-            })
+            let undoing = undo(parts, before, record.generation);
+            Err(undone(fault, "taking it down again", undoing))
         }
     }
 }
