@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
-use berth::api::backend::Backend;
-use berth::cli::{self, Parts};
+use berth::cli::{self, ServiceHooks};
 use berth::config::Config;
 use berth::fault::{OrFault, Result};
 use berth::image::jail;
-use berth::instance::{Manager, manager};
+use berth::instance::backend::Backend;
+use berth::instance::{Manager, host_report};
 use berth::types::Check;
 
 /// What `serve` found before it opened the manager, which reports it.
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         return code;
     }
     berth::sys::process::share_heaps();
-    cli::main(Parts { open, probe })
+    cli::main(ServiceHooks { open, probe })
 }
 
 fn open(config: Config) -> Result<Arc<dyn Backend>> {
@@ -41,7 +41,7 @@ fn open(config: Config) -> Result<Arc<dyn Backend>> {
 }
 
 fn probe(config: &Config) -> Vec<Check> {
-    let checks = manager::probe(config);
+    let checks = host_report::probe(config);
     // Asked once in the life of the process.
     let _ = CHECKS.set(checks.clone());
     checks

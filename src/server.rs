@@ -18,10 +18,10 @@ use actix_web::rt::net::UnixStream;
 use tokio::sync::watch;
 
 use self::listen::Listeners;
-use crate::api::backend::Backend;
 use crate::api::{self, Api, Peer};
 use crate::config;
 use crate::fault::{Fault, OrFault, Result};
+use crate::instance::backend::Backend;
 
 /// How long a stop waits for operations under way. What has not ended then
 /// goes on where it left off, or is undone, at the next start.

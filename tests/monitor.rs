@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use berth::cgroup::plan::{Plan, Step};
+use berth::cgroup::plan::{CgroupPlan, Step};
 use berth::console::{self, ConsoleFiles};
 use berth::fault::{FaultKind, Result};
 use berth::monitor::{
@@ -281,7 +281,7 @@ fn memory_group(parent: &str, id: Uuid) -> Option<PathBuf> {
 }
 
 /// A small cgroup plan: delegation and, if asked for, a memory limit.
-fn plan(parent: &str, id: Uuid, block: IdBlock, memory: Option<u64>) -> Plan {
+fn plan(parent: &str, id: Uuid, block: IdBlock, memory: Option<u64>) -> CgroupPlan {
     let mut steps = Vec::new();
     let (uid, gid) = (block.first, block.first);
     if let Some(dir) = unified(parent, id) {
@@ -297,7 +297,7 @@ fn plan(parent: &str, id: Uuid, block: IdBlock, memory: Option<u64>) -> Plan {
         let path = dir.join("memory.limit_in_bytes");
         steps.push(Step::Write { path, value: limit.to_string(), optional: false });
     }
-    Plan { steps }
+    CgroupPlan { steps }
 }
 
 /// A layer as the image store has it: owned by real ids.

@@ -7,11 +7,11 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_TYPE, HeaderName, LOCATION};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError, web};
 
-use super::Api;
-use super::backend::Backend;
 use super::extract::Prefer;
 use super::gate;
+use super::shared::Api;
 use crate::fault::{Fault, FaultKind, Result};
+use crate::instance::backend::Backend;
 use crate::instance::operation::OperationHandle;
 use crate::types::{OperationStatus, Problem};
 
@@ -48,7 +48,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 /// Waits for an operation as long as the client prefers. `None` when it ended
 /// well; an answer that tells where to look when the client waits no longer.
 /// The operation goes on whatever becomes of the connection.
-pub(super) async fn settle(
+pub(super) async fn wait_as_preferred(
     handle: &Arc<OperationHandle>,
     prefer: Prefer,
 ) -> Result<Option<HttpResponse>> {

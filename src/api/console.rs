@@ -11,12 +11,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tracing::Instrument;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
 use super::answer::blocking;
-use super::backend::{Console, ResizeConsole};
 use super::extract::{Id, Query};
+use super::shared::Api;
 use super::socket::{self, Incoming, Message};
+use crate::fault::FaultKind::*;
 use crate::fault::{Fault, OrFault, Result};
+use crate::instance::backend::{Console, ResizeConsole};
 use crate::telemetry;
 
 /// Most bytes of console output that a configuration can have kept.
@@ -70,7 +71,8 @@ impl TerminalMessage {
             description = "Number of bytes from the end; all that are kept when left out")
     ),
     responses((status = 200, description = "The bytes", body = String,
-        content_type = "application/octet-stream"))
+        content_type = "application/octet-stream")),
+    extensions(("x-faults" = json!([InstanceNotFound])))
 )]
 #[get("/v1/instances/{id}/console/output")]
 async fn get_console_output(api: web::Data<Api>, Id(id): Id, query: Query) -> Result<HttpResponse> {
@@ -88,7 +90,8 @@ async fn get_console_output(api: web::Data<Api>, Id(id): Id, query: Query) -> Re
 #[utoipa::path(
     tag = "instances",
     params(("id" = Uuid, Path, description = "Nova's id of the instance")),
-    responses((status = 101, description = "The console follows as a web socket"))
+    responses((status = 101, description = "The console follows as a web socket")),
+    extensions(("x-faults" = json!([InstanceNotFound, InstanceInvalidState, HostUnsupported])))
 )]
 #[get("/v1/instances/{id}/console")]
 async fn attach_console(

@@ -7,9 +7,10 @@ use actix_web::{HttpRequest, HttpResponse, get, web};
 use futures_util::stream;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
 use super::answer::blocking;
 use super::extract::Query;
+use super::shared::Api;
+use crate::fault::FaultKind::*;
 use crate::fault::{Fault, Result};
 use crate::instance::event::EventSubscription;
 use crate::telemetry;
@@ -35,7 +36,8 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
             description = "The same, as browsers and libraries send it; it wins over `after`")
     ),
     responses((status = 200, description = "The stream", body = Event,
-        content_type = "text/event-stream"))
+        content_type = "text/event-stream")),
+    extensions(("x-faults" = json!([EventsGone])))
 )]
 #[get("/v1/events")]
 async fn follow_events(

@@ -17,13 +17,14 @@ use tokio::process::{Child, Command};
 use tracing::Instrument;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
 use super::answer::blocking;
-use super::backend::ExecRequest;
 use super::console::{Size, TerminalMessage};
 use super::extract::{Id, Query};
+use super::shared::Api;
 use super::socket::{self, Incoming, Message};
+use crate::fault::FaultKind::*;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::backend::ExecRequest;
 use crate::sys::process::children;
 use crate::telemetry;
 
@@ -67,7 +68,11 @@ pub enum ExecMessage {
         ("env" = Option<Vec<String>>, Query, style = Form, explode,
             description = "Environment, `NAME=value`, one each")
     ),
-    responses((status = 101, description = "The command's input and output follow as a web socket"))
+    responses((status = 101,
+        description = "The command's input and output follow as a web socket")),
+    extensions(("x-faults" = json!([
+        InstanceNotFound, InstanceInvalidState, RuntimeFailed, HostUnsupported
+    ])))
 )]
 #[get("/v1/instances/{id}/exec")]
 async fn exec(

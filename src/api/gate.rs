@@ -16,10 +16,10 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::Api;
-use super::backend::RequestContext;
 use super::extract::Query;
+use super::shared::Api;
 use crate::fault::{Fault, FaultKind, Result};
+use crate::instance::backend::RequestContext;
 use crate::telemetry;
 
 /// The header that carries a request's id, both ways: OpenStack's own.

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
 use super::answer::blocking;
+use super::shared::Api;
 use crate::fault::Result;
 use crate::types::{Check, HostInfo, HostStats};
 
@@ -22,7 +22,9 @@ pub struct CheckList {
 }
 
 /// The host's inventory and capabilities.
-#[utoipa::path(tag = "host", responses((status = 200, description = "The host", body = HostInfo)))]
+#[utoipa::path(tag = "host", responses((status = 200, description = "The host", body = HostInfo)),
+    extensions(("x-faults" = json!([])))
+)]
 #[get("/v1/host")]
 async fn get_host(api: web::Data<Api>) -> Result<HttpResponse> {
     let info = blocking(&api, |backend| backend.host_info()).await?;
@@ -32,7 +34,8 @@ async fn get_host(api: web::Data<Api>) -> Result<HttpResponse> {
 /// What the host uses now.
 #[utoipa::path(
     tag = "host",
-    responses((status = 200, description = "Counters and gauges of the host", body = HostStats))
+    responses((status = 200, description = "Counters and gauges of the host", body = HostStats)),
+    extensions(("x-faults" = json!([])))
 )]
 #[get("/v1/host/stats")]
 async fn get_host_stats(api: web::Data<Api>) -> Result<HttpResponse> {
@@ -43,7 +46,8 @@ async fn get_host_stats(api: web::Data<Api>) -> Result<HttpResponse> {
 /// The outcome of every probe of the host, as `berth check` prints it.
 #[utoipa::path(
     tag = "host",
-    responses((status = 200, description = "The probes", body = CheckList))
+    responses((status = 200, description = "The probes", body = CheckList)),
+    extensions(("x-faults" = json!([])))
 )]
 #[get("/v1/host/checks")]
 async fn get_host_checks(api: web::Data<Api>) -> Result<HttpResponse> {

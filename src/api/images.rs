@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
-use super::answer::{blocking, settle};
-use super::backend::RequestContext;
+use super::answer::{blocking, wait_as_preferred};
 use super::extract::{Body, Id, Nothing, OptionalBody, Prefer};
+use super::shared::Api;
+use crate::fault::FaultKind::*;
 use crate::fault::Result;
+use crate::instance::backend::RequestContext;
 use crate::types::{Image, ImageImport, Operation};
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
@@ -27,7 +28,8 @@ pub struct ImageList {
 /// All images of this host's store.
 #[utoipa::path(
     tag = "images",
-    responses((status = 200, description = "The images", body = ImageList))
+    responses((status = 200, description = "The images", body = ImageList)),
+    extensions(("x-faults" = json!([])))
 )]
 #[get("/v1/images")]
 async fn list_images(api: web::Data<Api>) -> Result<HttpResponse> {
@@ -47,7 +49,12 @@ async fn list_images(api: web::Data<Api>) -> Result<HttpResponse> {
             headers(("Location" = String, description = "Where the image is"))),
         (status = 202, description = "It is being imported", body = Operation,
             headers(("Location" = String, description = "Where the operation is"))),
-    )
+    ),
+    extensions(("x-faults" = json!([
+        ImageNotFound, ImageExists, ImageInUse, PayloadTooLarge, UnsupportedMediaType,
+        ImageUnacceptable, ImageCorrupt, HostUnsupported, GlanceUnavailable, GlanceForbidden,
+        ServiceUnavailable, Timeout, ResourcesExhausted
+    ])))
 )]
 #[put("/v1/images/{id}")]
 async fn import_image(
@@ -62,7 +69,7 @@ async fn import_image(
         Ok((existed, backend.import_image(context, id, request)?))
     })
     .await?;
-    if let Some(answer) = settle(&operation, prefer).await? {
+    if let Some(answer) = wait_as_preferred(&operation, prefer).await? {
         return Ok(answer);
     }
     let image = blocking(&api, move |backend| backend.image(id)).await?;
@@ -77,7 +84,8 @@ async fn import_image(
 #[utoipa::path(
     tag = "images",
     params(("id" = Uuid, Path, description = "Glance's id of the image")),
-    responses((status = 200, description = "The image", body = Image))
+    responses((status = 200, description = "The image", body = Image)),
+    extensions(("x-faults" = json!([ImageNotFound])))
 )]
 #[get("/v1/images/{id}")]
 async fn get_image(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse> {
@@ -89,7 +97,8 @@ async fn get_image(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse> {
 #[utoipa::path(
     tag = "images",
     params(("id" = Uuid, Path, description = "Glance's id of the image")),
-    responses((status = 204, description = "It is gone"))
+    responses((status = 204, description = "It is gone")),
+    extensions(("x-faults" = json!([ImageNotFound, ImageInUse, ServiceUnavailable])))
 )]
 #[delete("/v1/images/{id}")]
 async fn delete_image(

@@ -6,11 +6,12 @@ use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
 use uuid::Uuid;
 
-use super::Api;
-use super::answer::{blocking, settle};
-use super::backend::{Action, RequestContext};
+use super::answer::{blocking, wait_as_preferred};
 use super::extract::{Body, Id, Nothing, OptionalBody, PortId, Prefer};
+use super::shared::Api;
+use crate::fault::FaultKind::*;
 use crate::fault::{Fault, FaultKind, Result};
+use crate::instance::backend::{Action, RequestContext};
 use crate::types::{Instance, Operation, Vif};
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
@@ -28,7 +29,8 @@ pub struct InterfaceList {
 #[utoipa::path(
     tag = "instances",
     params(("id" = Uuid, Path, description = "Nova's id of the instance")),
-    responses((status = 200, description = "Its interfaces", body = InterfaceList))
+    responses((status = 200, description = "Its interfaces", body = InterfaceList)),
+    extensions(("x-faults" = json!([InstanceNotFound])))
 )]
 #[get("/v1/instances/{id}/interfaces")]
 async fn list_interfaces(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse> {
@@ -49,7 +51,12 @@ async fn list_interfaces(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse
         (status = 201, description = "The instance has it", body = Vif),
         (status = 202, description = "It is being attached", body = Operation,
             headers(("Location" = String, description = "Where the operation is"))),
-    )
+    ),
+    extensions(("x-faults" = json!([
+        InstanceNotFound, InstanceInvalidState, InterfaceExists, PayloadTooLarge,
+        UnsupportedMediaType, NetworkFailed, HostUnsupported, ServiceUnavailable, Timeout,
+        ResourcesExhausted
+    ])))
 )]
 #[put("/v1/instances/{id}/interfaces/{port_id}")]
 async fn attach_interface(
@@ -69,7 +76,7 @@ async fn attach_interface(
         Ok((existed, operation))
     })
     .await?;
-    if let Some(answer) = settle(&operation, prefer).await? {
+    if let Some(answer) = wait_as_preferred(&operation, prefer).await? {
         return Ok(answer);
     }
     let instance = blocking(&api, move |backend| backend.instance(id)).await?;
@@ -91,7 +98,11 @@ async fn attach_interface(
         (status = 204, description = "The instance no longer has it"),
         (status = 202, description = "It is being detached", body = Operation,
             headers(("Location" = String, description = "Where the operation is"))),
-    )
+    ),
+    extensions(("x-faults" = json!([
+        InstanceNotFound, InterfaceNotFound, InstanceInvalidState, NetworkFailed,
+        ServiceUnavailable, Timeout
+    ])))
 )]
 #[delete("/v1/instances/{id}/interfaces/{port_id}")]
 async fn detach_interface(
@@ -104,7 +115,7 @@ async fn detach_interface(
 ) -> Result<HttpResponse> {
     let action = Action::DetachInterface(port_id);
     let operation = blocking(&api, move |backend| backend.action(context, id, action)).await?;
-    let answer = settle(&operation, prefer).await?;
+    let answer = wait_as_preferred(&operation, prefer).await?;
     Ok(answer.unwrap_or_else(|| HttpResponse::NoContent().finish()))
 }
 

@@ -14,7 +14,8 @@ use utoipa::{PartialSchema, ToSchema};
 use utoipa_actix_web::AppExt;
 
 use super::answer::PROBLEM_JSON;
-use crate::fault::FaultKind::{self, *};
+use super::routes::routes;
+use crate::fault::FaultKind;
 use crate::types::Problem;
 
 const ABOUT: &str = "\
@@ -31,8 +32,7 @@ Unknown fields and unknown query parameters are faults.";
 
 /// The description of the API.
 pub fn document() -> OpenApi {
-    let (_, generated) =
-        actix_web::App::new().into_utoipa_app().configure(super::routes).split_for_parts();
+    let generated = generated();
     let mut document = OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -56,6 +56,11 @@ pub fn document() -> OpenApi {
     document
 }
 
+/// What the handlers say.
+fn generated() -> OpenApi {
+    actix_web::App::new().into_utoipa_app().configure(routes).split_for_parts().1
+}
+
 /// The description as it is served and kept in `openapi/`.
 pub fn document_json() -> String {
     json(&document())
@@ -77,12 +82,6 @@ const TAGS: [(&str, &str); 5] = [
 ];
 
 /// The methods of a path that are described.
-pub(super) fn operations(item: &PathItem) -> impl Iterator<Item = (&'static str, &Operation)> {
-    [("DELETE", &item.delete), ("GET", &item.get), ("POST", &item.post), ("PUT", &item.put)]
-        .into_iter()
-        .filter_map(|(method, operation)| Some((method, operation.as_ref()?)))
-}
-
 fn operations_mut(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut Operation)> {
     [
         ("DELETE", &mut item.delete),
@@ -154,7 +153,7 @@ fn complete(operation: &mut Operation) {
             "`respond-async`: answer at once with 202; `wait=SECONDS`: wait no longer than that.",
         )));
     }
-    for (status, about) in problems(operation.operation_id.as_deref().unwrap_or_default()) {
+    for (status, about) in problems(&take_faults(operation).unwrap_or_default()) {
         let reference = Ref::from_schema_name("Problem");
         let content = ContentBuilder::new().schema(Some(reference)).build();
         let response =
@@ -183,9 +182,9 @@ fn header_parameter(name: &str, about: &str) -> Parameter {
 }
 
 /// The problems of an operation by status, each with the codes it may have.
-fn problems(operation_id: &str) -> BTreeMap<u16, String> {
+fn problems(own: &[FaultKind]) -> BTreeMap<u16, String> {
     let mut problems = BTreeMap::<u16, String>::new();
-    for kind in EVERYWHERE.iter().chain(faults(operation_id)) {
+    for kind in EVERYWHERE.iter().chain(own) {
         let about = problems.entry(kind.status()).or_default();
         let separator = if about.is_empty() { "" } else { "; " };
         *about = format!("{about}{separator}`{}`: {}", kind.code(), kind.title());
@@ -193,141 +192,31 @@ fn problems(operation_id: &str) -> BTreeMap<u16, String> {
     problems
 }
 
-const EVERYWHERE: &[FaultKind] = &[InvalidInput, Internal];
+const EVERYWHERE: &[FaultKind] = &[FaultKind::InvalidInput, FaultKind::Internal];
 
-const CHANGE: &[FaultKind] = &[
-    InstanceNotFound,
-    InstanceInvalidState,
-    PayloadTooLarge,
-    UnsupportedMediaType,
-    RuntimeFailed,
-    NetworkFailed,
-    HostUnsupported,
-    ServiceUnavailable,
-    Timeout,
-    ResourcesExhausted,
-];
+/// The faults that a handler declares beside those that all can have: `x-faults`,
+/// which is for here and not for clients.
+fn take_faults(operation: &mut Operation) -> Option<Vec<FaultKind>> {
+    let mut extensions = operation.extensions.take()?;
+    let faults = extensions.remove("x-faults");
+    operation.extensions = Some(extensions).filter(|others| !others.is_empty());
+    serde_json::from_value(faults?).ok()
+}
 
-/// The faults that an operation can have beside those that all can have.
-fn faults(operation_id: &str) -> &'static [FaultKind] {
-    match operation_id {
-        "get_instance" | "list_interfaces" | "get_console_output" => &[InstanceNotFound],
-        "get_stats" => &[InstanceNotFound, InstanceInvalidState],
-        "attach_console" => &[InstanceNotFound, InstanceInvalidState, HostUnsupported],
-        "exec" => &[InstanceNotFound, InstanceInvalidState, RuntimeFailed, HostUnsupported],
-        "create_instance" => &[
-            ImageNotFound,
-            InstanceExists,
-            InstanceInvalidState,
-            InterfaceExists,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            FlavorDiskTooSmall,
-            FlavorMemoryTooSmall,
-            RuntimeFailed,
-            NetworkFailed,
-            HostUnsupported,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "resize_instance" => &[
-            InstanceNotFound,
-            InstanceInvalidState,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            FlavorDiskTooSmall,
-            FlavorMemoryTooSmall,
-            RuntimeFailed,
-            HostUnsupported,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "attach_interface" => &[
-            InstanceNotFound,
-            InstanceInvalidState,
-            InterfaceExists,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            NetworkFailed,
-            HostUnsupported,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "detach_interface" => &[
-            InstanceNotFound,
-            InterfaceNotFound,
-            InstanceInvalidState,
-            NetworkFailed,
-            ServiceUnavailable,
-            Timeout,
-        ],
-        "delete_instance" => {
-            &[InstanceNotFound, InstanceInvalidState, RuntimeFailed, ServiceUnavailable, Timeout]
-        }
-        "start_instance" | "stop_instance" | "reboot_instance" | "pause_instance"
-        | "unpause_instance" | "suspend_instance" | "resume_instance" | "quiesce_instance"
-        | "unquiesce_instance" | "unrescue_instance" | "confirm_resize" | "revert_resize" => CHANGE,
-        "rescue_instance" => &[
-            InstanceNotFound,
-            ImageNotFound,
-            InstanceInvalidState,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            ImageUnacceptable,
-            FlavorDiskTooSmall,
-            RuntimeFailed,
-            NetworkFailed,
-            HostUnsupported,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "import_image" => &[
-            ImageNotFound,
-            ImageExists,
-            ImageInUse,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            ImageUnacceptable,
-            ImageCorrupt,
-            HostUnsupported,
-            GlanceUnavailable,
-            GlanceForbidden,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "set_password" => &[
-            InstanceNotFound,
-            InstanceInvalidState,
-            InstanceUnsupported,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            RuntimeFailed,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "snapshot_instance" => &[
-            InstanceNotFound,
-            InstanceInvalidState,
-            InstanceUnsupported,
-            PayloadTooLarge,
-            UnsupportedMediaType,
-            GlanceUnavailable,
-            GlanceForbidden,
-            ServiceUnavailable,
-            Timeout,
-            ResourcesExhausted,
-        ],
-        "get_image" => &[ImageNotFound],
-        "delete_image" => &[ImageNotFound, ImageInUse, ServiceUnavailable],
-        "get_operation" => &[OperationNotFound],
-        "follow_events" => &[EventsGone],
-        "get_health" => &[ServiceUnavailable],
-        _ => &[],
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_declares_its_faults() {
+        let mut paths = generated().paths.paths;
+        let operations = paths.values_mut().flat_map(operations_mut);
+        let undeclared: Vec<_> = operations
+            .filter(|(_, operation)| {
+                operation.extensions.as_ref().is_none_or(|all| !all.contains_key("x-faults"))
+            })
+            .map(|(_, operation)| operation.operation_id.clone())
+            .collect();
+        assert!(undeclared.is_empty(), "without x-faults: {undeclared:?}");
     }
 }

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
 use super::answer::{blocking, wait_at_most};
 use super::extract::{Id, Query};
+use super::shared::Api;
+use crate::fault::FaultKind::*;
 use crate::fault::{Fault, Result};
 use crate::types::Operation;
 
@@ -30,7 +31,8 @@ pub struct OperationList {
 /// The operations under way and the latest that have ended.
 #[utoipa::path(
     tag = "operations",
-    responses((status = 200, description = "The operations", body = OperationList))
+    responses((status = 200, description = "The operations", body = OperationList)),
+    extensions(("x-faults" = json!([])))
 )]
 #[get("/v1/operations")]
 async fn list_operations(api: web::Data<Api>) -> Result<HttpResponse> {
@@ -46,7 +48,8 @@ async fn list_operations(api: web::Data<Api>) -> Result<HttpResponse> {
         ("wait" = Option<u16>, Query, minimum = 0, maximum = 300,
             description = "Seconds to wait for its end; 0, the default, does not wait")
     ),
-    responses((status = 200, description = "The operation", body = Operation))
+    responses((status = 200, description = "The operation", body = Operation)),
+    extensions(("x-faults" = json!([OperationNotFound])))
 )]
 #[get("/v1/operations/{id}")]
 async fn get_operation(api: web::Data<Api>, Id(id): Id, query: Query) -> Result<HttpResponse> {

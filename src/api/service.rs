@@ -3,8 +3,9 @@
 use actix_web::{HttpResponse, get, web};
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use super::Api;
 use super::answer::blocking;
+use super::shared::Api;
+use crate::fault::FaultKind::*;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::telemetry::{self, Present};
 
@@ -15,7 +16,8 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
 /// Whether the service works: 200 and `ok`. The instance manager is asked too.
 #[utoipa::path(
     tag = "service",
-    responses((status = 200, description = "It works", body = String, content_type = "text/plain"))
+    responses((status = 200, description = "It works", body = String, content_type = "text/plain")),
+    extensions(("x-faults" = json!([ServiceUnavailable])))
 )]
 #[get("/healthz")]
 async fn get_health(api: web::Data<Api>) -> Result<HttpResponse> {
@@ -30,7 +32,8 @@ async fn get_health(api: web::Data<Api>) -> Result<HttpResponse> {
 #[utoipa::path(
     tag = "service",
     responses((status = 200, description = "Prometheus's text format", body = String,
-        content_type = "text/plain"))
+        content_type = "text/plain")),
+    extensions(("x-faults" = json!([])))
 )]
 #[get("/metrics")]
 async fn get_metrics(api: web::Data<Api>) -> Result<HttpResponse> {
@@ -48,7 +51,8 @@ async fn get_metrics(api: web::Data<Api>) -> Result<HttpResponse> {
 /// This description.
 #[utoipa::path(
     tag = "service",
-    responses((status = 200, description = "The OpenAPI document", body = serde_json::Value))
+    responses((status = 200, description = "The OpenAPI document", body = serde_json::Value)),
+    extensions(("x-faults" = json!([])))
 )]
 #[get("/v1/openapi.json")]
 async fn get_description(api: web::Data<Api>) -> HttpResponse {

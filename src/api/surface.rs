@@ -5,10 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use actix_web::dev::ResourceDef;
 use actix_web::http::Method;
-use utoipa::openapi::path::ParameterIn;
+use utoipa::openapi::path::{ParameterIn, PathItem};
 use utoipa::openapi::{OpenApi, RefOr};
-
-use super::openapi;
 
 /// Every path of the API.
 pub(super) struct Surface(Vec<Route>);
@@ -33,7 +31,7 @@ impl Surface {
         let routes = document.paths.paths.iter().map(|(pattern, item)| Route {
             pattern: pattern.clone(),
             resource: ResourceDef::new(pattern.as_str()),
-            operations: openapi::operations(item)
+            operations: operations(item)
                 .map(|(method, operation)| (method, Operation::new(operation)))
                 .collect(),
         });
@@ -66,4 +64,13 @@ impl Operation {
         });
         Operation { query: query.collect() }
     }
+}
+
+/// The methods of a path that are described.
+fn operations(
+    item: &PathItem,
+) -> impl Iterator<Item = (&'static str, &utoipa::openapi::path::Operation)> {
+    [("DELETE", &item.delete), ("GET", &item.get), ("POST", &item.post), ("PUT", &item.put)]
+        .into_iter()
+        .filter_map(|(method, operation)| Some((method, operation.as_ref()?)))
 }

@@ -3,9 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::plan::{self, Plan, Step, read};
+use uuid::Uuid;
+
+use super::plan::{self, CgroupPlan, Step, read};
 use super::stats::{self, GroupStats, Sources};
-use super::{Controller, DeviceNumber, Hierarchy, Limits, Place, Version, tasks, v1, v2};
+use super::{CgroupLimits, Controller, DeviceNumber, Hierarchy, Place, Version, tasks, v1, v2};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::ids::IdBlock;
 
@@ -27,8 +29,10 @@ pub struct Group {
 }
 
 impl Group {
-    pub(super) fn new(hierarchy: Hierarchy, parent: &str, name: &str) -> Group {
-        Group { hierarchy, parent: parent.to_owned(), name: name.to_owned() }
+    /// The cgroup of an instance; nothing is made.
+    pub fn new(hierarchy: &Hierarchy, parent: &str, instance: Uuid) -> Group {
+        let (hierarchy, parent) = (hierarchy.clone(), parent.to_owned());
+        Group { hierarchy, parent, name: instance.to_string() }
     }
 
     /// OCI's `cgroupsPath`.
@@ -66,7 +70,12 @@ impl Group {
     ///
     /// Only systemd's named hierarchy and version 2 are given away. Other
     /// controllers of version 1 are not safe to delegate, and no init wants them.
-    pub fn plan(&self, limits: &Limits, devices: &[DeviceNumber], block: IdBlock) -> Result<Plan> {
+    pub fn plan(
+        &self,
+        limits: &CgroupLimits,
+        devices: &[DeviceNumber],
+        block: IdBlock,
+    ) -> Result<CgroupPlan> {
         let mut steps = Vec::new();
         for place in self.places() {
             steps.extend(self.parent_steps(&place));
@@ -82,7 +91,7 @@ impl Group {
             }
         }
         steps.extend(self.limit_steps(limits, devices)?);
-        Ok(Plan { steps })
+        Ok(CgroupPlan { steps })
     }
 
     /// Makes the parent, and lets controllers reach the instance through it.
@@ -110,7 +119,7 @@ impl Group {
         steps
     }
 
-    fn limit_steps(&self, limits: &Limits, devices: &[DeviceNumber]) -> Result<Vec<Step>> {
+    fn limit_steps(&self, limits: &CgroupLimits, devices: &[DeviceNumber]) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
         let cpu = self.needed(Controller::Cpu)?;
         let dir = &cpu.path;
@@ -161,7 +170,7 @@ impl Group {
     ///
     /// Memory can only shrink to what is in use once the kernel has taken back
     /// what it could; fewer processes than there are only stops new ones.
-    pub fn update(&self, limits: &Limits, devices: &[DeviceNumber]) -> Result<()> {
+    pub fn update(&self, limits: &CgroupLimits, devices: &[DeviceNumber]) -> Result<()> {
         let steps = self.limit_steps(limits, devices)?;
         self.make_room(limits)?;
         let mut undo = Vec::new();
@@ -179,7 +188,7 @@ impl Group {
     }
 
     /// Version 2 would kill processes rather than refuse a limit below usage.
-    fn make_room(&self, limits: &Limits) -> Result<()> {
+    fn make_room(&self, limits: &CgroupLimits) -> Result<()> {
         let Some(Place { version: Version::V2, path }) = self.place(Controller::Memory) else {
             return Ok(());
         };
@@ -191,7 +200,7 @@ impl Group {
         if used()? > limits.memory_bytes { Err(self.too_small(limits)) } else { Ok(()) }
     }
 
-    fn explain(&self, step: &Step, error: io::Error, limits: &Limits) -> Fault {
+    fn explain(&self, step: &Step, error: io::Error, limits: &CgroupLimits) -> Fault {
         match step {
             Step::Write { path, .. }
                 if error.raw_os_error() == Some(libc::EBUSY)
@@ -206,7 +215,7 @@ impl Group {
         }
     }
 
-    fn too_small(&self, limits: &Limits) -> Fault {
+    fn too_small(&self, limits: &CgroupLimits) -> Fault {
         const MIB: u64 = 1 << 20;
         let used = self.stats().map_or(0, |s| s.memory.usage);
         Fault {
@@ -295,7 +304,7 @@ impl Group {
     /// unified one beside version 1.
     pub fn left_alone(&self) -> Vec<PathBuf> {
         match (self.hierarchy.layout(), self.hierarchy.unified()) {
-            (super::Layout::Hybrid, Some(unified)) => {
+            (super::CgroupLayout::Hybrid, Some(unified)) => {
                 vec![self.below(unified).join("cgroup.procs")]
             }
             _ => Vec::new(),
@@ -309,7 +318,7 @@ impl Group {
     /// the rates until then.
     pub fn remove(&self, devices: &[DeviceNumber]) -> Result<()> {
         if let Some(Place { version: Version::V1, path }) = self.hierarchy.place(Controller::Io) {
-            Plan { steps: v1::forget_devices(&path, devices) }.apply()?;
+            CgroupPlan { steps: v1::forget_devices(&path, devices) }.apply()?;
         }
         let mut failure = Ok(());
         for place in self.places() {

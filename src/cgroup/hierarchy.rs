@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::Group;
-use super::plan::{self, Plan, Step};
+use super::plan::{self, CgroupPlan, Step};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
 /// How the host arranges its cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
+pub enum CgroupLayout {
     /// Version 1 only.
     V1,
     /// Version 1 with a version 2 hierarchy beside it.
@@ -23,12 +22,12 @@ pub enum Layout {
     V2,
 }
 
-impl fmt::Display for Layout {
+impl fmt::Display for CgroupLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Layout::V1 => "v1",
-            Layout::Hybrid => "hybrid",
-            Layout::V2 => "v2",
+            CgroupLayout::V1 => "v1",
+            CgroupLayout::Hybrid => "hybrid",
+            CgroupLayout::V2 => "v2",
         })
     }
 }
@@ -179,11 +178,11 @@ impl Hierarchy {
     }
 
     /// How the host arranges its cgroups.
-    pub fn layout(&self) -> Layout {
+    pub fn layout(&self) -> CgroupLayout {
         match (&self.0.unified, self.0.v1.is_empty() && self.0.systemd.is_none()) {
-            (None, _) => Layout::V1,
-            (Some(_), true) => Layout::V2,
-            (Some(_), false) => Layout::Hybrid,
+            (None, _) => CgroupLayout::V1,
+            (Some(_), true) => CgroupLayout::V2,
+            (Some(_), false) => CgroupLayout::Hybrid,
         }
     }
 
@@ -241,11 +240,6 @@ impl Hierarchy {
         })
     }
 
-    /// The cgroup `/{parent}/{instance}`; nothing is made.
-    pub fn group(&self, parent: &str, instance: Uuid) -> Group {
-        Group::new(self.clone(), parent, &instance.to_string())
-    }
-
     /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.
     pub fn instances(&self, parent: &str) -> BTreeSet<Uuid> {
         let entries =
@@ -283,7 +277,7 @@ impl Hierarchy {
             }
             files.push(path.join("cgroup.procs"));
         }
-        Plan { steps }.apply()?;
+        CgroupPlan { steps }.apply()?;
         Ok(files)
     }
 
@@ -388,7 +382,7 @@ pub(super) mod tests {
     fn v2_alone() {
         let dir = tempfile::tempdir().unwrap();
         let h = v2_fixture(dir.path());
-        assert_eq!(h.layout(), Layout::V2);
+        assert_eq!(h.layout(), CgroupLayout::V2);
         for controller in Controller::ALL {
             assert_eq!(h.place(controller).unwrap().version, Version::V2, "{controller:?}");
         }
@@ -415,7 +409,7 @@ pub(super) mod tests {
              36 31 0:33 / /proc rw - proc proc rw\n",
         )
         .unwrap();
-        assert_eq!(h.layout(), Layout::V1);
+        assert_eq!(h.layout(), CgroupLayout::V1);
         let cpu = h.place(Controller::Cpu).unwrap();
         assert_eq!(Some(&cpu), h.place(Controller::Cpuacct).as_ref());
         assert_eq!(h.place(Controller::Memory).unwrap().path, Path::new("/c g/memory"));
@@ -434,7 +428,7 @@ pub(super) mod tests {
             dir.path().display()
         ))
         .unwrap();
-        assert_eq!(h.layout(), Layout::Hybrid);
+        assert_eq!(h.layout(), CgroupLayout::Hybrid);
         assert_eq!(h.place(Controller::Cpu).unwrap().version, Version::V1);
         assert_eq!(h.place(Controller::Memory).unwrap().version, Version::V2);
         assert!(h.place(Controller::Io).is_none());

@@ -33,7 +33,7 @@ impl Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let parent = format!("berth-test-{}-{number}", std::process::id());
-        let group = hierarchy.group(&parent, Uuid::new_v4());
+        let group = Group::new(&hierarchy, &parent, Uuid::new_v4());
         Scratch { group, hierarchy, parent, devices: Vec::new(), children: Vec::new() }
     }
 
@@ -359,7 +359,7 @@ fn the_plan_of_version_2() {
     let dir = tempfile::tempdir().unwrap();
     let hierarchy = v2_fixture(dir.path());
     let id = Uuid::nil();
-    let group = hierarchy.group("berth", id);
+    let group = Group::new(&hierarchy, "berth", id);
     let device = DeviceNumber { major: 7, minor: 3 };
     let limits = limits(2, 64, &[("quota:disk_read_iops_sec", "90")]).unwrap();
     let plan = group.plan(&limits, &[device], BLOCK).unwrap();
@@ -397,7 +397,7 @@ fn the_plan_of_version_2() {
 #[test]
 fn version_2_refuses_to_shrink_below_what_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
-    let group = v2_fixture(dir.path()).group("berth", Uuid::nil());
+    let group = Group::new(&v2_fixture(dir.path()), "berth", Uuid::nil());
     let own = group.place(Controller::Memory).unwrap().path;
     fs::create_dir_all(&own).unwrap();
     for (file, text) in [
@@ -422,7 +422,7 @@ fn version_2_refuses_to_shrink_below_what_is_in_use() {
 #[test]
 fn a_failed_update_puts_every_value_back() {
     let dir = tempfile::tempdir().unwrap();
-    let group = v2_fixture(dir.path()).group("berth", Uuid::nil());
+    let group = Group::new(&v2_fixture(dir.path()), "berth", Uuid::nil());
     let own = group.place(Controller::Memory).unwrap().path;
     fs::create_dir_all(&own).unwrap();
     let before = [
@@ -447,7 +447,7 @@ fn a_rate_without_the_controller_is_a_fault_and_without_a_rate_is_not() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids").unwrap();
     let line = format!("1 2 0:1 / {} rw - cgroup2 none rw", dir.path().display());
-    let group = Hierarchy::from_mountinfo(&line).unwrap().group("berth", Uuid::nil());
+    let group = Group::new(&Hierarchy::from_mountinfo(&line).unwrap(), "berth", Uuid::nil());
     let plain = limits(1, 64, &[]).unwrap();
     assert!(group.plan(&plain, &[], BLOCK).is_ok());
     let rated = limits(1, 64, &[("quota:disk_read_iops_sec", "9")]).unwrap();

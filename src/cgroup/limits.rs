@@ -37,7 +37,7 @@ const MOST_IOPS: u64 = u32::MAX as u64 - 1;
 
 /// What an instance may use, in the kernel's terms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
+pub struct CgroupLimits {
     /// CPU time.
     pub cpu: Cpu,
     /// The CPUs it may run on; `None`: all that its parent cgroup may use.
@@ -113,7 +113,7 @@ impl CpuPolicy {
     }
 }
 
-impl Limits {
+impl CgroupLimits {
     /// The limits of a flavor.
     ///
     /// `cpus` are the CPUs the instance may run on: those picked for it when
@@ -123,12 +123,12 @@ impl Limits {
         flavor: &Flavor,
         config: &config::Instances,
         cpus: Option<&[u32]>,
-    ) -> Result<Limits> {
+    ) -> Result<CgroupLimits> {
         within("flavor.vcpus", u64::from(flavor.vcpus), 1..=1024)?;
         within("flavor.memory_mb", flavor.memory_mb, 16..=16_777_216)?;
         within("flavor.swap_mb", flavor.swap_mb, 0..=16_777_216)?;
         let specs = Specs(flavor);
-        Ok(Limits {
+        Ok(CgroupLimits {
             cpu: specs.cpu()?,
             cpuset: specs.cpuset(cpus)?,
             memory_bytes: flavor.memory_mb * MIB,
@@ -256,8 +256,16 @@ pub(super) mod tests {
         }
     }
 
-    pub(crate) fn limits(vcpus: u32, memory_mb: u64, specs: &[(&str, &str)]) -> Result<Limits> {
-        Limits::from_flavor(&flavor(vcpus, memory_mb, specs), &config::Instances::default(), None)
+    pub(crate) fn limits(
+        vcpus: u32,
+        memory_mb: u64,
+        specs: &[(&str, &str)],
+    ) -> Result<CgroupLimits> {
+        CgroupLimits::from_flavor(
+            &flavor(vcpus, memory_mb, specs),
+            &config::Instances::default(),
+            None,
+        )
     }
 
     #[test]
@@ -360,7 +368,7 @@ pub(super) mod tests {
         assert_eq!(limits(1, 15, &[]).unwrap_err().field.as_deref(), Some("flavor.memory_mb"));
         let mut swapping = flavor(1, 64, &[]);
         swapping.swap_mb = 16_777_217;
-        let fault = Limits::from_flavor(&swapping, &config::Instances::default(), None);
+        let fault = CgroupLimits::from_flavor(&swapping, &config::Instances::default(), None);
         assert_eq!(fault.unwrap_err().field.as_deref(), Some("flavor.swap_mb"));
     }
 
@@ -368,12 +376,12 @@ pub(super) mod tests {
     fn dedicated_takes_what_was_picked() {
         let config = config::Instances::default();
         let dedicated = flavor(2, 64, &[("hw:cpu_policy", "dedicated")]);
-        let l = Limits::from_flavor(&dedicated, &config, Some(&[5, 3])).unwrap();
+        let l = CgroupLimits::from_flavor(&dedicated, &config, Some(&[5, 3])).unwrap();
         assert_eq!(l.cpuset, Some(BTreeSet::from([3, 5])));
-        assert!(Limits::from_flavor(&dedicated, &config, Some(&[5])).is_err());
-        assert!(Limits::from_flavor(&dedicated, &config, None).is_err());
+        assert!(CgroupLimits::from_flavor(&dedicated, &config, Some(&[5])).is_err());
+        assert!(CgroupLimits::from_flavor(&dedicated, &config, None).is_err());
         let shared = flavor(1, 64, &[("hw:cpu_policy", "shared")]);
-        let l = Limits::from_flavor(&shared, &config, Some(&[0, 1, 2])).unwrap();
+        let l = CgroupLimits::from_flavor(&shared, &config, Some(&[0, 1, 2])).unwrap();
         assert_eq!(l.cpuset, Some(BTreeSet::from([0, 1, 2])));
     }
 }

@@ -6,8 +6,8 @@
 //! `/{parent}/{uuid}`) and sets the device filter.
 //!
 //! * [`Hierarchy`] knows where each controller lives: version 1, version 2, or both.
-//! * [`Limits`] is the flavor in the kernel's terms, pure.
-//! * [`Plan`] is what must be made before the first process joins, as data that
+//! * [`CgroupLimits`] is the flavor in the kernel's terms, pure.
+//! * [`CgroupPlan`] is what must be made before the first process joins, as data that
 //!   the monitor can apply again when the guest reboots.
 //! * [`Group`] is one instance's cgroup: change, freeze, measure, empty, remove.
 
@@ -28,9 +28,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use group::Group;
-pub use hierarchy::{Controller, Hierarchy, Layout, Place, Version};
-pub use limits::{Cpu, CpuPolicy, DiskRates, Limits};
-pub use plan::{Plan, Step};
+pub use hierarchy::{CgroupLayout, Controller, Hierarchy, Place, Version};
+pub use limits::{CgroupLimits, Cpu, CpuPolicy, DiskRates};
+pub use plan::{CgroupPlan, Step};
 pub use stats::{DeviceIo, GroupStats, device_io};
 
 /// A block device as the kernel numbers it; as text `major:minor`.

@@ -15,12 +15,12 @@ use crate::fault::{OrFault, Result};
 
 /// Steps, in order. Applying them twice is the same as applying them once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct CgroupPlan {
     /// The steps.
     pub steps: Vec<Step>,
 }
 
-/// One step of a [`Plan`].
+/// One step of a [`CgroupPlan`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// Makes a directory, unless it is there.
@@ -52,7 +52,7 @@ pub enum Step {
     },
 }
 
-impl Plan {
+impl CgroupPlan {
     /// Applies every step; the first that fails ends it.
     pub fn apply(&self) -> Result<()> {
         self.steps.iter().try_for_each(Step::apply)
@@ -135,14 +135,15 @@ mod tests {
         let group = dir.path().join("g");
         let file = dir.path().join("memory.max");
         fs::write(&file, "max").unwrap();
-        let plan = Plan {
+        let plan = CgroupPlan {
             steps: vec![
                 Step::MakeDir { path: group.clone(), owner: None },
                 Step::write(&file, 4096),
                 Step::try_write(group.join("absent"), 1),
             ],
         };
-        let plan: Plan = serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
+        let plan: CgroupPlan =
+            serde_json::from_str(&serde_json::to_string(&plan).unwrap()).unwrap();
         plan.apply().unwrap();
         plan.apply().unwrap();
         assert!(group.is_dir());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::plan::{Step, read};
-use super::{Cpu, DeviceNumber, DiskRates, Limits};
+use super::{CgroupLimits, Cpu, DeviceNumber, DiskRates};
 
 /// The root cgroup's write rates.
 ///
@@ -31,7 +31,7 @@ pub(super) fn cpu(dir: &Path, cpu: &Cpu) -> Vec<Step> {
 /// `memsw` (memory and swap together) must never be below `memory`. Writing it
 /// before and after makes one order right for a new cgroup, for growing and for
 /// shrinking: of the first write only what is possible yet takes effect.
-pub(super) fn memory(dir: &Path, limits: &Limits) -> Vec<Step> {
+pub(super) fn memory(dir: &Path, limits: &CgroupLimits) -> Vec<Step> {
     let both = limits.memory_bytes + limits.swap_bytes;
     let memory = dir.join("memory.limit_in_bytes");
     let memsw = dir.join("memory.memsw.limit_in_bytes");

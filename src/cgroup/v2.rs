@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::plan::{Step, read};
-use super::{Cpu, DeviceNumber, DiskRates, Limits, v1};
+use super::{CgroupLimits, Cpu, DeviceNumber, DiskRates, v1};
 
 pub(super) fn cpu(dir: &Path, cpu: &Cpu) -> Vec<Step> {
     let quota = or_max(cpu.quota_us);
@@ -14,7 +14,7 @@ pub(super) fn cpu(dir: &Path, cpu: &Cpu) -> Vec<Step> {
     ]
 }
 
-pub(super) fn memory(dir: &Path, limits: &Limits) -> Vec<Step> {
+pub(super) fn memory(dir: &Path, limits: &CgroupLimits) -> Vec<Step> {
     vec![
         Step::write(dir.join("memory.max"), limits.memory_bytes),
         // A kernel without swap has no such file, and no swap to escape into.

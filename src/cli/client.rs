@@ -12,7 +12,6 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite;
 use uuid::Uuid;
 
-use super::choose;
 use crate::api::{ImageList, InstanceList};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::{Operation, Problem};
@@ -142,4 +141,46 @@ fn explain(socket: &Path, error: &std::io::Error) -> Fault {
         _ => format!("cannot connect to {path}: {error}"),
     };
     Fault::new(FaultKind::ServiceUnavailable, words)
+}
+
+/// What a person types for an id: an instance by its id, a unique beginning
+/// of it, or its name.
+fn choose(wanted: &str, what: &str, known: impl Iterator<Item = (Uuid, String)>) -> Result<Uuid> {
+    let known: Vec<_> = known.collect();
+    let typed = wanted.to_ascii_lowercase();
+    let by_name = known.iter().filter(|(_, name)| name == wanted);
+    let by_id =
+        known.iter().filter(|(id, _)| !typed.is_empty() && id.to_string().starts_with(&typed));
+    let mut found: Vec<Uuid> = by_name.chain(by_id).map(|(id, _)| *id).collect();
+    found.sort();
+    found.dedup();
+    match found.as_slice() {
+        [id] => Ok(*id),
+        [] => Err(Fault::invalid(
+            what,
+            format!("there is none called {wanted:?} and none whose id begins so"),
+        )),
+        several => {
+            let ids: Vec<String> = several.iter().map(Uuid::to_string).collect();
+            Err(Fault::invalid(what, format!("{wanted:?} could be {}", ids.join(" or "))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_are_chosen_by_beginning_or_name() {
+        let a = Uuid::from_u128(0xaa00 << 112);
+        let b = Uuid::from_u128(0xaa01 << 112);
+        let known = || [(a, "web".to_owned()), (b, "db".to_owned())].into_iter();
+        assert_eq!(choose("web", "instance", known()).unwrap(), a);
+        assert_eq!(choose("AA01", "instance", known()).unwrap(), b);
+        assert_eq!(choose(&a.to_string(), "instance", known()).unwrap(), a);
+        assert!(choose("aa0", "instance", known()).unwrap_err().detail.contains(" or "));
+        assert!(choose("", "instance", known()).is_err());
+        assert!(choose("cache", "instance", known()).is_err());
+    }
 }

@@ -432,7 +432,7 @@ async fn exec(client: &Client, options: ExecOptions) -> Result<ExitCode> {
     let socket = match started.await {
         Ok(socket) => socket,
         Err(fault) => {
-            super::complain(&fault);
+            super::output::complain(&fault);
             return Ok(ExitCode::from(NOT_RUN));
         }
     };

@@ -12,29 +12,17 @@ mod terminal;
 mod top;
 mod watch;
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use uuid::Uuid;
+
+pub use self::serve::ServiceHooks;
 
 use self::client::Client;
-use self::output::Output;
-use crate::api::backend::Backend;
+use self::output::{Output, complain};
 use crate::config::Config;
-use crate::fault::{Fault, OrFault, Result};
-use crate::types::Check;
-
-/// What the command line needs of the modules below the API.
-#[derive(Clone, Copy)]
-pub struct Parts {
-    /// Opens the instance manager.
-    pub open: fn(Config) -> Result<Arc<dyn Backend>>,
-    /// Probes the host.
-    pub probe: fn(&Config) -> Vec<Check>,
-}
+use crate::fault::OrFault;
 
 /// Containers as OpenStack Nova instances, on one compute host.
 #[derive(Parser)]
@@ -93,11 +81,11 @@ enum Command {
 }
 
 /// Runs the command line of this process.
-pub fn main(parts: Parts) -> ExitCode {
+pub fn main(hooks: ServiceHooks) -> ExitCode {
     let Cli { client, command } = Cli::parse();
     let outcome = match command {
-        Command::Serve { config } => serve::serve(config.as_deref(), parts),
-        Command::Check { config } => serve::check(config.as_deref(), parts.probe, client.json),
+        Command::Serve { config } => serve::serve(config.as_deref(), hooks),
+        Command::Check { config } => serve::check(config.as_deref(), hooks.probe, client.json),
         Command::Openapi => output::write(crate::api::document_json().as_bytes()),
         Command::Completion { shell } => reference::completion(shell, Cli::command()),
         Command::Reference(command) => reference::run(&command, Cli::command()),
@@ -129,38 +117,6 @@ fn run_client(options: ClientOptions, command: Command) -> ExitCode {
     outcome.unwrap_or_else(|fault| complain(&fault))
 }
 
-/// Says what went wrong, in a line or two.
-fn complain(fault: &Fault) -> ExitCode {
-    let field = fault.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
-    // Standard error may be a file on a full disk, of which eprintln! would panic.
-    let _ = writeln!(std::io::stderr(), "berth: {field}{}", fault.detail);
-    ExitCode::FAILURE
-}
-
-/// What a person types for an id: an instance by its id, a unique beginning
-/// of it, or its name.
-fn choose(wanted: &str, what: &str, known: impl Iterator<Item = (Uuid, String)>) -> Result<Uuid> {
-    let known: Vec<_> = known.collect();
-    let typed = wanted.to_ascii_lowercase();
-    let by_name = known.iter().filter(|(_, name)| name == wanted);
-    let by_id =
-        known.iter().filter(|(id, _)| !typed.is_empty() && id.to_string().starts_with(&typed));
-    let mut found: Vec<Uuid> = by_name.chain(by_id).map(|(id, _)| *id).collect();
-    found.sort();
-    found.dedup();
-    match found.as_slice() {
-        [id] => Ok(*id),
-        [] => Err(Fault::invalid(
-            what,
-            format!("there is none called {wanted:?} and none whose id begins so"),
-        )),
-        several => {
-            let ids: Vec<String> = several.iter().map(Uuid::to_string).collect();
-            Err(Fault::invalid(what, format!("{wanted:?} could be {}", ids.join(" or "))))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,18 +124,5 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn instances_are_chosen_by_beginning_or_name() {
-        let a = Uuid::from_u128(0xaa00 << 112);
-        let b = Uuid::from_u128(0xaa01 << 112);
-        let known = || [(a, "web".to_owned()), (b, "db".to_owned())].into_iter();
-        assert_eq!(choose("web", "instance", known()).unwrap(), a);
-        assert_eq!(choose("AA01", "instance", known()).unwrap(), b);
-        assert_eq!(choose(&a.to_string(), "instance", known()).unwrap(), a);
-        assert!(choose("aa0", "instance", known()).unwrap_err().detail.contains(" or "));
-        assert!(choose("", "instance", known()).is_err());
-        assert!(choose("cache", "instance", known()).is_err());
     }
 }

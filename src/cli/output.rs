@@ -1,11 +1,12 @@
 //! Tables for people, JSON for programs.
 
 use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::fault::{OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 
 /// How a command answers.
 #[derive(Clone, Copy)]
@@ -121,6 +122,14 @@ pub(super) fn duration(seconds: u64) -> String {
         3600..86_400 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
     }
+}
+
+/// Says what went wrong, in a line or two.
+pub(super) fn complain(fault: &Fault) -> ExitCode {
+    let field = fault.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
+    // Standard error may be a file on a full disk, of which eprintln! would panic.
+    let _ = writeln!(std::io::stderr(), "berth: {field}{}", fault.detail);
+    ExitCode::FAILURE
 }
 
 #[cfg(test)]

@@ -1,30 +1,40 @@
 //! `berth serve` and `berth check`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Parts;
 use super::output::{self, Table};
 use crate::api::CheckList;
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::backend::Backend;
 use crate::openstack;
 use crate::server::{self, Server};
 use crate::telemetry;
 use crate::types::{Check, CheckStatus};
 
+/// What the command line needs of the modules below the API.
+#[derive(Clone, Copy)]
+pub struct ServiceHooks {
+    /// Opens the instance manager.
+    pub open: fn(Config) -> Result<Arc<dyn Backend>>,
+    /// Probes the host.
+    pub probe: fn(&Config) -> Vec<Check>,
+}
+
 /// How long the end waits for threads that a stop left at work.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
-pub(super) fn serve(path: Option<&Path>, parts: Parts) -> Result<()> {
+pub(super) fn serve(path: Option<&Path>, hooks: ServiceHooks) -> Result<()> {
     let config = load(path)?;
     telemetry::init(config.service.log_format, &config.service.log_level)?;
-    refuse_unfit(&(parts.probe)(&config))?;
+    refuse_unfit(&(hooks.probe)(&config))?;
     let system = actix_web::rt::System::new();
     let outcome = system.block_on(async {
         let stop = server::stop_signal()?;
         let server = Server::bind(&config)?;
-        let open = parts.open;
+        let open = hooks.open;
         // Blocking: it looks at every instance that it finds.
         let backend = actix_web::rt::task::spawn_blocking(move || open(config));
         let backend = backend.await.or_fault("opening the instance manager")??;

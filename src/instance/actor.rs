@@ -22,14 +22,17 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::action::{Action, RequestContext};
+use super::admission;
 use super::handle::{Handle, Job, View};
+use super::host_parts::HostParts;
+use super::image_jobs;
 use super::live::{Live, MonitorEvent};
-use super::manager::Inner;
 use super::operation::OperationWriter;
 use super::ops;
-use super::parts::Parts;
 use super::record::{Desired, Frozen, Record};
-use super::state::{Admission, Verb, admit, admit_rescued};
+use super::shared::Shared;
+use super::state::{Admission, Verb};
+use super::teardown::undone;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
 use crate::store::atomic;
@@ -42,7 +45,7 @@ const SHUTDOWN_TIMEOUT: u32 = 60;
 
 /// The one that changes the instance.
 pub struct Actor {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
     handle: Arc<Handle>,
     record: Record,
     live: Option<Live>,
@@ -60,8 +63,13 @@ enum Next {
 
 impl Actor {
     /// An actor for a record that was read or is about to be made.
-    pub fn new(inner: Arc<Inner>, handle: Arc<Handle>, record: Record, live: Option<Live>) -> Self {
-        Actor { inner, handle, record, live, task_state: None, request_id: None, restarts: 0 }
+    pub fn new(
+        shared: Arc<Shared>,
+        handle: Arc<Handle>,
+        record: Record,
+        live: Option<Live>,
+    ) -> Self {
+        Actor { shared, handle, record, live, task_state: None, request_id: None, restarts: 0 }
     }
 
     /// Makes the instance, then serves its queue until it is gone.
@@ -77,7 +85,7 @@ impl Actor {
         self.end(&made);
         let failed = made.is_err();
         if failed {
-            self.inner.forget(&self.handle);
+            self.shared.registry.forget(&self.handle);
         }
         *self.handle.creating().lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         operation.finish(made);
@@ -128,7 +136,7 @@ impl Actor {
         if verb.is_urgent() {
             self.handle.urgent_taken();
         }
-        let admission = match self.admit(&job.action) {
+        let admission = match admission::admit(&self.view(), &job.action) {
             Ok(admission) => admission,
             Err(fault) => {
                 job.operation.finish(Err(fault));
@@ -146,7 +154,7 @@ impl Actor {
             // Most of it goes on without the instance.
             Action::Snapshot(wanted) => {
                 let record = self.record.clone();
-                let taken = self.inner.snapshot(record, wanted, job.operation).await;
+                let taken = image_jobs::snapshot(&self.shared, record, wanted, job.operation).await;
                 if let Err(fault) = taken {
                     warn!(instance = %self.record.id, %fault, "no snapshot was taken");
                 }
@@ -159,33 +167,13 @@ impl Actor {
         let outcome = self.act(action, &operation).await;
         let gone = verb == Verb::Delete && outcome.is_ok();
         if gone {
-            self.inner.forget(&self.handle);
-            self.inner.emit(EventKind::Deleted, &self.view(), self.request_id.take());
+            self.shared.registry.forget(&self.handle);
+            self.shared.emit(EventKind::Deleted, &self.view(), self.request_id.take());
         } else {
             self.end(&outcome);
         }
         operation.finish(outcome);
         if gone { Next::Gone } else { Next::Continue }
-    }
-
-    /// Whether it is possible now, also as far as quiesce and rescue go.
-    fn admit(&self, action: &Action) -> Result<Admission> {
-        let (verb, state) = (action.verb(), self.view().power_state());
-        let admission = match &self.record.rescue {
-            None => admit(verb, state)?,
-            Some(rescue) => {
-                let again =
-                    matches!(action, Action::Rescue(wanted) if wanted.image_id == rescue.image_id);
-                admit_rescued(verb, state, again)?
-            }
-        };
-        if self.record.quiesced && verb.is_held_by_quiesce() && admission == Admission::Do {
-            return Err(Fault::new(
-                FaultKind::InstanceInvalidState,
-                format!("{} is not possible while the instance is quiesced", verb.name()),
-            ));
-        }
-        Ok(admission)
     }
 
     async fn act(&mut self, action: Action, operation: &Arc<OperationWriter>) -> Result<()> {
@@ -218,7 +206,7 @@ impl Actor {
             }
             Action::SetPassword(wanted) => {
                 let record = self.record.clone();
-                self.inner.host(move |parts| ops::password::set(parts, &record, &wanted)).await
+                self.shared.on_host(move |parts| ops::password::set(parts, &record, &wanted)).await
             }
             Action::ConfirmResize => self.change_in_place(ops::cold_resize::confirm).await,
             Action::RevertResize => self.revert_resize().await,
@@ -237,14 +225,14 @@ impl Actor {
     async fn create(&mut self, request: InstanceCreate) -> Result<()> {
         let record = self.record.clone();
         self.record =
-            self.inner.host(move |parts| ops::create::create(parts, record, request)).await?;
-        self.inner.emit(EventKind::Created, &self.view(), self.request_id.clone());
+            self.shared.on_host(move |parts| ops::create::create(parts, record, request)).await?;
+        self.shared.emit(EventKind::Created, &self.view(), self.request_id.clone());
         Ok(())
     }
 
     async fn start(&mut self) -> Result<()> {
         let record = self.record.clone();
-        let started = self.inner.host(move |parts| ops::start::start(parts, record)).await?;
+        let started = self.shared.on_host(move |parts| ops::start::start(parts, record)).await?;
         self.started(started);
         Ok(())
     }
@@ -252,16 +240,16 @@ impl Actor {
     fn started(&mut self, (record, live): (Record, Live)) {
         self.record = record;
         self.live = Some(live);
-        self.inner.emit(EventKind::Started, &self.view(), self.request_id.clone());
+        self.shared.emit(EventKind::Started, &self.view(), self.request_id.clone());
     }
 
     async fn rescue(&mut self, wanted: Rescue) -> Result<()> {
         // Of an earlier one, stopped since, nothing is left.
         let record = self.record.clone();
-        self.record = self.inner.host(move |parts| ops::rescue::forget(parts, record)).await?;
+        self.record = self.shared.on_host(move |parts| ops::rescue::forget(parts, record)).await?;
         let record = self.record.clone();
-        let rescue = move |parts: &Parts| ops::rescue::rescue(parts, record, wanted);
-        let started = self.inner.host(rescue).await?;
+        let rescue = move |parts: &HostParts| ops::rescue::rescue(parts, record, wanted);
+        let started = self.shared.on_host(rescue).await?;
         self.started(started);
         Ok(())
     }
@@ -269,7 +257,8 @@ impl Actor {
     async fn unrescue(&mut self) -> Result<()> {
         self.power_off_hard().await?;
         let record = self.record.clone();
-        self.record = self.inner.host(move |parts| ops::rescue::unrescue(parts, record)).await?;
+        self.record =
+            self.shared.on_host(move |parts| ops::rescue::unrescue(parts, record)).await?;
         self.start().await
     }
 
@@ -286,7 +275,7 @@ impl Actor {
         self.power_off_hard().await?;
         self.record.exit = self.record.exit.take().map(asked_for);
         self.save().await?;
-        self.inner.emit(EventKind::Stopped, &self.view(), self.request_id.clone());
+        self.shared.emit(EventKind::Stopped, &self.view(), self.request_id.clone());
         Ok(())
     }
 
@@ -322,25 +311,31 @@ impl Actor {
 
     async fn freeze(&mut self, how: Frozen) -> Result<()> {
         let record = self.record.clone();
-        self.record = self.inner.host(move |parts| ops::freeze::freeze(parts, record, how)).await?;
+        self.record =
+            self.shared.on_host(move |parts| ops::freeze::freeze(parts, record, how)).await?;
         let kind = if how == Frozen::Paused { EventKind::Paused } else { EventKind::Suspended };
-        self.inner.emit(kind, &self.view(), self.request_id.clone());
+        self.shared.emit(kind, &self.view(), self.request_id.clone());
         Ok(())
     }
 
     async fn thaw(&mut self) -> Result<()> {
         let record = self.record.clone();
-        self.record = self.inner.host(move |parts| ops::freeze::thaw(parts, record)).await?;
-        self.inner.emit(EventKind::Resumed, &self.view(), self.request_id.clone());
+        self.record = self.shared.on_host(move |parts| ops::freeze::thaw(parts, record)).await?;
+        self.shared.emit(EventKind::Resumed, &self.view(), self.request_id.clone());
         Ok(())
     }
 
     async fn attach(&mut self, vif: Vif) -> Result<()> {
-        let (inner, handle, view) = (self.inner.clone(), self.handle.clone(), self.view());
+        let (shared, handle, view) = (self.shared.clone(), self.handle.clone(), self.view());
         self.change(EventKind::Updated, move |parts, record| {
             let vif = {
-                let _allocation = inner.allocate();
-                let vif = ops::interface::plan(parts, &record, vif, inner.taken(record.id))?;
+                let _allocation = shared.registry.lock_allocations();
+                let vif = ops::interface::plan(
+                    parts,
+                    &record,
+                    vif,
+                    shared.registry.allocations(record.id),
+                )?;
                 // From here on no other instance is given its name and addresses.
                 let record = ops::interface::with(&record, &vif);
                 handle.publish(View { record, ..view });
@@ -359,20 +354,15 @@ impl Actor {
         operation: &Arc<OperationWriter>,
     ) -> Result<()> {
         let (record, flavor) = (self.record.clone(), wanted.flavor.clone());
-        let check = move |parts: &Parts| ops::cold_resize::check(parts, &record, flavor);
-        if self.inner.host(check).await? == Admission::Nothing {
+        let check = move |parts: &HostParts| ops::cold_resize::check(parts, &record, flavor);
+        if self.shared.on_host(check).await? == Admission::Nothing {
             return Ok(());
         }
         let ran = self.live.is_some();
         let resized = self.stop_and_keep(wanted, operation).await;
         match resized {
             Err(fault) if ran && self.live.is_none() && !self.handle.has_urgent() => {
-                Err(match self.start().await {
-                    Ok(()) => fault,
-                    Err(left) => {
-                        fault.context(format_args!("(and starting it again: {})", left.detail))
-                    }
-                })
+                Err(undone(fault, "starting it again", self.start().await))
             }
             other => other,
         }
@@ -394,7 +384,7 @@ impl Actor {
             !handle.has_urgent()
         };
         self.change_in_place(move |parts, record| {
-            ops::cold_resize::keep(parts, record, wanted.flavor, &progress)
+            ops::cold_resize::resize_and_keep(parts, record, wanted.flavor, &progress)
         })
         .await
     }
@@ -413,13 +403,13 @@ impl Actor {
             // record owns is removed at the next start.
             warn!(instance = %self.record.id, %fault, "recording that a delete begins");
             let id = self.record.id;
-            self.inner
-                .host(move |parts| atomic::remove_file(&parts.layout.instance(id).record()))
+            self.shared
+                .on_host(move |parts| atomic::remove_file(&parts.layout.instance(id).record()))
                 .await?;
         }
         self.live = None;
         let record = self.record.clone();
-        self.inner.host(move |parts| ops::destroy::destroy(parts, &record)).await
+        self.shared.on_host(move |parts| ops::destroy::destroy(parts, &record)).await
     }
 
     // ── parts of verbs ───────────────────────────────────────────────────
@@ -440,7 +430,7 @@ impl Actor {
     async fn ask(&mut self, ask: ops::stop::Ask) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
         let (monitor, record) = (live.monitor.clone(), self.record.clone());
-        self.inner.host(move |_| ops::stop::ask(&monitor, &record, ask)).await
+        self.shared.on_host(move |_| ops::stop::ask(&monitor, &record, ask)).await
     }
 
     /// Waits until the first process ended, the time is over, or something urgent comes.
@@ -460,7 +450,7 @@ impl Actor {
     async fn power_off_hard(&mut self) -> Result<()> {
         self.live = None;
         let record = self.record.clone();
-        self.record = self.inner.host(move |parts| ops::stop::power_off(parts, record)).await?;
+        self.record = self.shared.on_host(move |parts| ops::stop::power_off(parts, record)).await?;
         Ok(())
     }
 
@@ -475,11 +465,11 @@ impl Actor {
     async fn change(
         &mut self,
         kind: EventKind,
-        change: impl FnOnce(&Parts, Record) -> Result<Record> + Send + 'static,
+        change: impl FnOnce(&HostParts, Record) -> Result<Record> + Send + 'static,
     ) -> Result<()> {
         let record = self.record.clone();
-        self.record = self.inner.host(move |parts| change(parts, record)).await?;
-        self.inner.emit(kind, &self.view(), self.request_id.clone());
+        self.record = self.shared.on_host(move |parts| change(parts, record)).await?;
+        self.shared.emit(kind, &self.view(), self.request_id.clone());
         Ok(())
     }
 
@@ -487,17 +477,17 @@ impl Actor {
     /// record telling how far they came.
     async fn change_in_place(
         &mut self,
-        change: impl FnOnce(&Parts, &mut Record) -> Result<()> + Send + 'static,
+        change: impl FnOnce(&HostParts, &mut Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let mut record = self.record.clone();
-        let work = move |parts: &Parts| {
+        let work = move |parts: &HostParts| {
             let outcome = change(parts, &mut record);
             Ok((record, outcome))
         };
-        let (record, outcome) = self.inner.host(work).await?;
+        let (record, outcome) = self.shared.on_host(work).await?;
         self.record = record;
         outcome?;
-        self.inner.emit(EventKind::Updated, &self.view(), self.request_id.clone());
+        self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
         Ok(())
     }
 
@@ -509,8 +499,8 @@ impl Actor {
     async fn save(&mut self) -> Result<()> {
         let mut record = self.record.clone();
         self.record = self
-            .inner
-            .host(move |parts| {
+            .shared
+            .on_host(move |parts| {
                 record.save(&parts.layout.instance(record.id))?;
                 Ok(record)
             })
@@ -548,7 +538,7 @@ impl Actor {
                     error!(instance = %self.record.id, %fault, "recording a reboot");
                 }
                 self.publish();
-                self.inner.emit(EventKind::GuestRebooted, &self.view(), None);
+                self.shared.emit(EventKind::GuestRebooted, &self.view(), None);
             }
             MonitorEvent::Exited(exit) => self.on_exit(exit).await,
             MonitorEvent::Lost => self.on_monitor_lost().await,
@@ -565,7 +555,11 @@ impl Actor {
         }
         let unasked = self.task_state.is_none();
         let record = self.record.clone();
-        match self.inner.host(move |parts| ops::stop::settle(parts, record, unasked)).await {
+        match self
+            .shared
+            .on_host(move |parts| ops::stop::clean_up_after_end(parts, record, unasked))
+            .await
+        {
             Ok(record) => self.record = record,
             Err(fault) => {
                 self.record.frozen = None;
@@ -574,7 +568,7 @@ impl Actor {
         }
         self.publish();
         if unasked {
-            self.inner.emit(EventKind::Stopped, &self.view(), None);
+            self.shared.emit(EventKind::Stopped, &self.view(), None);
         }
     }
 
@@ -605,7 +599,7 @@ impl Actor {
         }
         self.end(&outcome);
         if outcome.is_err() {
-            self.inner.emit(EventKind::Stopped, &self.view(), None);
+            self.shared.emit(EventKind::Stopped, &self.view(), None);
         }
     }
 

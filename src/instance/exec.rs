@@ -5,18 +5,18 @@ use std::process::Command;
 use oci_spec::runtime::Spec;
 
 use super::action::ExecRequest;
-use super::parts::Parts;
+use super::host_parts::HostParts;
 use super::record::Record;
 use crate::fault::{Fault, OrFault, Result};
 use crate::runtime::{Exec, Runtime as _};
 
 /// The command that, run on the host, runs the request inside the instance.
-pub fn command(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<Command> {
+pub fn command(parts: &HostParts, record: &Record, request: &ExecRequest) -> Result<Command> {
     parts.runtime.exec_command(&record.id.to_string(), &resolve(parts, record, request)?)
 }
 
 /// The request as the runtime program takes it: user by number, environment whole.
-pub fn resolve(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<Exec> {
+pub fn resolve(parts: &HostParts, record: &Record, request: &ExecRequest) -> Result<Exec> {
     if request.command.is_empty() || request.command[0].is_empty() {
         return Err(Fault::invalid("command", "must name a program"));
     }
@@ -34,7 +34,7 @@ pub fn resolve(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<
 
 /// The first process's environment, then the request's: given whole, because
 /// some runtime programs take what they are given for all of it, PATH included.
-fn environment(parts: &Parts, record: &Record, request: &ExecRequest) -> Result<Vec<String>> {
+fn environment(parts: &HostParts, record: &Record, request: &ExecRequest) -> Result<Vec<String>> {
     let file = parts.paths(record).bundle().join("config.json");
     let spec = Spec::load(&file).or_fault(format_args!("reading {}", file.display()))?;
     let known = spec.process().as_ref().and_then(|process| process.env().clone());

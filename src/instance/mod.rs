@@ -1,23 +1,33 @@
 //! Instances: one actor each, which alone changes it, in the order of its queue.
 //!
-//! [`manager`] finds the instance, [`handle`] queues the job, [`actor`] admits
-//! it ([`state`]) and runs the verb ([`ops`]) on the host's [`parts`]; the
-//! durable [`record`] says what was asked, [`live`] what its monitor tells.
+//! The [`manager`], which the layers above know as [`backend`], takes a
+//! request; the [`registry`] finds the instance, [`handle`] queues the job,
+//! [`actor`] admits it ([`admission`], [`state`]) and runs the verb ([`ops`]) on the host's
+//! parts ([`host_parts`]). The durable [`record`] says what was asked, [`live`]
+//! what its monitor tells. [`recovery`] makes actors of records when the
+//! service starts; [`image_jobs`] is what needs no actor.
 
 pub mod action;
 pub mod actor;
+pub mod admission;
+pub mod allocations;
+pub mod backend;
 pub mod event;
 pub mod exec;
 pub mod handle;
+pub mod host_parts;
+pub mod host_report;
+pub mod image_jobs;
 pub mod live;
 pub mod manager;
 pub mod operation;
 pub mod ops;
-pub mod parts;
 pub mod record;
+pub mod recovery;
+pub mod registry;
+pub mod shared;
 pub mod state;
 pub mod stats;
-pub mod taken;
 pub mod teardown;
 pub mod validate;
 

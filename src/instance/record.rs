@@ -146,6 +146,41 @@ pub struct Record {
 }
 
 impl Record {
+    /// What is known of an instance before anything of it is made.
+    pub fn new(
+        id: Uuid,
+        request_digest: String,
+        definition: InstanceCreate,
+        id_block: IdBlock,
+        pinned_cpus: Option<Vec<u32>>,
+    ) -> Record {
+        Record {
+            schema: SCHEMA,
+            generation: 0,
+            id,
+            request_digest,
+            definition,
+            id_block,
+            pinned_cpus,
+            layers: vec![],
+            image_config: ImageConfig::default(),
+            root_bytes: 0,
+            ephemeral_bytes: 0,
+            rescue: None,
+            desired: Desired::Stopped,
+            frozen: None,
+            quiesced: false,
+            resize: None,
+            seeded: false,
+            boot_id: None,
+            created_at: Utc::now(),
+            started_at: None,
+            exit: None,
+            guest_reboots: 0,
+            fault: None,
+        }
+    }
+
     /// Reads an instance's record; `None` when there is none.
     pub fn load(layout: &InstanceLayout) -> Result<Option<Record>> {
         let path = layout.record();
@@ -182,6 +217,25 @@ impl Record {
                 }),
             },
         }
+    }
+
+    /// What it is when it is started, in this boot of the host.
+    pub fn started(self, boot_id: &str) -> Record {
+        Record {
+            desired: Desired::Running,
+            frozen: None,
+            quiesced: false,
+            exit: None,
+            guest_reboots: 0,
+            boot_id: Some(boot_id.to_owned()),
+            started_at: Some(Utc::now()),
+            ..self
+        }
+    }
+
+    /// What it is once nothing of it runs: nothing is frozen either.
+    pub fn powered_off(self) -> Record {
+        Record { frozen: None, quiesced: false, ..self }
     }
 
     /// Writes it, with the next generation.
@@ -226,31 +280,10 @@ pub(crate) mod tests {
 
     pub(crate) fn record() -> Record {
         let definition = request();
-        Record {
-            schema: SCHEMA,
-            generation: 0,
-            id: Uuid::from_u128(1),
-            request_digest: digest(&definition).unwrap(),
-            definition,
-            id_block: IdBlock { first: 1_879_048_192, size: 65_536 },
-            pinned_cpus: None,
-            layers: vec![],
-            image_config: ImageConfig::default(),
-            root_bytes: 1 << 30,
-            ephemeral_bytes: 0,
-            rescue: None,
-            desired: Desired::Stopped,
-            frozen: None,
-            quiesced: false,
-            resize: None,
-            seeded: false,
-            boot_id: None,
-            created_at: Utc::now(),
-            started_at: None,
-            exit: None,
-            guest_reboots: 0,
-            fault: None,
-        }
+        let block = IdBlock { first: 1_879_048_192, size: 65_536 };
+        let digest = digest(&definition).unwrap();
+        let record = Record::new(Uuid::from_u128(1), digest, definition, block, None);
+        Record { root_bytes: 1 << 30, ..record }
     }
 
     #[test]

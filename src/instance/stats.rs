@@ -5,13 +5,13 @@ use std::path::Path;
 use chrono::Utc;
 
 use super::handle::View;
-use super::parts::Parts;
+use super::host_parts::HostParts;
 use crate::cgroup::{DeviceNumber, device_io};
 use crate::fault::{OrFault, Result};
 use crate::types::{BlockStats, InstanceStats, InterfaceStats};
 
 /// Reads the statistics of an instance. What does not run uses nothing but disk.
-pub fn read(parts: &Parts, view: &View) -> Result<InstanceStats> {
+pub fn read(parts: &HostParts, view: &View) -> Result<InstanceStats> {
     let record = &view.record;
     let running = view.init.is_some();
     let group = if running { parts.group(record).stats()? } else { Default::default() };
@@ -35,7 +35,7 @@ pub fn read(parts: &Parts, view: &View) -> Result<InstanceStats> {
 
 /// A disk's device counts what every user of it moved, write-back included;
 /// what it had counted before the start is taken off.
-fn block(parts: &Parts, view: &View) -> Vec<BlockStats> {
+fn block(parts: &HostParts, view: &View) -> Vec<BlockStats> {
     let record = &view.record;
     let paths = parts.paths(record);
     let devices = parts.devices(&paths);
@@ -87,7 +87,7 @@ pub fn set_baseline(path: &Path, devices: &[DeviceNumber]) -> Result<()> {
     std::fs::write(path, text).or_fault(format_args!("writing {}", path.display()))
 }
 
-fn interfaces(parts: &Parts, view: &View) -> Vec<InterfaceStats> {
+fn interfaces(parts: &HostParts, view: &View) -> Vec<InterfaceStats> {
     let vifs = &view.record.definition.vifs;
     vifs.iter()
         .map(|vif| {

@@ -19,12 +19,21 @@ impl Teardown {
     }
 
     /// One fault that names every failure, or success.
-    pub fn finish(self) -> Result<()> {
+    pub fn into_result(self) -> Result<()> {
         if self.failures.is_empty() {
             Ok(())
         } else {
             Err(Fault::new(FaultKind::Internal, self.failures.join("; ")))
         }
+    }
+}
+
+/// A fault after which what had been done was undone: it also tells if that,
+/// too, failed.
+pub fn undone(fault: Fault, undoing: &str, outcome: Result<()>) -> Fault {
+    match outcome {
+        Ok(()) => fault,
+        Err(left) => fault.context(format_args!("(and {undoing}: {})", left.detail)),
     }
 }
 
@@ -38,8 +47,20 @@ mod tests {
         teardown.step("unmounting", Err(Fault::internal("umount", "busy")));
         teardown.step("removing files", Ok(()));
         teardown.step("removing the cgroup", Err(Fault::internal("rmdir", "not empty")));
-        let detail = teardown.finish().unwrap_err().detail;
+        let detail = teardown.into_result().unwrap_err().detail;
         assert!(detail.contains("busy") && detail.contains("not empty"), "{detail}");
-        Teardown::default().finish().unwrap();
+        Teardown::default().into_result().unwrap();
+    }
+
+    #[test]
+    fn a_fault_tells_what_could_not_be_undone() {
+        let fault = || Fault::new(FaultKind::RuntimeFailed, "no start");
+        assert_eq!(undone(fault(), "ending it", Ok(())).detail, "no start");
+        let both = undone(fault(), "ending it", Err(Fault::internal("kill", "busy")));
+        assert_eq!(
+            (both.kind, both.detail.starts_with("(and ending it: ")),
+            (FaultKind::RuntimeFailed, true)
+        );
+        assert!(both.detail.ends_with("no start"), "{both}");
     }
 }

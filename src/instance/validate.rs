@@ -12,7 +12,7 @@ const MAX_MEMORY_MB: u64 = 16_777_216;
 /// Longest that an init may be waited for, in seconds.
 const MAX_TIMEOUT: u32 = 3600;
 
-/// Checks everything but interfaces (`network::validate`) and limits (`cgroup::Limits`).
+/// Checks everything but interfaces (`network::validate`) and limits (`cgroup::CgroupLimits`).
 pub fn create(request: &InstanceCreate) -> Result<()> {
     text("name", &request.name, 255)?;
     if let Some(hostname) = &request.hostname {

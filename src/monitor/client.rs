@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cgroup::plan::Plan;
+use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::cli::DEADLINE;
 use crate::store::atomic;
@@ -167,7 +167,7 @@ impl Monitor {
     }
 
     /// Replaces the cgroup plan that a restart applies (after a change of limits).
-    pub fn update_plan(&self, plan: &Plan) -> Result<()> {
+    pub fn update_plan(&self, plan: &CgroupPlan) -> Result<()> {
         self.request(&Request::Plan { plan: plan.clone() }).map(drop)
     }
 

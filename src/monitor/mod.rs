@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::cgroup::plan::Plan;
+use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{OrFault, Result};
 use crate::runtime::cli::CliRuntime;
 use crate::store::layout::{InstanceLayout, Layout};
@@ -49,7 +49,7 @@ pub struct MonitorSpec {
     pub runtime: CliRuntime,
     /// The instance's cgroups and limits; applied before every start, and again
     /// after the runtime's `create`, which on some runtimes resets limits.
-    pub plan: Plan,
+    pub plan: CgroupPlan,
     /// `cgroup.procs` files of existing cgroups, one in each hierarchy, that the
     /// monitor enters itself, away from the service's.
     pub own_cgroups: Vec<PathBuf>,

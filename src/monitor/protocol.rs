@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::plan::Plan;
+use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{Fault, FaultKind};
 use crate::sys::process::ProcessId;
 use crate::types::ExitStatus;
@@ -28,7 +28,7 @@ pub enum Request {
     /// Replaces the cgroup plan that a restart applies.
     Plan {
         /// The new plan.
-        plan: Plan,
+        plan: CgroupPlan,
     },
     /// Sends a signal to the first process.
     Signal {

@@ -2,7 +2,7 @@
 //! bridge for hosts without Neutron.
 //!
 //! ```text
-//! Vif ─ plan ─→ Plan ─ veth ─→ netlink → kernel      instance's namespace: eth0
+//! Vif ─ plan ─→ VifPlan ─ veth ─→ netlink → kernel   instance's namespace: eth0
 //! extra specs ─ rates ─→ Rates ─ qos ─ tc ↗          host: tap…, IFB, bridge, nftables
 //! ```
 //!
@@ -36,7 +36,7 @@ use crate::fault::{Fault, FaultKind, Result};
 use crate::types::{Dns, InterfaceStats, Vif};
 use bridge::Bridge;
 use netlink::{Link, OrNetworkFault};
-use plan::Plan;
+use plan::VifPlan;
 
 /// The host's side of all instances' networks.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ impl Network {
     /// replaced; anything else under the name is
     /// [`FaultKind::InterfaceExists`] and stays. Afterwards the host's end is up.
     pub fn attach(&self, vif: &Vif, index: usize, net_ns: &Path) -> Result<()> {
-        let plan = Plan::new(vif, index)?;
+        let plan = VifPlan::new(vif, index)?;
         let controller = if vif.bridge {
             Some(self.bridge(&format!("vifs[{index}].bridge"))?.index(&mut veth::open()?)?)
         } else {

@@ -1,7 +1,7 @@
 //! From a VIF as it was asked for to what the kernel is told; all of it pure.
 //!
 //! [`validate`] checks the interfaces of one instance and its resolver, naming
-//! the field; [`Plan::new`] parses one of them. What a plan holds the kernel
+//! the field; [`VifPlan::new`] parses one of them. What a plan holds the kernel
 //! takes as it is.
 
 use std::collections::HashSet;
@@ -23,7 +23,7 @@ const IPV6_METRIC: u32 = 1024;
 
 /// What the kernel is told to make one interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct VifPlan {
     /// Name of the host's end.
     pub devname: String,
     /// Note beside the host's end: whose it is.
@@ -40,12 +40,12 @@ pub struct Plan {
     pub routes: Vec<Route>,
 }
 
-impl Plan {
+impl VifPlan {
     /// The plan of the VIF at `index` of an instance's list.
     ///
     /// Routes of a later VIF get a higher metric, so that two with the same
     /// destination do not clash and the first VIF is preferred.
-    pub fn new(vif: &Vif, index: usize) -> Result<Plan> {
+    pub fn new(vif: &Vif, index: usize) -> Result<VifPlan> {
         let field = |name: &str| format!("vifs[{index}].{name}");
         let name = vif.name.clone().unwrap_or_else(|| format!("eth{index}"));
         check_device_name(&field("devname"), &vif.devname)?;
@@ -60,7 +60,15 @@ impl Plan {
         let addresses = addresses(vif, &field)?;
         let routes = routes(vif, index, &addresses, &field)?;
         let alias = alias(vif);
-        Ok(Plan { devname: vif.devname.clone(), alias, name, mac, mtu: vif.mtu, addresses, routes })
+        Ok(VifPlan {
+            devname: vif.devname.clone(),
+            alias,
+            name,
+            mac,
+            mtu: vif.mtu,
+            addresses,
+            routes,
+        })
     }
 }
 
@@ -87,7 +95,7 @@ pub fn validate(vifs: &[Vif], dns: Option<&Dns>) -> Result<()> {
     let mut named = vifs.to_vec();
     assign_names(&mut named);
     for (index, vif) in named.iter().enumerate() {
-        let plan = Plan::new(vif, index)?;
+        let plan = VifPlan::new(vif, index)?;
         seen.check(vif, &plan, index)?;
     }
     dns.map_or(Ok(()), validate_dns)
@@ -104,7 +112,7 @@ struct Seen {
 }
 
 impl Seen {
-    fn check(&mut self, vif: &Vif, plan: &Plan, index: usize) -> Result<()> {
+    fn check(&mut self, vif: &Vif, plan: &VifPlan, index: usize) -> Result<()> {
         let unique = |is_new: bool, field: String| {
             if is_new {
                 return Ok(());
@@ -362,7 +370,7 @@ mod tests {
                 route("fd01::/64", "fd02::1"),
             ];
         });
-        let plan = Plan::new(&vif, 2).unwrap();
+        let plan = VifPlan::new(&vif, 2).unwrap();
         assert_eq!(plan.mac, [0xfa, 0x16, 0x3e, 0, 0, 1]);
         assert_eq!(plan.name, "eth2");
         assert_eq!(plan.addresses[1], ("fd00::5".parse().unwrap(), 64));

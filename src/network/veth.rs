@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::network::netlink::{Link, Netlink, OrNetworkFault, Tolerant, Veth};
-use crate::network::plan::Plan;
+use crate::network::plan::VifPlan;
 use crate::sys::thread::in_netns;
 
 /// What the host has under a VIF's `devname`.
@@ -27,7 +27,7 @@ enum Found {
 ///
 /// `controller` is the index of the bridge that the host's end becomes a port
 /// of. What this call made is removed again if it fails.
-pub fn attach(plan: &Plan, net_ns: &Path, controller: Option<u32>) -> Result<()> {
+pub fn attach(plan: &VifPlan, net_ns: &Path, controller: Option<u32>) -> Result<()> {
     let ns = File::open(net_ns).or_kind(
         FaultKind::NetworkFailed,
         format!("opening the network namespace {}", net_ns.display()),
@@ -66,7 +66,7 @@ pub fn open() -> Result<Netlink> {
     Netlink::open().or_network("opening a netlink socket")
 }
 
-fn find(netlink: &mut Netlink, plan: &Plan, ns: &File) -> Result<Found> {
+fn find(netlink: &mut Netlink, plan: &VifPlan, ns: &File) -> Result<Found> {
     let devname = &plan.devname;
     let doing = || format!("looking at {devname}");
     let Some(host) = netlink.link(devname).or_network(doing())? else {
@@ -103,7 +103,7 @@ fn taken(devname: &str, why: &str) -> Fault {
 
 fn create(
     netlink: &mut Netlink,
-    plan: &Plan,
+    plan: &VifPlan,
     net_ns: &Path,
     ns: &File,
     controller: Option<u32>,
@@ -139,7 +139,7 @@ fn create(
 }
 
 /// Configures the inner end, then the host's end, and sets the latter up.
-fn finish(netlink: &mut Netlink, plan: &Plan, net_ns: &Path, inner: &str) -> Result<()> {
+fn finish(netlink: &mut Netlink, plan: &VifPlan, net_ns: &Path, inner: &str) -> Result<()> {
     in_netns(net_ns, || configure_inside(plan, inner))?;
     let devname = &plan.devname;
     let doing = || format!("setting {devname} up");
@@ -155,7 +155,7 @@ fn finish(netlink: &mut Netlink, plan: &Plan, net_ns: &Path, inner: &str) -> Res
 }
 
 /// Sets the inner end up, with its addresses and routes. Those that are there stay.
-fn configure_inside(plan: &Plan, inner: &str) -> Result<()> {
+fn configure_inside(plan: &VifPlan, inner: &str) -> Result<()> {
     let mut netlink = open()?;
     let doing = || format!("configuring {inner} in the instance");
     let link = netlink.link(inner).or_network(doing())?.ok_or_else(|| {
@@ -179,7 +179,7 @@ fn configure_inside(plan: &Plan, inner: &str) -> Result<()> {
 
 fn repair(
     netlink: &mut Netlink,
-    plan: &Plan,
+    plan: &VifPlan,
     net_ns: &Path,
     controller: Option<u32>,
     host: Link,

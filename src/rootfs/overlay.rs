@@ -47,11 +47,11 @@ pub struct Rootfs {
     target: PathBuf,
 }
 
-/// A way to make the overlay of its parts.
-type Way = fn(&Rootfs, &Parts) -> Result<(), Refusal>;
+/// A way to make the overlay of its pieces.
+type Way = fn(&Rootfs, &DetachedMounts) -> Result<(), Refusal>;
 
 /// The pieces of an overlay, as detached mounts with mapped ids.
-struct Parts {
+struct DetachedMounts {
     layers: Vec<OwnedFd>,
     disk: OwnedFd,
 }
@@ -97,7 +97,7 @@ impl Rootfs {
             return Ok(());
         }
         self.make_directories()?;
-        let parts = self.parts()?;
+        let parts = self.detached_mounts()?;
         let mut refused = None;
         for way in ways {
             match way(self, &parts) {
@@ -153,7 +153,7 @@ impl Rootfs {
         Ok(())
     }
 
-    fn parts(&self) -> Result<Parts> {
+    fn detached_mounts(&self) -> Result<DetachedMounts> {
         let path = self.layout.user_ns();
         let user_ns = File::open(&path).or_fault(format_args!("opening {}", path.display()))?;
         let mapped = |path: &Path, attributes| {
@@ -162,14 +162,14 @@ impl Rootfs {
             Ok(tree)
         };
         let layers = self.layers.iter().map(|layer| mapped(layer, Attributes::MOUNT_ATTR_RDONLY));
-        Ok(Parts {
+        Ok(DetachedMounts {
             layers: layers.collect::<Result<_>>()?,
             disk: mapped(&self.disk, Attributes::empty())?,
         })
     }
 
     /// Linux 6.15 and later: the parts are given as descriptors and never have a place.
-    fn mount_detached(&self, parts: &Parts) -> Result<(), Refusal> {
+    fn mount_detached(&self, parts: &DetachedMounts) -> Result<(), Refusal> {
         let open = |mount: &OwnedFd, name: &str| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(mount, name, flags, Mode::empty()).or_fault("opening a directory of the overlay")
@@ -192,7 +192,7 @@ impl Rootfs {
     }
 
     /// Earlier kernels: the parts have a place for as long as the overlay is being made.
-    fn mount_attached(&self, parts: &Parts) -> Result<(), Refusal> {
+    fn mount_attached(&self, parts: &DetachedMounts) -> Result<(), Refusal> {
         self.clear_attached()?;
         let mounted = self.attach_parts(parts).map_err(Refusal::from).and_then(|data| {
             let target = &self.target;
@@ -219,7 +219,7 @@ impl Rootfs {
     /// The names in it are relative to the places' directory: the instance reads
     /// the line in its `/proc/self/mountinfo`, where a path of the host has no
     /// business, and [`MOST_LAYERS`] of them fit into the page that mount(2) takes.
-    fn attach_parts(&self, parts: &Parts) -> Result<CString> {
+    fn attach_parts(&self, parts: &DetachedMounts) -> Result<CString> {
         let place = |name: &str, tree: &OwnedFd| {
             let path = self.parts_dir().join(name);
             fs::create_dir_all(&path).or_fault("making a place for a layer")?;

@@ -290,7 +290,7 @@ fn root_a_kept_disk_comes_back_as_it_was() {
         let host = Host::new(filesystem);
         let rootfs = host.rootfs(vec![host.layer("l")], size);
         let (file, point) = (rootfs.layout.root_disk(), rootfs.layout.disk_mount());
-        let kept = Kept { file: file.clone(), copy: rootfs.layout.root_disk_kept() };
+        let kept = DiskBackup { file: file.clone(), copy: rootfs.layout.root_disk_kept() };
         fs::write(point.join("old"), vec![7; 3 << 20]).unwrap();
         let before = host.disks.usage(&point).unwrap().size;
         host.disks.detach(&file, &point).unwrap();
@@ -300,7 +300,7 @@ fn root_a_kept_disk_comes_back_as_it_was() {
                 told.set((done, total));
                 go_on
             };
-            host.disks.keep(std::slice::from_ref(&kept), &progress)
+            host.disks.back_up(std::slice::from_ref(&kept), &progress)
         };
         keep(true).unwrap();
         let (done, total) = told.get();
@@ -339,7 +339,7 @@ fn root_a_copy_shares_extents_where_the_hosts_file_system_can() {
     let rootfs = host.rootfs(vec![host.layer("l")], 300 * MIB);
     // An xfs of the host's, in which a disk is kept.
     let state = rootfs.layout.disk_mount();
-    let kept = Kept { file: state.join("disk"), copy: state.join("copy") };
+    let kept = DiskBackup { file: state.join("disk"), copy: state.join("copy") };
     fs::write(&kept.file, vec![7; 20 << 20]).unwrap();
     let copied = std::cell::Cell::new(false);
     let progress = |_, _| {
@@ -351,7 +351,7 @@ fn root_a_copy_shares_extents_where_the_hosts_file_system_can() {
         host.disks.usage(&state).unwrap().used
     };
     let before = used();
-    host.disks.keep(std::slice::from_ref(&kept), &progress).unwrap();
+    host.disks.back_up(std::slice::from_ref(&kept), &progress).unwrap();
     assert!(!copied.get());
     assert!(used() < before + MIB, "{before} to {}", used());
     assert_eq!(fs::read(&kept.copy).unwrap(), fs::read(&kept.file).unwrap());
@@ -364,9 +364,9 @@ fn root_a_copy_of_a_disk_with_all_its_space_has_all_its_space() {
     let layout = Layout::new(dir.path(), dir.path());
     let config = Storage { preallocate: true, ..Default::default() };
     let disks = Disks::new(&layout, &config).unwrap();
-    let kept = Kept { file: dir.path().join("disk"), copy: dir.path().join("copy") };
+    let kept = DiskBackup { file: dir.path().join("disk"), copy: dir.path().join("copy") };
     disks.create(&kept.file, 64 * MIB).unwrap();
-    disks.keep(std::slice::from_ref(&kept), &|_, _| true).unwrap();
+    disks.back_up(std::slice::from_ref(&kept), &|_, _| true).unwrap();
     assert!(fs::metadata(&kept.copy).unwrap().blocks() * 512 >= 64 * MIB);
 }
 
@@ -380,14 +380,14 @@ fn root_a_copy_that_does_not_fit_the_host_is_refused_before_it_is_begun() {
     mount::attach(std::os::fd::AsFd::as_fd(&small), &point).unwrap();
     let layout = Layout::new(&point, dir.path().join("run"));
     let disks = Disks::new(&layout, &Storage::default()).unwrap();
-    let kept = Kept { file: point.join("disk"), copy: point.join("copy") };
+    let kept = DiskBackup { file: point.join("disk"), copy: point.join("copy") };
     fs::write(&kept.file, vec![7; 25 << 20]).unwrap();
     let begun = std::cell::Cell::new(false);
     let progress = |_, _| {
         begun.set(true);
         true
     };
-    let fault = disks.keep(std::slice::from_ref(&kept), &progress).unwrap_err();
+    let fault = disks.back_up(std::slice::from_ref(&kept), &progress).unwrap_err();
     fs::remove_dir(point.join("templates")).unwrap();
     let left = fs::read_dir(&point).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
     mount::unmount(&point).unwrap();
@@ -719,7 +719,10 @@ fn victim() {
 fn root_a_kill_at_any_moment_leaves_nothing() {
     let host = Host::new("ext4");
     host.layer("l");
-    host.disks.prepare(64 * MIB).unwrap();
+    // The victims are to find the template made.
+    let first = host.dir.path().join("first");
+    host.disks.create(&first, 64 * MIB).unwrap();
+    host.disks.remove(&first).unwrap();
     let mut met = 0;
     for round in 0..25u64 {
         let mut victim = Command::new(std::env::current_exe().unwrap())

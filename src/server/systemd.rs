@@ -6,7 +6,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
-use crate::api::backend::Backend;
+use crate::instance::backend::Backend;
 
 /// Tells systemd a state.
 pub(super) fn notify(state: NotifyState<'_>) {

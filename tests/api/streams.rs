@@ -106,7 +106,7 @@ async fn a_stop_ends_streams_at_once_and_waits_for_work() {
 
 impl Service {
     fn backend_unfinished(&self) -> usize {
-        use berth::api::backend::Backend;
+        use berth::instance::backend::Backend;
         self.backend.unfinished_operations().len()
     }
 }

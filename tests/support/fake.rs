@@ -7,8 +7,8 @@ use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
-use berth::api::backend::{Action, Backend, Console, Created, ExecRequest, RequestContext};
 use berth::fault::{Fault, FaultKind, Result};
+use berth::instance::backend::{Action, Backend, Console, Created, ExecRequest, RequestContext};
 use berth::instance::event::{EventLog, EventSubscription};
 use berth::instance::operation::{OperationHandle, OperationWriter, Operations};
 use berth::types::*;

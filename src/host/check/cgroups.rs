@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::{failed, ok, warning};
-use crate::cgroup::{Controller, Hierarchy, Layout, Version};
+use super::outcome::{failed, ok, warning};
+use crate::cgroup::{CgroupLayout, Controller, Hierarchy, Version};
 use crate::config::Config;
 use crate::types::Check;
 
@@ -24,7 +24,7 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
 
 fn layout(hierarchy: &Hierarchy) -> Check {
     match hierarchy.layout() {
-        Layout::V2 => ok("cgroups", "v2"),
+        CgroupLayout::V2 => ok("cgroups", "v2"),
         old => warning(
             "cgroups",
             old.to_string(),
@@ -72,14 +72,14 @@ fn is_needed(controller: Controller, config: &Config) -> bool {
     }
 }
 
-fn remedy(layout: Layout, controller: Controller) -> String {
+fn remedy(layout: CgroupLayout, controller: Controller) -> String {
     let name = controller.v1_name();
     match layout {
-        Layout::V2 => format!(
+        CgroupLayout::V2 => format!(
             "boot without cgroup_disable={0}, with a kernel that has the controller {0}",
             controller.v2_name().unwrap_or(name)
         ),
-        Layout::V1 | Layout::Hybrid => format!(
+        CgroupLayout::V1 | CgroupLayout::Hybrid => format!(
             "mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} {name} /sys/fs/cgroup/{name}"
         ),
     }

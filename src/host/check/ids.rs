@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use super::{failed, ok, warning};
+use super::outcome::{failed, ok, warning};
 use crate::config::Config;
 use crate::types::Check;
 

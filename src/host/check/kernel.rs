@@ -4,7 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use super::{Trials, failed, ok, warning};
+use super::outcome::{failed, ok, warning};
+use super::trials::Trials;
 use crate::config::Config;
 use crate::host::facts::{kernel_release, read};
 use crate::types::Check;

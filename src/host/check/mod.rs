@@ -7,26 +7,16 @@
 mod cgroups;
 mod ids;
 mod kernel;
+mod outcome;
 mod programs;
 mod resources;
-
-use std::path::Path;
+mod trials;
 
 use crate::config::Config;
-use crate::fault::Result;
-use crate::types::{Check, CheckStatus};
+use crate::types::Check;
 
 pub use programs::{find_program, runtime_trial};
-
-/// What is tried by other parts of berth, because only they know how.
-pub struct Trials<'a> {
-    /// Mounts overlayfs on an idmapped layer in a place of its own, sees that
-    /// it is writable, and cleans up.
-    pub overlay: &'a dyn Fn() -> Result<()>,
-    /// Tries a runtime program here: its version, or why it cannot be used.
-    /// [`runtime_trial`] is a light one.
-    pub runtime: &'a dyn Fn(&Path) -> Result<String>,
-}
+pub use trials::Trials;
 
 /// Probes the host.
 pub fn probe(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
@@ -38,24 +28,11 @@ pub fn probe(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
     checks
 }
 
-fn ok(name: &str, found: impl Into<String>) -> Check {
-    Check { name: name.into(), status: CheckStatus::Ok, found: found.into(), remedy: None }
-}
-
-fn warning(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    let remedy = Some(remedy.into());
-    Check { name: name.into(), status: CheckStatus::Warning, found: found.into(), remedy }
-}
-
-fn failed(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Check {
-    let remedy = Some(remedy.into());
-    Check { name: name.into(), status: CheckStatus::Failed, found: found.into(), remedy }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fault::{Fault, FaultKind};
+    use crate::types::CheckStatus;
 
     #[test]
     fn every_check_that_is_not_fine_has_a_remedy_and_names_are_unique() {

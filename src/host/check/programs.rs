@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Trials, failed, ok, warning};
+use super::outcome::{failed, ok, warning};
+use super::trials::Trials;
 use crate::cgroup::{Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -163,7 +164,7 @@ impl Scratch {
         let dir = nix::unistd::mkdtemp(&env::temp_dir().join("berth-check-XXXXXX"))
             .or_fault("making a directory for the trial")?;
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let group = hierarchy.group(&name, Uuid::new_v4());
+        let group = Group::new(&hierarchy, &name, Uuid::new_v4());
         Ok(Scratch { dir, name, hierarchy, group })
     }
 

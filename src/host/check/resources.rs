@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{failed, ok, warning};
+use super::outcome::{failed, ok, warning};
 use crate::config::Config;
 use crate::host::cpus::cpu_sets;
 use crate::host::facts::read;

@@ -3,7 +3,7 @@
 //! removed) or reverted (they are put back, and all that was written since is
 //! gone with the disks they replace).
 //!
-//! What was cut short is undone by [`settle`]. The record says in every moment
+//! What was cut short is undone by [`finish_interrupted`]. The record says in every moment
 //! which disks count:
 //!
 //! ```text
@@ -15,21 +15,22 @@
 
 use chrono::Utc;
 
-use super::resize;
+use super::flavor_change::{self, FlavorChange};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::{KeptResize, Record};
 use crate::instance::state::Admission;
-use crate::rootfs::Kept;
+use crate::instance::teardown::undone;
+use crate::rootfs::DiskBackup;
 use crate::types::Flavor;
 
 /// Whether `flavor` can be had, before anything is done for it.
-pub fn check(parts: &Parts, record: &Record, flavor: Flavor) -> Result<Admission> {
+pub fn check(parts: &HostParts, record: &Record, flavor: Flavor) -> Result<Admission> {
     if is_done(record, &flavor) {
         return Ok(Admission::Nothing);
     }
     refuse_unconfirmed(record)?;
-    resize::plan(parts, record, flavor, false).map(|_| Admission::Do)
+    FlavorChange::plan(parts, record, flavor, false).map(|_| Admission::Do)
 }
 
 /// Whether this is the request that made it what it is, repeated. Once it was
@@ -55,54 +56,51 @@ fn refuse_unconfirmed(record: &Record) -> Result<()> {
 }
 
 /// Finishes what is to be undone, and refuses if a resize awaits confirmation.
-pub fn make_free(parts: &Parts, record: &mut Record) -> Result<()> {
+pub fn make_free(parts: &HostParts, record: &mut Record) -> Result<()> {
     refuse_unconfirmed(record)?;
-    if record.resize.is_some() { settle(parts, record) } else { Ok(()) }
+    if record.resize.is_some() { finish_interrupted(parts, record) } else { Ok(()) }
 }
 
 /// Gives a stopped instance another flavor and keeps what it was. `progress`
 /// is told of the bytes copied and those in all, and says whether to go on.
-pub fn keep(
-    parts: &Parts,
+pub fn resize_and_keep(
+    parts: &HostParts,
     record: &mut Record,
     flavor: Flavor,
     progress: &dyn Fn(u64, u64) -> bool,
 ) -> Result<()> {
     make_free(parts, record)?;
     let kept = (|| {
-        parts.disks.keep(&disks(parts, record), progress)?;
+        parts.disks.back_up(&disks(parts, record), progress)?;
         change(parts, record, flavor)
     })();
-    kept.map_err(|fault| match settle(parts, record) {
-        Ok(()) => fault,
-        Err(left) => fault.context(format_args!("(and putting its disks back: {})", left.detail)),
-    })
+    kept.map_err(|fault| undone(fault, "putting its disks back", finish_interrupted(parts, record)))
 }
 
-fn change(parts: &Parts, record: &mut Record, flavor: Flavor) -> Result<()> {
+fn change(parts: &HostParts, record: &mut Record, flavor: Flavor) -> Result<()> {
     save(parts, record, Some(KeptResize::Undoing))?;
-    let mut plan = resize::plan(parts, record, flavor, false)?;
-    plan.new.resize = Some(KeptResize::Unconfirmed {
+    let mut wanted = FlavorChange::plan(parts, record, flavor, false)?;
+    wanted.new.resize = Some(KeptResize::Unconfirmed {
         flavor: record.definition.flavor.clone(),
         root_bytes: record.root_bytes,
         ephemeral_bytes: record.ephemeral_bytes,
         since: Utc::now(),
     });
-    *record = resize::carry_out(parts, record, plan, false)?;
+    *record = wanted.carry_out(parts, record, false)?;
     Ok(())
 }
 
 /// Drops what was kept; nothing kept is success.
-pub fn confirm(parts: &Parts, record: &mut Record) -> Result<()> {
+pub fn confirm(parts: &HostParts, record: &mut Record) -> Result<()> {
     if let Some(KeptResize::Unconfirmed { .. }) = record.resize {
         // The record first: half of what was kept is nothing to go back to.
         save(parts, record, None)?;
     }
-    settle(parts, record)
+    finish_interrupted(parts, record)
 }
 
 /// Makes a stopped instance what it was; nothing kept is success.
-pub fn revert(parts: &Parts, record: &mut Record) -> Result<()> {
+pub fn revert(parts: &HostParts, record: &mut Record) -> Result<()> {
     if let Some(KeptResize::Unconfirmed { flavor, root_bytes, ephemeral_bytes, .. }) =
         record.resize.clone()
     {
@@ -116,12 +114,12 @@ pub fn revert(parts: &Parts, record: &mut Record) -> Result<()> {
         save(parts, &mut old, Some(KeptResize::Undoing))?;
         *record = old;
     }
-    settle(parts, record)?;
-    resize::restore(parts, record, false)
+    finish_interrupted(parts, record)?;
+    flavor_change::restore(parts, record, false)
 }
 
 /// Finishes what was cut short, on an instance that does not run.
-pub fn settle(parts: &Parts, record: &mut Record) -> Result<()> {
+pub fn finish_interrupted(parts: &HostParts, record: &mut Record) -> Result<()> {
     match record.resize {
         Some(KeptResize::Unconfirmed { .. }) => return Ok(()),
         Some(KeptResize::Undoing) => {
@@ -133,7 +131,7 @@ pub fn settle(parts: &Parts, record: &mut Record) -> Result<()> {
     remove_copies(parts, record)
 }
 
-fn put_back(parts: &Parts, record: &Record) -> Result<()> {
+fn put_back(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     parts.unmount(&paths)?;
     disks(parts, record).iter().try_for_each(|disk| parts.disks.put_back(disk))?;
@@ -144,23 +142,23 @@ fn put_back(parts: &Parts, record: &Record) -> Result<()> {
 }
 
 /// Removes the copies of an instance that keeps none.
-pub fn remove_copies(parts: &Parts, record: &Record) -> Result<()> {
+pub fn remove_copies(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     parts.disks.remove(&paths.root_disk_kept())?;
     parts.disks.remove(&paths.ephemeral_disk_kept())
 }
 
 /// The disks that it has, and where a copy of each is kept.
-fn disks(parts: &Parts, record: &Record) -> Vec<Kept> {
+fn disks(parts: &HostParts, record: &Record) -> Vec<DiskBackup> {
     let paths = parts.paths(record);
-    let mut disks = vec![Kept { file: paths.root_disk(), copy: paths.root_disk_kept() }];
+    let mut disks = vec![DiskBackup { file: paths.root_disk(), copy: paths.root_disk_kept() }];
     if record.ephemeral_bytes > 0 {
-        disks.push(Kept { file: paths.ephemeral_disk(), copy: paths.ephemeral_disk_kept() });
+        disks.push(DiskBackup { file: paths.ephemeral_disk(), copy: paths.ephemeral_disk_kept() });
     }
     disks
 }
 
-fn save(parts: &Parts, record: &mut Record, resize: Option<KeptResize>) -> Result<()> {
+fn save(parts: &HostParts, record: &mut Record, resize: Option<KeptResize>) -> Result<()> {
     let before = std::mem::replace(&mut record.resize, resize);
     let saved = record.save(&parts.paths(record));
     if saved.is_err() {

@@ -7,7 +7,7 @@ use std::panic::resume_unwind;
 use std::thread;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::validate::hostname_from;
 use crate::rootfs::Seed;
@@ -17,7 +17,7 @@ use crate::types::{Flavor, ImageConfig, InitKind, InstanceCreate};
 use super::destroy;
 
 /// Makes everything, or nothing: the record is written last.
-pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Result<Record> {
+pub fn create(parts: &HostParts, mut record: Record, request: InstanceCreate) -> Result<Record> {
     record.definition = request;
     let made = (|| {
         let image = parts.images.hold(record.definition.image_id, record.id)?;
@@ -28,7 +28,7 @@ pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Res
         record.ephemeral_bytes = flavor.ephemeral_gb << 30;
         // A limit that the host cannot give is found before anything is made.
         parts.limits(&record)?;
-        host_side(parts, &mut record)?;
+        make_host_side(parts, &mut record)?;
         record.save(&parts.paths(&record))
     })();
     match made {
@@ -47,7 +47,7 @@ pub fn create(parts: &Parts, mut record: Record, request: InstanceCreate) -> Res
 }
 
 /// Size of the disk that an image's root file system gets.
-pub fn root_bytes(parts: &Parts, flavor: &Flavor, unpacked: u64) -> Result<u64> {
+pub fn root_bytes(parts: &HostParts, flavor: &Flavor, unpacked: u64) -> Result<u64> {
     let bytes = if flavor.root_gb == 0 {
         (unpacked >> 30 << 30) + ((parts.config.storage.slack_gb) << 30)
     } else {
@@ -71,7 +71,7 @@ pub fn root_bytes(parts: &Parts, flavor: &Flavor, unpacked: u64) -> Result<u64> 
     Ok(bytes)
 }
 
-fn host_side(parts: &Parts, record: &mut Record) -> Result<()> {
+fn make_host_side(parts: &HostParts, record: &mut Record) -> Result<()> {
     let paths = parts.paths(record);
     make_dir(paths.state())?;
     make_dir(paths.run())?;
@@ -89,7 +89,7 @@ fn host_side(parts: &Parts, record: &mut Record) -> Result<()> {
     Ok(())
 }
 
-fn disks(parts: &Parts, record: &Record) -> Result<()> {
+fn disks(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     parts.disks.create(&paths.root_disk(), record.root_bytes)?;
     parts.disks.attach(&paths.root_disk(), &paths.disk_mount())?;
@@ -100,7 +100,7 @@ fn disks(parts: &Parts, record: &Record) -> Result<()> {
 }
 
 /// Namespaces and interfaces; also after a boot of the host, which took them away.
-pub fn network(parts: &Parts, record: &Record) -> Result<()> {
+pub fn network(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     make_dir(paths.run())?;
     // A pin is a mount: a file alone is what a boot of the host left.

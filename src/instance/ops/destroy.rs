@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::cgroup::Group;
 use crate::fault::{OrFault, Result};
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::teardown::Teardown;
 use crate::monitor::{self, ExitAction, Monitor};
@@ -18,7 +18,7 @@ use crate::store::layout::InstanceLayout;
 use crate::sys::ns;
 
 /// Destroys an instance and all that is its own.
-pub fn destroy(parts: &Parts, record: &Record) -> Result<()> {
+pub fn destroy(parts: &HostParts, record: &Record) -> Result<()> {
     let mut teardown = Teardown::default();
     teardown.step("ending its processes", end_processes(parts, record.id));
     for vif in &record.definition.vifs {
@@ -30,18 +30,18 @@ pub fn destroy(parts: &Parts, record: &Record) -> Result<()> {
         parts.images.release(rescue.image_id, record.id);
     }
     teardown.step("removing image layers that nothing needs", parts.images.collect());
-    teardown.finish()
+    teardown.into_result()
 }
 
 /// Removes what no record owns.
-pub fn purge(parts: &Parts, id: Uuid) -> Result<()> {
+pub fn purge(parts: &HostParts, id: Uuid) -> Result<()> {
     let mut teardown = Teardown::default();
     teardown.step("ending its processes", end_processes(parts, id));
     purge_host_side(parts, id, &mut teardown);
-    teardown.finish()
+    teardown.into_result()
 }
 
-fn purge_host_side(parts: &Parts, id: Uuid, teardown: &mut Teardown) {
+fn purge_host_side(parts: &HostParts, id: Uuid, teardown: &mut Teardown) {
     let layout = parts.layout.instance(id);
     teardown.step("taking its file systems down", parts.unmount(&layout));
     // With its last holder the network namespace goes, and every veth pair
@@ -53,9 +53,9 @@ fn purge_host_side(parts: &Parts, id: Uuid, teardown: &mut Teardown) {
 }
 
 /// Ends monitor, processes and cgroup, and the runtime program's memory of them.
-pub fn end_processes(parts: &Parts, id: Uuid) -> Result<()> {
+pub fn end_processes(parts: &HostParts, id: Uuid) -> Result<()> {
     let layout = parts.layout.instance(id);
-    let group = parts.hierarchy.group(&parts.config.instances.cgroup, id);
+    let group = Group::new(&parts.hierarchy, &parts.config.instances.cgroup, id);
     // Write-back is held to the instance's rates until the cgroup is gone, so
     // that goes before the file systems, and needs to know their devices.
     let devices = parts.devices(&layout);
@@ -68,12 +68,12 @@ pub fn end_processes(parts: &Parts, id: Uuid) -> Result<()> {
     teardown.step("removing the runtime's state", parts.runtime.delete(&id.to_string(), &log));
     teardown.step("removing the cgroup", group.remove(&devices));
     teardown.step("removing a log", crate::store::atomic::remove_file(&log));
-    teardown.finish()
+    teardown.into_result()
 }
 
 /// A monitor that lives ends in good order once its instance's processes have;
 /// of one that was killed, the runtime program may still be at work.
-fn end_monitor(parts: &Parts, id: Uuid, layout: &InstanceLayout, group: &Group) -> Result<()> {
+fn end_monitor(parts: &HostParts, id: Uuid, layout: &InstanceLayout, group: &Group) -> Result<()> {
     let strays = || monitor::end_strays(layout, &id.to_string(), &parts.layout.runtime_root());
     let Ok(Some(monitor)) = Monitor::connect(&layout.monitor_socket()) else {
         return strays();

@@ -1,12 +1,12 @@
 //! Pause, suspend, and back.
 
 use crate::fault::Result;
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::{Frozen, Record};
 
 /// Freezes the instance and silences its interfaces; a suspend also gives its
 /// memory back as far as the host can (to swap, and what is only cache).
-pub fn freeze(parts: &Parts, before: Record, how: Frozen) -> Result<Record> {
+pub fn freeze(parts: &HostParts, before: Record, how: Frozen) -> Result<Record> {
     let group = parts.group(&before);
     let mut record = Record { frozen: Some(how), ..before.clone() };
     group.freeze()?;
@@ -32,7 +32,7 @@ pub fn freeze(parts: &Parts, before: Record, how: Frozen) -> Result<Record> {
 }
 
 /// Thaws the instance; its interfaces hear again.
-pub fn thaw(parts: &Parts, before: Record) -> Result<Record> {
+pub fn thaw(parts: &HostParts, before: Record) -> Result<Record> {
     let group = parts.group(&before);
     let mut record = Record { frozen: None, ..before };
     group.thaw()?;
@@ -47,7 +47,7 @@ pub fn thaw(parts: &Parts, before: Record) -> Result<Record> {
 
 /// Ends the silence of a frozen instance's interfaces. One that is gone must
 /// not keep the instance from what was asked for.
-fn hear(parts: &Parts, record: &Record) {
+fn hear(parts: &HostParts, record: &Record) {
     for vif in &record.definition.vifs {
         if let Err(fault) = parts.traffic(record, vif) {
             tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "ending its silence");

@@ -3,9 +3,10 @@
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, Result};
-use crate::instance::parts::Parts;
+use crate::instance::allocations::Allocations;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
-use crate::instance::taken::Taken;
+use crate::instance::teardown::undone;
 use crate::network;
 use crate::sys::mount;
 use crate::types::Vif;
@@ -15,7 +16,12 @@ use super::create;
 /// What an interface to be attached is to be, with all that it did not bring.
 /// The same one again is left undisturbed; another one under the same port is
 /// a conflict.
-pub fn plan(parts: &Parts, record: &Record, mut vif: Vif, mut others: Taken) -> Result<Vif> {
+pub fn plan(
+    parts: &HostParts,
+    record: &Record,
+    mut vif: Vif,
+    mut others: Allocations,
+) -> Result<Vif> {
     let mut all = record.definition.vifs.clone();
     if let Some(same) = all.iter().find(|v| v.id == vif.id) {
         if asks_for_the_same(same, &vif) {
@@ -26,7 +32,7 @@ pub fn plan(parts: &Parts, record: &Record, mut vif: Vif, mut others: Taken) -> 
             format!("port {} is attached with another definition; detach it first", vif.id),
         ));
     }
-    others.take(&parts.network, &mut vif, "", record.id)?;
+    others.claim(&parts.network, &mut vif, "", record.id)?;
     all.push(vif);
     network::assign_names(&mut all);
     parts.network.validate(&all, None)?;
@@ -43,7 +49,7 @@ pub fn with(record: &Record, vif: &Vif) -> Record {
 }
 
 /// Attaches an interface that [`plan`] gave.
-pub fn attach(parts: &Parts, record: Record, vif: Vif) -> Result<Record> {
+pub fn attach(parts: &HostParts, record: Record, vif: Vif) -> Result<Record> {
     let known = record.definition.vifs.iter().position(|v| v.id == vif.id);
     let index = known.unwrap_or(record.definition.vifs.len());
     let net_ns = parts.paths(&record).net_ns();
@@ -64,10 +70,10 @@ pub fn attach(parts: &Parts, record: Record, vif: Vif) -> Result<Record> {
         parts.network.attach(&vif, index, &net_ns).and_then(|()| parts.traffic(&record, &vif));
     match attached {
         Ok(()) => Ok(record),
-        Err(fault) => Err(match detach(parts, record, vif.id) {
-            Ok(_) => fault,
-            Err(left) => fault.context(format_args!("(and detaching it again: {})", left.detail)),
-        }),
+        Err(fault) => {
+            let detached = detach(parts, record, vif.id).map(drop);
+            Err(undone(fault, "detaching it again", detached))
+        }
     }
 }
 
@@ -86,7 +92,7 @@ fn asks_for_the_same(known: &Vif, asked: &Vif) -> bool {
 }
 
 /// Detaches an interface.
-pub fn detach(parts: &Parts, mut record: Record, port: Uuid) -> Result<Record> {
+pub fn detach(parts: &HostParts, mut record: Record, port: Uuid) -> Result<Record> {
     let index = record.definition.vifs.iter().position(|v| v.id == port).ok_or_else(|| {
         Fault::new(
             FaultKind::InterfaceNotFound,

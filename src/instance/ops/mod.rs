@@ -1,9 +1,11 @@
-//! What is done on the host, one file per verb. All of it blocks; the actor
-//! calls it on blocking threads, one call at a time for an instance.
+//! What is done on the host, one file per verb, and what several do
+//! ([`flavor_change`]). All of it blocks; the actor calls it on blocking
+//! threads, one call at a time for an instance.
 
 pub mod cold_resize;
 pub mod create;
 pub mod destroy;
+pub mod flavor_change;
 pub mod freeze;
 pub mod interface;
 pub mod password;

@@ -12,7 +12,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::action::ExecRequest;
 use crate::instance::exec;
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::sys::fs::open_in_root;
 use crate::types::SetPassword;
@@ -27,7 +27,7 @@ const PATH: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const COMPLAINT: usize = 200;
 
 /// Sets the password of a user of a running instance.
-pub fn set(parts: &Parts, record: &Record, wanted: &SetPassword) -> Result<()> {
+pub fn set(parts: &HostParts, record: &Record, wanted: &SetPassword) -> Result<()> {
     let root_path = parts.paths(record).rootfs();
     let root = File::open(&root_path).or_fault(format_args!("opening {}", root_path.display()))?;
     crate::image::resolve_user(&[root_path], &wanted.user)

@@ -3,11 +3,12 @@
 //! restart of the service.
 
 use crate::fault::Result;
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
+use crate::instance::teardown::undone;
 
 /// Freezes the instance's disks.
-pub fn quiesce(parts: &Parts, mut record: Record) -> Result<Record> {
+pub fn quiesce(parts: &HostParts, mut record: Record) -> Result<Record> {
     if record.quiesced {
         return Ok(record);
     }
@@ -20,16 +21,13 @@ pub fn quiesce(parts: &Parts, mut record: Record) -> Result<Record> {
         Ok(()) => Ok(record),
         Err(fault) => {
             record.quiesced = false;
-            Err(match record.save(&paths) {
-                Ok(()) => fault,
-                Err(left) => fault.context(format_args!("(and recording it: {})", left.detail)),
-            })
+            Err(undone(fault, "recording it", record.save(&paths)))
         }
     }
 }
 
 /// Thaws them.
-pub fn unquiesce(parts: &Parts, mut record: Record) -> Result<Record> {
+pub fn unquiesce(parts: &HostParts, mut record: Record) -> Result<Record> {
     let paths = parts.paths(&record);
     parts.thaw_disks(&paths)?;
     if record.quiesced {
@@ -41,7 +39,7 @@ pub fn unquiesce(parts: &Parts, mut record: Record) -> Result<Record> {
 
 /// Brings a running instance's disks to what its record says, should a
 /// quiesce or a snapshot have been cut short.
-pub fn restore(parts: &Parts, record: &Record) -> Result<()> {
+pub fn restore(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     if record.quiesced { parts.freeze_disks(&paths) } else { parts.thaw_disks(&paths) }
 }

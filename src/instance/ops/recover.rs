@@ -7,13 +7,13 @@ use std::path::Path;
 use uuid::Uuid;
 
 use crate::fault::Result;
+use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
-use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{cold_resize, create, destroy, quiesce, rescue, resize, start, stop};
+use super::{cold_resize, create, destroy, flavor_change, quiesce, rescue, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub enum Recovered {
 }
 
 /// Finds out the truth about one instance and brings it to what Nova last asked.
-pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)> {
+pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recovered)> {
     if record.desired == Desired::Deleted {
         destroy::destroy(parts, &record)?;
         return Ok((record, Recovered::Gone));
@@ -49,7 +49,7 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
     let same_boot = record.boot_id.as_deref() == Some(parts.boot_id.as_str());
     let wanted = record.desired == Desired::Running;
     let mut record = stop::power_off(parts, record)?;
-    cold_resize::settle(parts, &mut record)?;
+    cold_resize::finish_interrupted(parts, &mut record)?;
     if let Some(exit) = ended {
         if wanted || record.exit.is_none() {
             // It ended while the service was away.
@@ -73,7 +73,7 @@ pub fn recover(parts: &Parts, mut record: Record) -> Result<(Record, Recovered)>
 }
 
 /// Takes up an instance whose monitor lives.
-fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
+fn adopt(parts: &HostParts, record: &mut Record) -> Result<Option<Live>> {
     let paths = parts.paths(record);
     let Ok(Some(monitor)) = Monitor::connect(&paths.monitor_socket()) else { return Ok(None) };
     let Ok((status, messages)) = monitor.subscribe() else { return Ok(None) };
@@ -93,17 +93,17 @@ fn adopt(parts: &Parts, record: &mut Record) -> Result<Option<Live>> {
 
 /// A quiesce, an attach, a detach or a resize may have been cut short; where none was,
 /// this changes nothing.
-fn finish_changes(parts: &Parts, record: &Record) -> Result<()> {
+fn finish_changes(parts: &HostParts, record: &Record) -> Result<()> {
     quiesce::restore(parts, record)?;
     if record.resize.is_none() {
         cold_resize::remove_copies(parts, record)?;
     }
     create::network(parts, record)?;
-    resize::restore(parts, record, true)
+    flavor_change::restore(parts, record, true)
 }
 
 /// Ids of everything that looks like an instance's and has no record.
-pub fn orphans(parts: &Parts, known: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+pub fn orphans(parts: &HostParts, known: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
     let mut found = BTreeSet::new();
     found.extend(ids_in(&parts.layout.instances()));
     found.extend(ids_in(&parts.layout.run_instances()));

@@ -10,30 +10,27 @@
 use uuid::Uuid;
 
 use crate::fault::Result;
+use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
-use crate::instance::parts::Parts;
 use crate::instance::record::{self, Desired, Record};
-use crate::instance::teardown::Teardown;
+use crate::instance::teardown::{Teardown, undone};
 use crate::store::atomic;
 use crate::types::Rescue;
 
 use super::{cold_resize, create, start, stop};
 
 /// Boots a stopped instance from a rescue image. What it did is undone when it fails.
-pub fn rescue(parts: &Parts, mut before: Record, wanted: Rescue) -> Result<(Record, Live)> {
+pub fn rescue(parts: &HostParts, mut before: Record, wanted: Rescue) -> Result<(Record, Live)> {
     let image_id = wanted.image_id;
     // Its own disks, which it sees, may not be half another flavor's.
-    cold_resize::settle(parts, &mut before)?;
+    cold_resize::finish_interrupted(parts, &mut before)?;
     prepare(parts, &before, wanted)
         .and_then(|rescued| start::start_as(parts, before.clone(), rescued))
-        .map_err(|fault| match undo(parts, &before, image_id) {
-            Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and undoing it: {})", left.detail)),
-        })
+        .map_err(|fault| undone(fault, "undoing it", undo(parts, &before, image_id)))
 }
 
 /// Makes the rescue root file system, which the record does not know yet.
-fn prepare(parts: &Parts, before: &Record, wanted: Rescue) -> Result<Record> {
+fn prepare(parts: &HostParts, before: &Record, wanted: Rescue) -> Result<Record> {
     let image = parts.images.hold(wanted.image_id, before.id)?;
     let definition = &before.definition;
     let mut rescued = before.clone();
@@ -60,7 +57,7 @@ fn prepare(parts: &Parts, before: &Record, wanted: Rescue) -> Result<Record> {
     Ok(rescued)
 }
 
-fn undo(parts: &Parts, before: &Record, image_id: Uuid) -> Result<()> {
+fn undo(parts: &HostParts, before: &Record, image_id: Uuid) -> Result<()> {
     stop::power_off(parts, before.clone())?;
     release(parts, before, image_id);
     drop_disk(parts, before)
@@ -68,7 +65,7 @@ fn undo(parts: &Parts, before: &Record, image_id: Uuid) -> Result<()> {
 
 /// Makes a stopped instance boot its own root file system again; it is to be
 /// started. Not rescued is success.
-pub fn unrescue(parts: &Parts, record: Record) -> Result<Record> {
+pub fn unrescue(parts: &HostParts, record: Record) -> Result<Record> {
     if record.rescue.is_none() {
         return Ok(record);
     }
@@ -81,7 +78,7 @@ pub fn unrescue(parts: &Parts, record: Record) -> Result<Record> {
 
 /// Takes a stopped instance's rescue out of the record, then off the host. Not
 /// rescued is success.
-pub fn forget(parts: &Parts, mut record: Record) -> Result<Record> {
+pub fn forget(parts: &HostParts, mut record: Record) -> Result<Record> {
     if let Some(rescue) = record.rescue.take() {
         record.save(&parts.paths(&record))?;
         release(parts, &record, rescue.image_id);
@@ -94,25 +91,25 @@ pub fn forget(parts: &Parts, mut record: Record) -> Result<Record> {
 }
 
 /// Lets go of the rescue image, which may be the one that the instance stands on.
-fn release(parts: &Parts, record: &Record, image_id: Uuid) {
+fn release(parts: &HostParts, record: &Record, image_id: Uuid) {
     if image_id != record.definition.image_id {
         parts.images.release(image_id, record.id);
     }
 }
 
 /// Removes the disk of a rescue that is over, or never came to be.
-fn drop_disk(parts: &Parts, record: &Record) -> Result<()> {
+fn drop_disk(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     let mut teardown = Teardown::default();
     let (disk, mount) = (paths.rescue_disk(), paths.rescue_mount());
     teardown.step("unmounting the rescue disk", parts.disks.detach(&disk, &mount));
     teardown.step("removing the rescue disk", parts.disks.remove(&disk));
-    teardown.finish()
+    teardown.into_result()
 }
 
 /// At the start of the service: the image is kept, or what an interrupted
 /// rescue or unrescue left is removed.
-pub fn recover(parts: &Parts, record: &Record) -> Result<()> {
+pub fn recover(parts: &HostParts, record: &Record) -> Result<()> {
     match &record.rescue {
         Some(rescue) => parts
             .images

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::create;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::KeptDisk;
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
 use crate::snapshot::{self, Contents, Tree};
@@ -21,13 +21,13 @@ use crate::store::atomic;
 use crate::types::{ImageConfig, ImageDestination, Snapshot, SnapshotFormat};
 
 /// Checks where a snapshot shall go, before anything is done for it.
-pub fn check(parts: &Parts, wanted: &Snapshot) -> Result<()> {
+pub fn check(parts: &HostParts, wanted: &Snapshot) -> Result<()> {
     let (access, image_id) = access(&wanted.destination);
     access.check(image_id, &parts.config.images)
 }
 
 /// Whether the format holds all that the instance needs to boot again.
-pub fn check_format(parts: &Parts, record: &Record, format: SnapshotFormat) -> Result<()> {
+pub fn check_format(parts: &HostParts, record: &Record, format: SnapshotFormat) -> Result<()> {
     if format == SnapshotFormat::Qcow2 {
         return kept_disk(parts, record).map(drop);
     }
@@ -44,7 +44,7 @@ pub fn check_format(parts: &Parts, record: &Record, format: SnapshotFormat) -> R
 }
 
 /// What a disk like that of the instance's image is made of.
-fn kept_disk(parts: &Parts, record: &Record) -> Result<KeptDisk> {
+fn kept_disk(parts: &HostParts, record: &Record) -> Result<KeptDisk> {
     parts.images.kept_disk(record.definition.image_id).map_err(|fault| match fault.kind {
         FaultKind::InstanceUnsupported => Fault::invalid(
             "format",
@@ -65,15 +65,15 @@ fn access(destination: &ImageDestination) -> (Access<'_>, Uuid) {
     (access, *image_id)
 }
 
-/// Makes a snapshot and sends it. `taken` is called once the instance is
+/// Makes a snapshot and sends it. `let_go` is called once the instance is
 /// needed no longer; what it gives is kept to the end. `report` is told the
 /// stage, the bytes done and those in all.
 pub fn snapshot<T>(
-    parts: &Parts,
+    parts: &HostParts,
     record: &Record,
     wanted: &Snapshot,
     report: &dyn Fn(&str, u64, Option<u64>),
-    taken: impl FnOnce() -> Result<T>,
+    let_go: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
     check_format(parts, record, wanted.format)?;
     let disk = match wanted.format {
@@ -85,7 +85,7 @@ pub fn snapshot<T>(
     report("copying", 0, None);
     let upper = copy_upper(parts, record)?;
     report("waiting", 0, None);
-    let _kept = taken()?;
+    let _permit = let_go()?;
     let left_out = create::seed(record).untouched(upper.as_fd());
     let mut layers = base_layers(parts, record)?;
     layers.push(Tree::new(upper, left_out));
@@ -111,7 +111,7 @@ pub fn snapshot<T>(
 
 /// What the instance had written at one moment, running or not: the upper
 /// directory on a copy of its disk.
-fn copy_upper(parts: &Parts, record: &Record) -> Result<OwnedFd> {
+fn copy_upper(parts: &HostParts, record: &Record) -> Result<OwnedFd> {
     let copy = parts.paths(record).root_disk_copy();
     let opened = copy_disk(parts, record, &copy).and_then(|()| parts.disks.open_copy(&copy));
     if opened.is_err() {
@@ -121,7 +121,7 @@ fn copy_upper(parts: &Parts, record: &Record) -> Result<OwnedFd> {
     opened
 }
 
-fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
+fn copy_disk(parts: &HostParts, record: &Record, copy: &Path) -> Result<()> {
     let paths = parts.paths(record);
     let disk = paths.root_disk();
     if record.quiesced || !parts.has_mounted_disks(&paths)? {
@@ -135,7 +135,7 @@ fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
     let begun = Instant::now();
     parts.freeze_disks(&paths)?;
     let flush_us = begun.elapsed().as_micros();
-    let finished = ahead.finish();
+    let finished = ahead.catch_up();
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
     let changed = finished?;
@@ -144,7 +144,7 @@ fn copy_disk(parts: &Parts, record: &Record, copy: &Path) -> Result<()> {
     thawed
 }
 
-fn base_layers(parts: &Parts, record: &Record) -> Result<Vec<Tree>> {
+fn base_layers(parts: &HostParts, record: &Record) -> Result<Vec<Tree>> {
     let open = |digest: &String| {
         let path = parts.images.layer_dir(digest);
         let layer = File::open(&path).or_fault(format_args!("opening {}", path.display()))?;

@@ -3,14 +3,13 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-use chrono::Utc;
-
-use crate::cgroup::{DeviceNumber, Layout};
+use crate::cgroup::{CgroupLayout, DeviceNumber};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
-use crate::instance::parts::Parts;
-use crate::instance::record::{Desired, Record};
+use crate::instance::record::Record;
 use crate::instance::stats;
+use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::spec::{self, CgroupView, Role, SpecInput};
 use crate::runtime::{init, lxcfs};
@@ -19,27 +18,18 @@ use crate::store::atomic;
 use super::{cold_resize, create, stop};
 
 /// Starts a stopped instance. What it did is undone when it fails.
-pub fn start(parts: &Parts, mut before: Record) -> Result<(Record, Live)> {
+pub fn start(parts: &HostParts, mut before: Record) -> Result<(Record, Live)> {
     if before.resize.is_some() {
         // It may not boot from disks that are half another flavor's.
-        cold_resize::settle(parts, &mut before)?;
+        cold_resize::finish_interrupted(parts, &mut before)?;
     }
     start_as(parts, before.clone(), before)
 }
 
 /// Starts a stopped instance changed into `changed`; when it fails, it is as
 /// it was `before`.
-pub fn start_as(parts: &Parts, before: Record, changed: Record) -> Result<(Record, Live)> {
-    let mut record = Record {
-        desired: Desired::Running,
-        frozen: None,
-        quiesced: false,
-        exit: None,
-        guest_reboots: 0,
-        boot_id: Some(parts.boot_id.clone()),
-        started_at: Some(Utc::now()),
-        ..changed
-    };
+pub fn start_as(parts: &HostParts, before: Record, changed: Record) -> Result<(Record, Live)> {
+    let mut record = changed.started(&parts.boot_id);
     // The last end is not to be taken for the end of this run.
     atomic::remove_file(&parts.paths(&record).exit())?;
     // The disk takes the record while the instance boots. Killed in between,
@@ -53,23 +43,19 @@ pub fn start_as(parts: &Parts, before: Record, changed: Record) -> Result<(Recor
     match (live, saved) {
         (Ok(live), Ok(())) => Ok((record, live)),
         (Err(fault), _) | (Ok(_), Err(fault)) => {
-            Err(match undo(parts, before, record.generation) {
-                Ok(()) => fault,
-                Err(left) => {
-                    fault.context(format_args!("(and taking it down again: {})", left.detail))
-                }
-            })
+            let undoing = undo(parts, before, record.generation);
+            Err(undone(fault, "taking it down again", undoing))
         }
     }
 }
 
-fn undo(parts: &Parts, before: Record, generation: u64) -> Result<()> {
+fn undo(parts: &HostParts, before: Record, generation: u64) -> Result<()> {
     let mut before = stop::power_off(parts, before)?;
     before.generation = generation;
     before.save(&parts.paths(&before))
 }
 
-fn boot(parts: &Parts, record: &Record) -> Result<Live> {
+fn boot(parts: &HostParts, record: &Record) -> Result<Live> {
     let paths = parts.paths(record);
     create::network(parts, record)?;
     let devices = parts.mount(record)?;
@@ -83,7 +69,11 @@ fn boot(parts: &Parts, record: &Record) -> Result<Live> {
     Live::follow(monitor, init, messages)
 }
 
-fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Result<MonitorSpec> {
+fn monitor_spec(
+    parts: &HostParts,
+    record: &Record,
+    devices: &[DeviceNumber],
+) -> Result<MonitorSpec> {
     let group = parts.group(record);
     let boot = record.boot();
     let role = Role::of(boot.config, boot.definition.command.as_deref());
@@ -101,15 +91,15 @@ fn monitor_spec(parts: &Parts, record: &Record, devices: &[DeviceNumber]) -> Res
     })
 }
 
-fn write_bundle(parts: &Parts, record: &Record) -> Result<()> {
+fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     let boot = record.boot();
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, &boot.config.user)?;
     let lxcfs = parts.lxcfs().map(|path| lxcfs::files(&path)).unwrap_or_default();
     let cgroup_view = match parts.hierarchy.layout() {
-        Layout::V1 => CgroupView::V1,
-        Layout::Hybrid | Layout::V2 => CgroupView::Unified,
+        CgroupLayout::V1 => CgroupView::V1,
+        CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,
     };
     let spec = spec::build(&SpecInput {
         definition: &boot.definition,

@@ -1,7 +1,7 @@
 //! Stopping: asking the init, ending what is left, taking the root down.
 
 use crate::fault::Result;
-use crate::instance::parts::Parts;
+use crate::instance::host_parts::HostParts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::teardown::Teardown;
 use crate::monitor::{ExitAction, ExitKind, ExitRecord, Monitor};
@@ -41,20 +41,18 @@ pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
 
 /// Ends whatever of it runs and takes its root file system down; its disks,
 /// namespaces and interfaces stay.
-pub fn power_off(parts: &Parts, mut record: Record) -> Result<Record> {
+pub fn power_off(parts: &HostParts, record: Record) -> Result<Record> {
     let mut teardown = Teardown::default();
     teardown.step("ending its processes", destroy::end_processes(parts, record.id));
     teardown.step("taking its file systems down", parts.unmount(&parts.paths(&record)));
-    teardown.finish()?;
+    teardown.into_result()?;
     silence(parts, &record);
-    record.frozen = None;
-    record.quiesced = false;
-    Ok(record)
+    Ok(record.powered_off())
 }
 
 /// A machine that is off answers nobody, but its addresses live on in its network
 /// namespace, where the kernel would. A start ends this.
-fn silence(parts: &Parts, record: &Record) {
+fn silence(parts: &HostParts, record: &Record) {
     for vif in &record.definition.vifs {
         if let Err(fault) = parts.network.silence(vif) {
             tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "silencing it");
@@ -64,7 +62,7 @@ fn silence(parts: &Parts, record: &Record) {
 
 /// After its first process ended by itself: what is left is taken down and the
 /// end recorded. `unasked`: nobody asked for it, so Nova's last wish is void.
-pub fn settle(parts: &Parts, record: Record, unasked: bool) -> Result<Record> {
+pub fn clean_up_after_end(parts: &HostParts, record: Record, unasked: bool) -> Result<Record> {
     let mut record = power_off(parts, record)?;
     if unasked {
         record.desired = Desired::Stopped;

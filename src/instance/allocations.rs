@@ -12,7 +12,7 @@ use crate::types::Vif;
 
 /// Id blocks, dedicated CPUs, addresses, names of interfaces.
 #[derive(Debug, Default)]
-pub struct Taken {
+pub struct Allocations {
     /// First ids of the blocks.
     pub blocks: BTreeSet<u32>,
     /// Dedicated CPUs.
@@ -21,7 +21,7 @@ pub struct Taken {
     devnames: BTreeMap<String, Uuid>,
 }
 
-impl Taken {
+impl Allocations {
     /// Adds what an instance has.
     pub fn add(&mut self, record: &Record) {
         self.blocks.insert(record.id_block.first);
@@ -32,9 +32,9 @@ impl Taken {
         }
     }
 
-    /// Takes the name and the addresses of an interface, which is given what
+    /// Claims the name and the addresses of an interface, which is given what
     /// it does not bring. `field` is its place in the request.
-    pub fn take(&mut self, network: &Network, vif: &mut Vif, field: &str, id: Uuid) -> Result<()> {
+    pub fn claim(&mut self, network: &Network, vif: &mut Vif, field: &str, id: Uuid) -> Result<()> {
         if let Some(owner) = self.devnames.get(&vif.devname) {
             return Err(Fault {
                 field: Some(format!("{field}devname")),
@@ -69,14 +69,14 @@ mod tests {
         .unwrap();
         let mut owner = record();
         owner.definition.vifs.push(vif.clone());
-        let mut taken = Taken::default();
+        let mut taken = Allocations::default();
         taken.add(&owner);
         assert!(taken.blocks.contains(&owner.id_block.first));
-        let fault = taken.take(&network, &mut vif.clone(), "vifs[0].", Uuid::nil()).unwrap_err();
+        let fault = taken.claim(&network, &mut vif.clone(), "vifs[0].", Uuid::nil()).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InterfaceExists);
         assert_eq!(fault.field.as_deref(), Some("vifs[0].devname"));
         let mut other = Vif { devname: "tap8".into(), ..vif };
-        taken.take(&network, &mut other.clone(), "", Uuid::nil()).unwrap();
-        assert!(taken.take(&network, &mut other, "", Uuid::nil()).is_err());
+        taken.claim(&network, &mut other.clone(), "", Uuid::nil()).unwrap();
+        assert!(taken.claim(&network, &mut other, "", Uuid::nil()).is_err());
     }
 }

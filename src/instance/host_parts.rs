@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::{DeviceNumber, Group, Hierarchy, Limits};
+use crate::cgroup::{CgroupLimits, DeviceNumber, Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
@@ -19,10 +19,10 @@ use crate::sys::{self, mount};
 use crate::types::{RuntimeInfo, Vif};
 
 use super::record::{Desired, Record};
-use super::teardown::Teardown;
+use super::teardown::{Teardown, undone};
 
 /// The parts.
-pub struct Parts {
+pub struct HostParts {
     /// The configuration.
     pub config: Config,
     /// Every path.
@@ -52,9 +52,9 @@ pub struct Parts {
     _locks: [File; 3],
 }
 
-impl Parts {
+impl HostParts {
     /// Opens the host: directories, lock, stores, runtime, bridge. Idempotent.
-    pub fn open(config: Config) -> Result<Parts> {
+    pub fn open(config: Config) -> Result<HostParts> {
         let layout = Layout::new(&config.service.state_dir, &config.service.run_dir);
         // Only root enters the state; an instance's root must pass through
         // the volatile directories to its own root file system.
@@ -73,7 +73,7 @@ impl Parts {
         let network = Network::new(&config.bridge)?;
         let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
         let info = probe::probe(&config.runtime, layout.run(), trial_ids)?;
-        Ok(Parts {
+        Ok(HostParts {
             images: ImageStore::open(&layout, &config.images)?,
             disks: Disks::new(&layout, &config.storage)?,
             network,
@@ -106,13 +106,13 @@ impl Parts {
 
     /// Its cgroup.
     pub fn group(&self, record: &Record) -> Group {
-        self.hierarchy.group(&self.config.instances.cgroup, record.id)
+        Group::new(&self.hierarchy, &self.config.instances.cgroup, record.id)
     }
 
     /// Its limits.
-    pub fn limits(&self, record: &Record) -> Result<Limits> {
+    pub fn limits(&self, record: &Record) -> Result<CgroupLimits> {
         let pinned = record.pinned_cpus.as_deref().or(self.shared_cpus.as_deref());
-        Limits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
+        CgroupLimits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
     }
 
     /// Lets through a VIF what the flavor allows, and nothing while the instance is
@@ -146,7 +146,7 @@ impl Parts {
     }
 
     /// Attaches its disks and mounts its root; repeats do nothing. Gives the
-    /// devices in the order of [`Parts::devices`].
+    /// devices in the order of [`HostParts::devices`].
     pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
         let paths = self.paths(record);
         let mut devices = Vec::new();
@@ -186,27 +186,26 @@ impl Parts {
     }
 
     /// Freezes the file systems on its disks, all or none, so that what is on
-    /// the disks is consistent; repeats do nothing. [`Parts::sync_disks`]
+    /// the disks is consistent; repeats do nothing. [`HostParts::sync_disks`]
     /// before it makes it short.
     pub fn freeze_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let disks = mounted_disks(layout)?;
         let frozen = disks.iter().try_for_each(|disk| sys::fs::freeze(disk.as_fd()));
-        frozen.or_fault("freezing a disk").map_err(|fault| match self.thaw_disks(layout) {
-            Ok(()) => fault,
-            Err(left) => fault.context(format_args!("(and thawing it: {})", left.detail)),
-        })
+        frozen
+            .or_fault("freezing a disk")
+            .map_err(|fault| undone(fault, "thawing it", self.thaw_disks(layout)))
     }
 
-    /// Undoes [`Parts::freeze_disks`]; not frozen is success.
+    /// Undoes [`HostParts::freeze_disks`]; not frozen is success.
     pub fn thaw_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
         for disk in mounted_disks(layout)? {
             teardown.step("thawing a disk", sys::fs::thaw(disk.as_fd()).or_fault("asking for it"));
         }
-        teardown.finish()
+        teardown.into_result()
     }
 
-    /// Undoes [`Parts::mount`]; absence is success.
+    /// Undoes [`HostParts::mount`]; absence is success.
     pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
         let rootfs = Rootfs::new(Vec::new(), IdBlock { first: 0, size: 0 }, layout.clone());
@@ -225,13 +224,13 @@ impl Parts {
             "unmounting the rescue disk",
             self.disks.detach(&layout.rescue_disk(), &layout.rescue_mount()),
         );
-        teardown.finish()
+        teardown.into_result()
     }
 }
 
-impl std::fmt::Debug for Parts {
+impl std::fmt::Debug for HostParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parts").field("layout", &self.layout).finish_non_exhaustive()
+        f.debug_struct("HostParts").field("layout", &self.layout).finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keeping disks that are files: a copy of each, at the cost of its data at most.
+//! Backups of disks that are files: a copy of each, at the cost of its data at most.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -6,8 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use rustix::fs::fstatvfs;
 
-use super::disk::Kept;
-use super::loop_disk::temporary_of;
+use super::disk::{DiskBackup, temporary_of};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::sync_parent;
 use crate::sys::copy::{copy_data, share_extents};
@@ -15,8 +14,8 @@ use crate::sys::fs::preallocate;
 use crate::sys::loopdev::lock_detached;
 
 /// A copy at work. It gets its name once it is whole.
-struct Copy<'a> {
-    disk: &'a Kept,
+struct BackupCopy<'a> {
+    disk: &'a DiskBackup,
     from: File,
     to: File,
     // Bytes to copy; none where the extents are shared.
@@ -25,7 +24,11 @@ struct Copy<'a> {
 
 /// Makes the copies; `whole`: with space for all that may ever be written.
 /// What a failure leaves is the caller's to remove.
-pub(super) fn keep(disks: &[Kept], whole: bool, progress: &dyn Fn(u64, u64) -> bool) -> Result<()> {
+pub(super) fn make(
+    disks: &[DiskBackup],
+    whole: bool,
+    progress: &dyn Fn(u64, u64) -> bool,
+) -> Result<()> {
     let copies = disks.iter().map(begin).collect::<Result<Vec<_>>>()?;
     check_room(&copies, whole)?;
     let total = copies.iter().map(|copy| copy.data).sum();
@@ -36,10 +39,10 @@ pub(super) fn keep(disks: &[Kept], whole: bool, progress: &dyn Fn(u64, u64) -> b
             progress(done, total)
         })?;
     }
-    copies.iter().try_for_each(finish)
+    copies.iter().try_for_each(give_its_name)
 }
 
-fn begin(disk: &Kept) -> Result<Copy<'_>> {
+fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {
     let doing = || format!("keeping {}", disk.file.display());
     let from = File::open(&disk.file).or_fault(doing())?;
     lock_detached(&from).or_fault(doing())?;
@@ -52,11 +55,11 @@ fn begin(disk: &Kept) -> Result<Copy<'_>> {
     } else {
         from.metadata().or_fault(doing())?.blocks() * 512
     };
-    Ok(Copy { disk, from, to, data })
+    Ok(BackupCopy { disk, from, to, data })
 }
 
 /// Asked before anything is copied: a full disk would hit every instance.
-fn check_room(copies: &[Copy], whole: bool) -> Result<()> {
+fn check_room(copies: &[BackupCopy], whole: bool) -> Result<()> {
     let Some(first) = copies.first() else { return Ok(()) };
     let doing = "asking for the room to keep disks";
     let mut needed = 0;
@@ -81,7 +84,7 @@ fn check_room(copies: &[Copy], whole: bool) -> Result<()> {
     ))
 }
 
-fn fill(copy: &Copy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+fn fill(copy: &BackupCopy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
     let doing = || format!("keeping {}", copy.disk.file.display());
     if copy.data > 0 {
         copy_data(&copy.from, &copy.to, progress).map_err(|error| match error.kind() {
@@ -99,7 +102,7 @@ fn fill(copy: &Copy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -> Resu
     copy.to.sync_all().or_fault(doing())
 }
 
-fn finish(copy: &Copy) -> Result<()> {
+fn give_its_name(copy: &BackupCopy) -> Result<()> {
     let doing = || format!("keeping {}", copy.disk.file.display());
     let kept = &copy.disk.copy;
     fs::rename(temporary_of(kept), kept).and_then(|()| sync_parent(kept)).or_fault(doing())

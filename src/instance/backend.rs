@@ -1,8 +1,8 @@
-//! What the API needs of the instance manager, and nothing more.
+//! What the manager is to the layers above, and nothing more.
 //!
 //! Object-safe, so that the API is tested against an in-memory stand-in
-//! ([`super::fake`]) without root. Every call may block: handlers make them on
-//! blocking threads. Work that takes long comes back as an [`OperationHandle`].
+//! without root. Every call may block: handlers make them on blocking threads.
+//! Work that takes long comes back as an [`OperationHandle`].
 
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -10,11 +10,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+pub use super::action::{Action, Created, ExecRequest, RequestContext};
+use super::event::EventSubscription;
+use super::operation::OperationHandle;
 use crate::fault::Result;
-use crate::instance::Manager;
-pub use crate::instance::action::{Action, Created, ExecRequest, RequestContext};
-use crate::instance::event::EventSubscription;
-use crate::instance::operation::OperationHandle;
 use crate::types::{
     Check, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate, InstanceStats,
     Operation,
@@ -31,7 +30,7 @@ pub struct Console {
     pub resize: ResizeConsole,
 }
 
-/// The instance manager, as the API sees it.
+/// The instance manager, as the layers above see it.
 pub trait Backend: Send + Sync + 'static {
     /// Makes an instance; the same request again is success, another one `instance-exists`.
     fn create(&self, context: RequestContext, id: Uuid, request: InstanceCreate)
@@ -86,80 +85,4 @@ pub trait Backend: Send + Sync + 'static {
     fn host_stats(&self) -> Result<HostStats>;
     /// The probes' outcomes.
     fn checks(&self) -> Vec<Check>;
-}
-
-impl Backend for Manager {
-    fn create(
-        &self,
-        context: RequestContext,
-        id: Uuid,
-        request: InstanceCreate,
-    ) -> Result<Created> {
-        Manager::create(self, context, id, request)
-    }
-    fn action(
-        &self,
-        context: RequestContext,
-        id: Uuid,
-        action: Action,
-    ) -> Result<Arc<OperationHandle>> {
-        Manager::action(self, context, id, action)
-    }
-    fn instance(&self, id: Uuid) -> Result<Instance> {
-        Manager::instance(self, id)
-    }
-    fn instances(&self) -> Vec<Instance> {
-        Manager::instances(self)
-    }
-    fn stats(&self, id: Uuid) -> Result<InstanceStats> {
-        Manager::stats(self, id)
-    }
-    fn console_output(&self, id: Uuid, length: Option<u64>) -> Result<Vec<u8>> {
-        Manager::console_output(self, id, length)
-    }
-    fn console_attach(&self, id: Uuid) -> Result<Console> {
-        let (stream, monitor) = Manager::console_attach(self, id)?;
-        Ok(Console { stream, resize: Box::new(move |columns, rows| monitor.resize(columns, rows)) })
-    }
-    fn exec_command(&self, id: Uuid, request: ExecRequest) -> Result<Command> {
-        Manager::exec_command(self, id, &request)
-    }
-    fn import_image(
-        &self,
-        context: RequestContext,
-        id: Uuid,
-        request: ImageImport,
-    ) -> Result<Arc<OperationHandle>> {
-        Manager::import_image(self, context, id, request)
-    }
-    fn images(&self) -> Vec<Image> {
-        Manager::images(self)
-    }
-    fn image(&self, id: Uuid) -> Result<Image> {
-        Manager::image(self, id)
-    }
-    fn delete_image(&self, id: Uuid) -> Result<()> {
-        Manager::delete_image(self, id)
-    }
-    fn operation(&self, id: Uuid) -> Result<Arc<OperationHandle>> {
-        Manager::operation(self, id)
-    }
-    fn operations(&self) -> Vec<Operation> {
-        Manager::operations(self)
-    }
-    fn unfinished_operations(&self) -> Vec<Arc<OperationHandle>> {
-        Manager::unfinished_operations(self)
-    }
-    fn events_after(&self, sequence: Option<u64>) -> Result<EventSubscription> {
-        Manager::events_after(self, sequence)
-    }
-    fn host_info(&self) -> Result<HostInfo> {
-        Manager::host_info(self)
-    }
-    fn host_stats(&self) -> Result<HostStats> {
-        Manager::host_stats(self)
-    }
-    fn checks(&self) -> Vec<Check> {
-        Manager::checks(self)
-    }
 }

@@ -1,0 +1,23 @@
+//! Every route there is.
+
+use utoipa_actix_web::service_config::ServiceConfig;
+
+use super::{
+    console, events, exec, host, images, instances, interfaces, operations, service, verbs,
+};
+
+/// Adds them all. Through `service(…)` only: others would be served without
+/// being described.
+pub(super) fn routes(config: &mut ServiceConfig<'_>) {
+    config
+        .configure(host::routes)
+        .configure(instances::routes)
+        .configure(verbs::routes)
+        .configure(interfaces::routes)
+        .configure(console::routes)
+        .configure(exec::routes)
+        .configure(images::routes)
+        .configure(operations::routes)
+        .configure(events::routes)
+        .configure(service::routes);
+}

@@ -1,0 +1,94 @@
+//! Work on images that no instance waits for: import, the later part of a
+//! snapshot, expiry. It runs on threads of its own, a few at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::{error, info};
+use uuid::Uuid;
+
+use super::action::RequestContext;
+use super::operation::{OperationHandle, OperationWriter};
+use super::ops;
+use super::record::Record;
+use super::shared::Shared;
+use crate::fault::{OrFault, Result};
+use crate::types::{ImageImport, Snapshot};
+
+/// The longest pause between two looks for images that were unused for too long.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Has an image in the store.
+pub fn import(
+    shared: &Arc<Shared>,
+    context: &RequestContext,
+    id: Uuid,
+    request: ImageImport,
+) -> Arc<OperationHandle> {
+    let (operation, writer) = shared.operations.begin("image.import", id, &context.request_id);
+    let theirs = shared.clone();
+    shared.runtime.spawn(async move {
+        let Ok(permit) = theirs.image_slots.clone().acquire_owned().await else { return };
+        let parts = theirs.parts.clone();
+        theirs.runtime.spawn_blocking(move || {
+            let _permit = permit;
+            writer.stage("fetching");
+            let outcome = parts.images.import(id, &request, &|progress| {
+                writer.stage(progress.stage);
+                writer.progress(progress.done, progress.total);
+            });
+            writer.finish(outcome.map(|image| {
+                info!(image = %id, bytes = image.size, layers = image.layers.len(), "image imported");
+            }));
+        });
+    });
+    operation
+}
+
+/// Makes a snapshot on a thread of its own, and returns once it needs the
+/// instance no longer; the operation goes on.
+pub async fn snapshot(
+    shared: &Arc<Shared>,
+    record: Record,
+    wanted: Snapshot,
+    operation: OperationWriter,
+) -> Result<()> {
+    let slot = shared.host_slots.clone().acquire_owned().await.or_fault("waiting for a slot")?;
+    let (let_go, was_let_go) = oneshot::channel();
+    let theirs = shared.clone();
+    shared.runtime.spawn_blocking(move || {
+        let report = |stage: &str, done, total| {
+            operation.stage(stage);
+            operation.progress(done, total);
+        };
+        let go_on = || {
+            drop(slot);
+            // The actor may be gone with the service.
+            let _ = let_go.send(());
+            let permit = theirs.runtime.block_on(theirs.image_slots.clone().acquire_owned());
+            permit.or_fault("waiting for a slot")
+        };
+        let outcome = ops::snapshot::snapshot(&theirs.parts, &record, &wanted, &report, go_on);
+        operation.finish(outcome);
+    });
+    // It was not taken: the operation has ended and says why.
+    was_let_go.await.or_fault("taking the snapshot")
+}
+
+/// Lets images go that were unused for `images.unused_seconds`, now and from time to time.
+pub fn expire_unused(shared: &Shared) {
+    let Ok(age @ 1..) = u64::try_from(shared.parts.config.images.unused_seconds) else { return };
+    let pause = Duration::from_secs(age).min(EXPIRE_EVERY);
+    let parts = Arc::downgrade(&shared.parts);
+    let runtime = shared.runtime.clone();
+    shared.runtime.spawn(async move {
+        while let Some(parts) = parts.upgrade() {
+            let expired = runtime.spawn_blocking(move || parts.images.expire());
+            if let Ok(Err(fault)) = expired.await {
+                error!(%fault, "removing images that were unused for too long");
+            }
+            tokio::time::sleep(pause).await;
+        }
+    });
+}
