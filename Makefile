@@ -7,7 +7,7 @@ PYTEST := target/venv/bin/python -m pytest -c tests/pytest.ini --rootdir tests
 # The tests that only wait most of the time: four at once on two CPUs.
 BESIDE := --numprocesses 4 --dist worksteal -m "not alone"
 OPENSTACK := target/venv-openstack/bin/python tests/openstack/run
-ROOT_TESTS := tests/system tests/security tests/api tests/durability tests/docs tests/package
+ROOT_TESTS := tests/system tests/security tests/api tests/durability tests/docs tests/lists tests/package
 FUZZ_SECONDS ?= 60
 UPGRADE_FROM ?= HEAD^
 
@@ -88,6 +88,11 @@ test-v2: build ## on cgroup v2, with systemd and Linux 6.1, in an emulated machi
 	@scripts/deps images vm
 	@tests/vm/run
 
+.PHONY: test-v2-part
+test-v2-part: build ## of these, what every change must pass
+	@scripts/deps images vm
+	@tests/vm/run --part
+
 .PHONY: test-disk
 test-disk: build ## one disk image of a cloud's shape, booted in QEMU and on berth (root; slow)
 	@scripts/deps run images test vm
@@ -166,9 +171,10 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
+	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/qemu scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
 	shellcheck --shell=sh debian/prerm debian/postrm
 	cd devstack && shellcheck override-defaults settings plugin.sh lib/berth lib/nova_plugins/hypervisor-berth
+	shellcheck tests/vm/build tests/vm/guest tests/vm/suite
 	shellcheck tests/devstack/boot tests/devstack/guest tests/devstack/package tests/devstack/plugin-functions
 	find scripts/tempest -type f -perm -100 -exec shellcheck {} +
 	target/venv/bin/ruff check scripts tests demo bench
@@ -188,9 +194,9 @@ docs: build ## writes docs/configuration.md anew from the code
 	target/release/berth configuration > docs/configuration.md
 
 .PHONY: test-docs
-test-docs: build ## the documents' links, commands and metrics; the jobs of .zuul.yaml; the package
+test-docs: build ## the documents' links, commands and metrics; lists of tests; circles of files; the package
 	@scripts/deps run images test package
-	$(PYTEST) tests/docs tests/package
+	$(PYTEST) tests/docs tests/lists tests/package
 
 .PHONY: test-upgrade
 test-upgrade: build ## instances of UPGRADE_FROM's programs (HEAD^), taken over by this tree's (root; builds both)

@@ -15,9 +15,7 @@ from harness.service import BERTH
 
 OLD = os.environ.get("BERTH_OLD")
 
-pytestmark = pytest.mark.skipif(
-    not OLD, reason="BERTH_OLD names no other version: run `make test-upgrade`"
-)
+pytestmark = pytest.mark.skipif(not OLD, reason="BERTH_OLD names no other version: run `make test-upgrade`")
 
 
 class Fleet:
