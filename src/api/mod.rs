@@ -7,7 +7,7 @@
 //!   of what is done to instances. Each handler declares its faults (`x-faults`).
 //! * [`openapi`] is the description, generated from the handlers; [`surface`]
 //!   lets the gate refuse what it does not describe.
-//! * [`app`] puts [`routes`] and gate together over what handlers have in common
+//! * [`mod@app`] puts [`routes`] and gate together over what handlers have in common
 //!   ([`shared`]).
 
 mod answer;

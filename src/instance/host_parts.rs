@@ -99,6 +99,7 @@ impl HostParts {
         let path = &self.config.instances.lxcfs;
         (!path.as_os_str().is_empty() && path.join("proc/meminfo").exists()).then(|| path.clone())
     }
+
     /// Paths of an instance.
     pub fn paths(&self, record: &Record) -> InstanceLayout {
         self.layout.instance(record.id)

@@ -73,7 +73,7 @@ fn find(netlink: &mut Netlink, plan: &VifPlan, ns: &File) -> Result<Found> {
         return Ok(Found::Nothing);
     };
     if host.kind != "veth" {
-        return Err(taken(devname, "it is no veth"));
+        return Err(name_in_use(devname, "it is no veth"));
     }
     let ns_id = netlink.namespace_id(ns).or_network(doing())?;
     match (host.peer_ns, host.peer) {
@@ -88,11 +88,11 @@ fn find(netlink: &mut Netlink, plan: &VifPlan, ns: &File) -> Result<Found> {
         }
         // Of this VIF, but in a namespace that the instance had before.
         _ if host.alias == plan.alias => Ok(Found::Wrong(host)),
-        _ => Err(taken(devname, "its other end is not in this instance")),
+        _ => Err(name_in_use(devname, "its other end is not in this instance")),
     }
 }
 
-fn taken(devname: &str, why: &str) -> Fault {
+fn name_in_use(devname: &str, why: &str) -> Fault {
     Fault::new(
         FaultKind::InterfaceExists,
         format!(
@@ -130,16 +130,21 @@ fn create(
             ),
         ));
     }
-    let finished = finish(netlink, plan, net_ns, &plan.name);
-    if finished.is_err() {
+    let set_up = set_up_both_ends(netlink, plan, net_ns, &plan.name);
+    if set_up.is_err() {
         // Best effort: the fault that led here is the one to report.
         let _ = detach(netlink, devname, &plan.alias);
     }
-    finished
+    set_up
 }
 
 /// Configures the inner end, then the host's end, and sets the latter up.
-fn finish(netlink: &mut Netlink, plan: &VifPlan, net_ns: &Path, inner: &str) -> Result<()> {
+fn set_up_both_ends(
+    netlink: &mut Netlink,
+    plan: &VifPlan,
+    net_ns: &Path,
+    inner: &str,
+) -> Result<()> {
     in_netns(net_ns, || configure_inside(plan, inner))?;
     let devname = &plan.devname;
     let doing = || format!("setting {devname} up");
@@ -190,7 +195,7 @@ fn repair(
             .set_controller(host.index, bridge)
             .or_network(format!("attaching {} to the bridge", host.name))?;
     }
-    if host.up { Ok(()) } else { finish(netlink, plan, net_ns, &inner) }
+    if host.up { Ok(()) } else { set_up_both_ends(netlink, plan, net_ns, &inner) }
 }
 
 fn remove(netlink: &mut Netlink, link: &Link) -> Result<()> {
