@@ -305,7 +305,7 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
         ),
         _ => Fault::internal(
             "unpacking in the jail",
-            format_args!(
+            format!(
                 "it ended without a verdict ({}): {}",
                 status.map_or("alive".to_owned(), |status| status.to_string()),
                 super::tar_reader::printable(said)

@@ -232,7 +232,7 @@ impl ImageStore {
         }
         if let Err(fault) = self.touch(&mut state, image) {
             // It is only thought older than it is.
-            tracing::warn!(%image, %fault, "noting when an image was last used");
+            tracing::warn!(%image, fault = %fault.in_full(), "noting when an image was last used");
         }
     }
 
@@ -484,7 +484,7 @@ impl ImageStore {
         let tidied = if result.is_ok() { self.make_room(id) } else { self.collect() };
         if let Err(fault) = tidied {
             // The next import makes another attempt.
-            tracing::warn!(%fault, "making room in the image store");
+            tracing::warn!(fault = %fault.in_full(), "making room in the image store");
         }
         landing.result = Some(result.clone());
         result
@@ -688,7 +688,7 @@ fn load(layout: &Layout) -> Result<State> {
             }
             Err(fault) => {
                 state.unreadable = true;
-                tracing::error!(path = %path.display(), %fault, "an image's record cannot be read");
+                tracing::error!(path = %path.display(), fault = %fault.in_full(), "an image's record cannot be read");
             }
         }
     }

@@ -523,7 +523,7 @@ impl Inner {
                 // What it owns stays: the operator may mend the record.
                 Err(fault) => {
                     self.parts.images.keep_all_layers();
-                    error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone")
+                    error!(instance = %id, fault = %fault.in_full(), "the instance's record cannot be read; the instance is left alone")
                 }
             }
             known.insert(id);
@@ -533,7 +533,7 @@ impl Inner {
             match destroy::purge(&self.parts, id) {
                 Ok(()) => info!(instance = %id, "removed what an interrupted operation left"),
                 Err(fault) => {
-                    error!(instance = %id, %fault, "removing what an interrupted operation left")
+                    error!(instance = %id, fault = %fault.in_full(), "removing what an interrupted operation left")
                 }
             }
         }
@@ -565,7 +565,10 @@ impl Inner {
             while let Some(parts) = parts.upgrade() {
                 let expired = runtime.spawn_blocking(move || parts.images.expire());
                 if let Ok(Err(fault)) = expired.await {
-                    error!(%fault, "removing images that were unused for too long");
+                    error!(
+                        fault = %fault.in_full(),
+                        "removing images that were unused for too long"
+                    );
                 }
                 tokio::time::sleep(pause).await;
             }
@@ -584,7 +587,7 @@ impl Inner {
             Ok((record, Recovered::Stopped)) => (record, None),
             Err(fault) => {
                 // It is listed, with its fault, and can be deleted or started again.
-                warn!(instance = %id, %fault, "taking the instance up");
+                warn!(instance = %id, fault = %fault.in_full(), "taking the instance up");
                 (Record { fault: Some(Problem::from(&fault)), ..before }, None)
             }
         };

@@ -84,7 +84,7 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
         && let Err(fault) = console.be_serial_line(init, block)
     {
         // The instance only lacks a login.
-        log(fault);
+        log(fault.in_full());
     }
     Ok(Container { init, console, oom_kills_before: 0 })
 }

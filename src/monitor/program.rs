@@ -40,7 +40,7 @@ pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode
     let mut server = match launched {
         Ok(server) => server,
         Err(fault) => {
-            log(&fault);
+            log(fault.in_full());
             report(&Answer::from(fault));
             return ExitCode::FAILURE;
         }

@@ -312,7 +312,7 @@ impl Server {
             match self.restart(guest) {
                 Ok(()) => return,
                 Err(fault) => {
-                    log(format_args!("the restart failed: {fault}"));
+                    log(format_args!("the restart failed: {}", fault.in_full()));
                     return self.finish(how, oom_killed, Some(fault.to_string()));
                 }
             }
@@ -345,7 +345,7 @@ impl Server {
         self.phase = Phase::Ended;
         if let Err(fault) = container::delete(&self.spec) {
             // The service's own clean-up tries again.
-            log(fault);
+            log(fault.in_full());
         }
         if ran {
             self.exit = Some(ExitRecord {
@@ -364,7 +364,7 @@ impl Server {
     fn write_exit(&mut self) {
         match atomic::write_json(&self.spec.layout().exit(), &self.exit) {
             Ok(()) => self.unwritten = false,
-            Err(fault) => log(fault),
+            Err(fault) => log(fault.in_full()),
         }
     }
 

@@ -178,13 +178,10 @@ fn arguments(input: &SpecInput<'_>, role: Role) -> Result<Vec<String>> {
         Role::System(kind) => arguments.extend(super::init::arguments(kind)),
         Role::Application if !arguments.is_empty() => {}
         Role::Application => {
-            return Err(Fault {
-                kind: FaultKind::ImageUnacceptable,
-                detail:
-                    "the image names no command and has no /sbin/init; give the instance a command"
-                        .into(),
-                field: Some("command".into()),
-            });
+            let detail =
+                "the image names no command and has no /sbin/init; give the instance a command";
+            let fault = Fault::new(FaultKind::ImageUnacceptable, detail);
+            return Err(Fault { field: Some("command".into()), ..fault });
         }
     }
     Ok(arguments)

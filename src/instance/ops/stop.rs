@@ -57,7 +57,7 @@ pub fn power_off(parts: &Parts, mut record: Record) -> Result<Record> {
 fn silence(parts: &Parts, record: &Record) {
     for vif in &record.definition.vifs {
         if let Err(fault) = parts.network.silence(vif) {
-            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "silencing it");
+            tracing::warn!(instance = %record.id, vif = %vif.devname, fault = %fault.in_full(), "silencing it");
         }
     }
 }
