@@ -36,6 +36,8 @@
 //! File accesses are made as user 0 (fsuid), signals as nobody: the child
 //! cannot kill the host's processes.
 
+#![expect(clippy::disallowed_methods, reason = "its faults quote nix's errors: see `crate::sys`")]
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};

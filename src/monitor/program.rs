@@ -54,7 +54,7 @@ pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode
 fn prepare(path: &Path) -> Result<MonitorSpec> {
     process::keep_standard_descriptors_only();
     process::detach().or_fault("leaving the service's session")?;
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     atomic::read_json(path)?
         .ok_or_else(|| Fault::internal(format_args!("reading {}", path.display()), "no such file"))
 }
@@ -117,7 +117,7 @@ fn report(answer: &Answer) {
     let _ = std::io::stdout().write_all(&line(answer));
     let _ = std::io::stdout().flush();
     if let Ok(null) = fs::File::open("/dev/null") {
-        let _ = nix::unistd::dup2_stdout(null);
+        let _ = rustix::stdio::dup2_stdout(null);
     }
 }
 
@@ -128,7 +128,7 @@ pub(super) fn log(what: impl std::fmt::Display) {
     let before = WRITTEN.fetch_add(text.len() as u64, Ordering::Relaxed);
     if before + text.len() as u64 > LOG_BYTES {
         // The file is opened for appending, so this begins it anew.
-        let _ = nix::unistd::ftruncate(std::io::stderr(), 0);
+        let _ = rustix::fs::ftruncate(std::io::stderr(), 0);
         WRITTEN.store(text.len() as u64, Ordering::Relaxed);
     }
     let _ = std::io::stderr().write_all(text.as_bytes());

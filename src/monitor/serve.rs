@@ -1,12 +1,11 @@
 //! The monitor's loop: one thread that waits for the console, for clients and
 //! for the end of its children.
 
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
@@ -123,25 +122,21 @@ impl Server {
 
     fn wait(&self) -> Ready {
         let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
         ];
         // A client from whom nothing is taken now is left out: the poll would
         // report its hang-up again and again.
         let flagged = self.peers.iter().map(|peer| (peer, peer_flags(peer)));
         let waited = flagged.filter(|(_, flags)| !flags.is_empty());
-        fds.extend(waited.map(|(peer, flags)| PollFd::new(peer.stream.as_fd(), flags)));
+        fds.extend(waited.map(|(peer, flags)| PollFd::new(&peer.stream, flags)));
         if let Some(container) = &self.container {
-            fds.push(PollFd::new(container.console.as_fd(), self.console_flags()));
+            fds.push(PollFd::from_borrowed_fd(container.console.as_fd(), self.console_flags()));
         }
-        let timeout = if self.unwritten {
-            PollTimeout::try_from(RETRY).unwrap_or(PollTimeout::NONE)
-        } else {
-            PollTimeout::NONE
-        };
+        let timeout = if self.unwritten { Timespec::try_from(RETRY).ok() } else { None };
         // An interrupted poll is a turn in which nothing is ready.
-        let _ = poll(&mut fds, timeout);
-        let ready = |n: usize| fds.get(n).is_some_and(|fd| fd.any() == Some(true));
+        let _ = poll(&mut fds, timeout.as_ref());
+        let ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
         Ready {
             children: ready(0),
             listener: ready(1),
@@ -151,7 +146,7 @@ impl Server {
 
     fn console_flags(&self) -> PollFlags {
         let typed = self.peers.iter().any(|p| p.role == Role::Console && !p.input.is_empty());
-        if typed { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN }
+        if typed { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
     }
 
     /// Moves console output, at most `limit` bytes, to the log and to clients.
@@ -387,12 +382,9 @@ impl Server {
             if self.peers.is_empty() || left.is_zero() {
                 return;
             }
-            let mut fds: Vec<_> = self
-                .peers
-                .iter()
-                .map(|peer| PollFd::new(peer.stream.as_fd(), PollFlags::POLLOUT))
-                .collect();
-            let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+            let mut fds: Vec<_> =
+                self.peers.iter().map(|peer| PollFd::new(&peer.stream, PollFlags::OUT)).collect();
+            let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
             self.peers.iter_mut().for_each(Peer::flush);
         }
     }
@@ -407,8 +399,8 @@ struct Ready {
 
 fn peer_flags(peer: &Peer) -> PollFlags {
     let mut flags = PollFlags::empty();
-    flags.set(PollFlags::POLLIN, peer.wants_input());
-    flags.set(PollFlags::POLLOUT, peer.has_output());
+    flags.set(PollFlags::IN, peer.wants_input());
+    flags.set(PollFlags::OUT, peer.has_output());
     flags
 }
 
