@@ -17,8 +17,8 @@ use crate::sys::ids::IdBlock;
 use crate::sys::process::{ChildSetup, ProcessId};
 use crate::sys::{pty, scm, thread};
 
-use super::MonitorSpec;
-use super::program::log;
+use super::log::log;
+use super::spec::MonitorSpec;
 
 /// Size of a terminal that nobody has sized: columns, rows.
 const SIZE: (u16, u16) = (80, 24);

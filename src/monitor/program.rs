@@ -6,22 +6,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::fault::{Fault, OrFault, Result};
-use crate::store::atomic;
+use crate::store::{atomic, volatile};
 use crate::sys::process::{self, ChildSetup, ProcessId};
 
 use super::container;
+use super::log::log;
 use super::protocol::{Answer, line};
 use super::serve::Server;
-use super::{MonitorSpec, write_volatile};
-
-/// Bound of the diagnostics in `monitor.log`, bytes; beyond it they begin anew.
-const LOG_BYTES: u64 = 64 * 1024;
+use super::spec::MonitorSpec;
 
 /// The kernel's last resort kills everything else first; -1000 would be never.
 const OOM_SCORE_ADJ: i32 = -999;
@@ -63,7 +60,7 @@ fn launch(spec: MonitorSpec) -> Result<Server> {
     let layout = spec.layout();
     let own = ProcessId::own()
         .ok_or_else(|| Fault::internal("looking at /proc/self/stat", "not readable"))?;
-    write_volatile(&layout.monitor_pid(), &own)?;
+    volatile::write_json(&layout.monitor_pid(), &own)?;
     let _ = process::set_name(&format!("berth:{:08x}", spec.instance.as_fields().0));
     for procs in &spec.own_cgroups {
         fs::write(procs, "0").or_fault(format_args!("entering {}", procs.display()))?;
@@ -119,17 +116,4 @@ fn report(answer: &Answer) {
     if let Ok(null) = fs::File::open("/dev/null") {
         let _ = rustix::stdio::dup2_stdout(null);
     }
-}
-
-/// A line of diagnostics, bounded.
-pub(super) fn log(what: impl std::fmt::Display) {
-    static WRITTEN: AtomicU64 = AtomicU64::new(0);
-    let text = format!("{} {what}\n", chrono::Utc::now().format("%FT%TZ"));
-    let before = WRITTEN.fetch_add(text.len() as u64, Ordering::Relaxed);
-    if before + text.len() as u64 > LOG_BYTES {
-        // The file is opened for appending, so this begins it anew.
-        let _ = rustix::fs::ftruncate(std::io::stderr(), 0);
-        WRITTEN.store(text.len() as u64, Ordering::Relaxed);
-    }
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -13,13 +13,13 @@ use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
 
-use super::MonitorSpec;
 use super::container::{self, Container};
-use super::peer::{Peer, Role};
-use super::program::log;
+use super::log::log;
+use super::peer::{Peer, Purpose};
 use super::protocol::{
     Answer, ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase, Request, line,
 };
+use super::spec::MonitorSpec;
 
 /// Most that is read from the console before clients get their turn, bytes.
 const BURST: usize = 256 * 1024;
@@ -145,7 +145,7 @@ impl Server {
     }
 
     fn console_flags(&self) -> PollFlags {
-        let typed = self.peers.iter().any(|p| p.role == Role::Console && !p.input.is_empty());
+        let typed = self.peers.iter().any(|p| p.purpose == Purpose::Console && !p.input.is_empty());
         if typed { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
     }
 
@@ -157,7 +157,7 @@ impl Server {
             && let Some(n) = self.container.as_mut().and_then(|c| c.console.read(&mut buffer))
         {
             self.log.write(&buffer[..n]);
-            for peer in self.peers.iter_mut().filter(|p| p.role == Role::Console) {
+            for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Console) {
                 peer.send_console(&buffer[..n]);
             }
             moved += n;
@@ -181,7 +181,7 @@ impl Server {
             while let Some(request) = self.peers[index].take_line() {
                 let answer = self.answer(index, &request);
                 self.peers[index].send_line(&line(&answer));
-                self.take_role(index, &request);
+                self.take_purpose(index, &request);
             }
             self.type_input(index);
         }
@@ -203,13 +203,13 @@ impl Server {
     }
 
     /// After its answer, not before, a connection becomes a stream.
-    fn take_role(&mut self, index: usize, request: &[u8]) {
-        let role = match serde_json::from_slice(request) {
-            Ok(Request::Subscribe) => Role::Subscriber,
-            Ok(Request::Attach { .. }) if self.container.is_some() => Role::Console,
+    fn take_purpose(&mut self, index: usize, request: &[u8]) {
+        let purpose = match serde_json::from_slice(request) {
+            Ok(Request::Subscribe) => Purpose::Subscriber,
+            Ok(Request::Attach { .. }) if self.container.is_some() => Purpose::Console,
             _ => return,
         };
-        self.peers[index].role = role;
+        self.peers[index].purpose = purpose;
     }
 
     fn handle(&mut self, request: Request) -> Result<()> {
@@ -266,7 +266,7 @@ impl Server {
 
     fn type_input(&mut self, index: usize) {
         let peer = &mut self.peers[index];
-        if peer.role != Role::Console || peer.input.is_empty() {
+        if peer.purpose != Purpose::Console || peer.input.is_empty() {
             return;
         }
         if let Some(container) = &mut self.container {
@@ -308,11 +308,11 @@ impl Server {
                 Ok(()) => return,
                 Err(fault) => {
                     log(format_args!("the restart failed: {}", fault.in_full()));
-                    return self.finish(how, oom_killed, Some(fault.to_string()));
+                    return self.write_down(how, oom_killed, Some(fault.to_string()));
                 }
             }
         }
-        self.finish(how, oom_killed, None);
+        self.write_down(how, oom_killed, None);
     }
 
     fn restart(&mut self, guest: bool) -> Result<()> {
@@ -335,7 +335,7 @@ impl Server {
         Ok(())
     }
 
-    fn finish(&mut self, how: Ended, oom_killed: bool, error: Option<String>) {
+    fn write_down(&mut self, how: Ended, oom_killed: bool, error: Option<String>) {
         let ran = self.phase != Phase::Created;
         self.phase = Phase::Ended;
         if let Err(fault) = container::delete(&self.spec) {
@@ -365,7 +365,7 @@ impl Server {
 
     fn tell(&mut self, message: &Message) {
         let line = line(message);
-        for peer in self.peers.iter_mut().filter(|p| p.role == Role::Subscriber) {
+        for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Subscriber) {
             peer.send_line(&line);
         }
     }

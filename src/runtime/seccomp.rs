@@ -20,7 +20,7 @@ use oci_spec::runtime::{
     LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
 
-use super::spec::Role;
+use super::role::Role;
 
 /// Calls that every instance may make, whatever the arguments.
 const ALLOWED: &[&str] = &[

@@ -12,7 +12,8 @@ use crate::instance::parts::Parts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::stats;
 use crate::monitor::{self, MonitorSpec};
-use crate::runtime::spec::{self, CgroupView, ProcessUser, Role, SpecInput};
+use crate::runtime::role::Role;
+use crate::runtime::spec::{self, CgroupView, ProcessUser, SpecInput};
 use crate::runtime::{init, lxcfs};
 use crate::store::atomic;
 

@@ -6,7 +6,7 @@ use crate::instance::record::{Desired, Record};
 use crate::instance::teardown::Teardown;
 use crate::monitor::{ExitAction, ExitKind, ExitRecord, Monitor};
 use crate::runtime::init::soft_signals;
-use crate::runtime::spec::Role;
+use crate::runtime::role::Role;
 use crate::types::ExitStatus;
 
 use super::destroy;
