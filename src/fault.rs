@@ -7,7 +7,9 @@
 //!
 //! This file is the only table from fault to HTTP.
 
+use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -114,7 +116,12 @@ pub struct Fault {
     pub detail: String,
     /// Path of the request field at fault, e.g. `flavor.memory_mb`.
     pub field: Option<String>,
+    /// What brought it about; its text is in the detail, those of its own causes need not be.
+    pub cause: Option<Arc<Cause>>,
 }
+
+/// Any error, or what is known of one: a text.
+pub type Cause = dyn Error + Send + Sync;
 
 /// The usual result of berth's modules.
 pub type Result<T, E = Fault> = std::result::Result<T, E>;
@@ -122,17 +129,22 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 impl Fault {
     /// A fault of `kind` with its detail.
     pub fn new(kind: FaultKind, detail: impl Into<String>) -> Self {
-        Fault { kind, detail: detail.into(), field: None }
+        Fault { kind, detail: detail.into(), field: None, cause: None }
     }
 
     /// [`FaultKind::InvalidInput`], naming the field and the remedy.
     pub fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
-        Fault { kind: FaultKind::InvalidInput, detail: detail.into(), field: Some(field.into()) }
+        Fault { field: Some(field.into()), ..Fault::new(FaultKind::InvalidInput, detail) }
     }
 
     /// [`FaultKind::Internal`]: `doing` is what was attempted ("mounting the overlay").
-    pub fn internal(doing: impl fmt::Display, error: impl fmt::Display) -> Self {
-        Fault::new(FaultKind::Internal, format!("{doing}: {error}"))
+    pub fn internal(doing: impl fmt::Display, error: impl Into<Box<Cause>>) -> Self {
+        Fault::caused(FaultKind::Internal, doing, error.into())
+    }
+
+    fn caused(kind: FaultKind, doing: impl fmt::Display, cause: Box<Cause>) -> Self {
+        let fault = Fault::new(kind, format!("{doing}: {cause}"));
+        Fault { cause: Some(cause.into()), ..fault }
     }
 
     /// The same fault, its detail prefixed with what was being done.
@@ -140,6 +152,21 @@ impl Fault {
     pub fn context(mut self, doing: impl fmt::Display) -> Self {
         self.detail = format!("{doing}: {}", self.detail);
         self
+    }
+
+    /// The fault as a log has it: with the causes of its cause, so far as their texts are not
+    /// there already. A client is told the detail alone.
+    pub fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let said = error.to_string();
+            if !text.contains(&said) {
+                text = format!("{text}: {said}");
+            }
+            cause = error.source();
+        }
+        text
     }
 }
 
@@ -152,7 +179,11 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl Error for Fault {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
 
 /// Turns the errors of the kernel and of libraries into faults, with what was being done.
 pub trait OrFault<T> {
@@ -164,25 +195,26 @@ pub trait OrFault<T> {
     fn or_kind(self, kind: FaultKind, doing: impl fmt::Display) -> Result<T>;
 }
 
-impl<T, E: fmt::Display + 'static> OrFault<T> for std::result::Result<T, E> {
+impl<T, E: Into<Box<Cause>>> OrFault<T> for std::result::Result<T, E> {
     fn or_fault(self, doing: impl fmt::Display) -> Result<T> {
         self.map_err(|error| {
-            let kind = match errno_of(&error) {
+            let cause = error.into();
+            let kind = match errno_of(cause.as_ref()) {
                 Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
                     FaultKind::ResourcesExhausted
                 }
                 _ => FaultKind::Internal,
             };
-            Fault::new(kind, format!("{doing}: {error}"))
+            Fault::caused(kind, doing, cause)
         })
     }
 
     fn or_kind(self, kind: FaultKind, doing: impl fmt::Display) -> Result<T> {
-        self.map_err(|error| Fault::new(kind, format!("{doing}: {error}")))
+        self.map_err(|error| Fault::caused(kind, doing, error.into()))
     }
 }
 
-fn errno_of(error: &dyn std::any::Any) -> Option<i32> {
+fn errno_of(error: &Cause) -> Option<i32> {
     if let Some(e) = error.downcast_ref::<std::io::Error>() {
         return e.raw_os_error();
     }
@@ -213,5 +245,34 @@ mod tests {
         assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
         let fault = Err::<(), _>(nix::errno::Errno::EPERM).or_fault("mounting").unwrap_err();
         assert_eq!(fault.kind, FaultKind::Internal);
+    }
+
+    #[test]
+    fn a_log_shows_the_whole_chain_and_nothing_twice() {
+        #[derive(Debug)]
+        struct Outer(std::io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the connection broke")
+            }
+        }
+        impl Error for Outer {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let outer = Outer(std::io::Error::from_raw_os_error(libc::ECONNRESET));
+        let fault = Err::<(), _>(outer).or_fault("reading").unwrap_err().context("importing");
+        assert_eq!(fault.detail, "importing: reading: the connection broke");
+        let full = "internal: importing: reading: the connection broke: \
+                    Connection reset by peer (os error 104)";
+        assert_eq!(fault.clone().in_full(), full);
+        assert!(fault.source().unwrap().downcast_ref::<Outer>().is_some());
+
+        let flat = Fault::internal("looking", "it is not there");
+        assert_eq!(flat.in_full(), "internal: looking: it is not there");
+        let bare = Fault::invalid("name", "must not be empty");
+        assert_eq!(bare.in_full(), "invalid-input (name): must not be empty");
+        assert!(bare.source().is_none());
     }
 }

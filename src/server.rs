@@ -5,11 +5,11 @@
 //! operations under way get a while to finish; instances never notice.
 
 mod listen;
+mod socket_file;
 mod systemd;
 mod tls;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -155,20 +155,5 @@ fn describe_peer(stream: &UnixStream) -> String {
             format!("uid={} pid={pid}", peer.uid())
         }
         Err(_) => "unix".to_owned(),
-    }
-}
-
-/// The socket's file, removed when dropped if it is still the one that was made.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device_and_inode: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if listen::device_and_inode(&self.path).ok() == Some(self.device_and_inode) {
-            let _ = std::fs::remove_file(&self.path);
-        }
     }
 }

@@ -690,8 +690,11 @@ fn systemd_boots(runtime: &'static str) {
         ["running", "degraded"].contains(&state.trim()).then_some(state)
     });
     assert_eq!(state.trim(), "running", "{}", inside(&["systemctl", "--failed", "--no-pager"]));
-    let signals =
-        berth::runtime::init::soft_signals(spec::Role::System(InitKind::Systemd), &image).unwrap();
+    let signals = berth::runtime::init::soft_signals(
+        berth::runtime::role::Role::System(InitKind::Systemd),
+        &image,
+    )
+    .unwrap();
     let (_, stream) = monitor.subscribe().unwrap();
     let mut messages = BufReader::new(stream);
     inside(&["systemctl", "--no-block", "reboot"]);

@@ -82,7 +82,7 @@ async fn next_chunk(events: &mut EventSubscription) -> Option<web::Bytes> {
         Err(_) => Some(web::Bytes::from_static(b": alive\n\n")),
         Ok(Ok(event)) => Some(frame(&event)),
         Ok(Err(fault)) => {
-            tracing::info!(%fault, "an event stream ended");
+            tracing::info!(fault = %fault.in_full(), "an event stream ended");
             None
         }
     }

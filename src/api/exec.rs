@@ -1,15 +1,13 @@
 //! Commands inside an instance, over a web socket.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, get, web};
 use actix_ws::{CloseCode, Session};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -26,6 +24,7 @@ use crate::fault::FaultKind::*;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::backend::ExecRequest;
 use crate::sys::process::children;
+use crate::sys::pty;
 use crate::telemetry;
 
 /// First byte of a binary frame with standard output.
@@ -158,14 +157,10 @@ impl Running {
 
     fn on_terminal(mut command: Command) -> Result<Running> {
         let doing = "opening a terminal for the command";
-        // CLOEXEC from the beginning: monitors are started at any moment.
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags).or_fault(doing)?;
-        grantpt(&master).and_then(|()| unlockpt(&master)).or_fault(doing)?;
-        let slave = ioctl_tiocgptpeer(&master, flags).or_fault(doing)?;
-        command.stdin(slave.try_clone().or_fault(doing)?);
-        command.stdout(slave.try_clone().or_fault(doing)?);
-        command.stderr(slave);
+        let (master, peer) = pty::open().or_fault(doing)?;
+        command.stdin(peer.try_clone().or_fault(doing)?);
+        command.stdout(peer.try_clone().or_fault(doing)?);
+        command.stderr(peer);
         let child = spawn(&mut command)?;
         // The command holds the other end of the terminal: as long as it is
         // open here, reading would never end.
@@ -295,8 +290,7 @@ async fn feed(
 /// have it as its controlling terminal and so gets no signal from the kernel.
 fn resize(terminal: Option<&OwnedFd>, size: Size, pid: Option<u32>) {
     let Some(terminal) = terminal else { return };
-    let size = Winsize { ws_col: size.cols, ws_row: size.rows, ws_xpixel: 0, ws_ypixel: 0 };
-    if let Err(e) = tcsetwinsize(terminal, size) {
+    if let Err(e) = pty::set_size(terminal.as_fd(), size.cols, size.rows) {
         tracing::debug!(error = %e, "resizing a command's terminal");
     }
     if let Some(pid) = pid.and_then(to_pid) {

@@ -207,9 +207,12 @@ fn log(
     outcome: &actix_web::Result<ServiceResponse<BoxBody>>,
 ) {
     let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let in_full = |error: &actix_web::Error| {
+        error.as_error::<Fault>().map_or_else(|| error.to_string(), Fault::in_full)
+    };
     let fault = match outcome {
-        Ok(response) => response.response().error().map(ToString::to_string),
-        Err(error) => Some(error.to_string()),
+        Ok(response) => response.response().error().map(in_full),
+        Err(error) => Some(in_full(error)),
     };
     match fault {
         Some(fault) if status >= 500 => tracing::error!(status, milliseconds, %fault, "failed"),

@@ -159,7 +159,7 @@ fn stats_of_all(backend: &dyn Backend) -> Vec<InstanceStats> {
             // One may have stopped since the list was made.
             let stats = backend.stats(instance.id);
             stats
-                .inspect_err(|fault| tracing::debug!(id = %instance.id, %fault, "no statistics"))
+                .inspect_err(|fault| tracing::debug!(id = %instance.id, fault = %fault.in_full(), "no statistics"))
                 .ok()
         })
         .collect()

@@ -218,15 +218,13 @@ impl Group {
     fn too_small(&self, limits: &CgroupLimits) -> Fault {
         const MIB: u64 = 1 << 20;
         let used = self.stats().map_or(0, |s| s.memory.usage);
-        Fault {
-            kind: FaultKind::InstanceInvalidState,
-            detail: format!(
-                "the instance uses {} MiB that cannot be taken back, more than {} MiB: give it more, or end processes in it",
-                used.div_ceil(MIB),
-                limits.memory_bytes / MIB
-            ),
-            field: Some("flavor.memory_mb".into()),
-        }
+        let detail = format!(
+            "the instance uses {} MiB that cannot be taken back, more than {} MiB: give it more, or end processes in it",
+            used.div_ceil(MIB),
+            limits.memory_bytes / MIB
+        );
+        let fault = Fault::new(FaultKind::InstanceInvalidState, detail);
+        Fault { field: Some("flavor.memory_mb".into()), ..fault }
     }
 
     /// Stops every process where it is. Bounded; on failure none stays frozen.

@@ -178,7 +178,7 @@ impl Specs<'_> {
             if picked != self.0.vcpus as usize {
                 return Err(Fault::internal(
                     "limiting a dedicated instance",
-                    format_args!("{picked} CPUs were picked for {} vcpus", self.0.vcpus),
+                    format!("{picked} CPUs were picked for {} vcpus", self.0.vcpus),
                 ));
             }
         }

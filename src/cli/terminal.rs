@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read};
 
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::mpsc;
 
 use crate::api::Size;
@@ -20,8 +20,8 @@ impl RawMode {
         }
         let before = tcgetattr(std::io::stdin()).or_fault("reading the terminal's mode")?;
         let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(std::io::stdin(), SetArg::TCSANOW, &raw)
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
             .or_fault("setting the terminal's mode")?;
         Ok(Some(RawMode(before)))
     }
@@ -30,7 +30,7 @@ impl RawMode {
 impl Drop for RawMode {
     fn drop(&mut self) {
         // Nothing can be done about a terminal that is gone.
-        let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, &self.0);
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }
 }
 

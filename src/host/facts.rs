@@ -3,21 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use nix::sys::utsname::uname;
+use rustix::system::uname;
 
 use crate::config::Config;
 use crate::fault::{Fault, OrFault, Result};
 
 /// Machine architecture as `uname -m` says it, e.g. `x86_64`.
 pub fn architecture() -> Result<String> {
-    let names = uname().or_fault("reading the machine's name")?;
-    Ok(names.machine().to_string_lossy().into_owned())
+    Ok(uname().machine().to_string_lossy().into_owned())
 }
 
 /// Kernel release as `uname -r` says it, e.g. `6.1.0-13-amd64`.
 pub fn kernel_release() -> Result<String> {
-    let names = uname().or_fault("reading the kernel's name")?;
-    Ok(names.release().to_string_lossy().into_owned())
+    Ok(uname().release().to_string_lossy().into_owned())
 }
 
 /// Nova's `hypervisor_hostname`: the configured one, or the host's name.
@@ -25,8 +23,7 @@ pub fn hypervisor_hostname(config: &Config) -> Result<String> {
     if !config.host.hypervisor_hostname.is_empty() {
         return Ok(config.host.hypervisor_hostname.clone());
     }
-    let name = nix::unistd::gethostname().or_fault("reading the host's name")?;
-    name.into_string().map_err(|_| {
+    uname().nodename().to_str().map(str::to_owned).map_err(|_| {
         Fault::invalid("host.hypervisor_hostname", "the host's own name is no text: set this key")
     })
 }

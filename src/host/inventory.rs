@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statvfs::statvfs;
+use rustix::fs::statvfs;
 
 use super::cpus::cpu_sets;
 use super::facts::{cpuinfo, meminfo, read};
@@ -80,8 +80,7 @@ pub(super) struct Disk {
 pub(super) fn disk(path: &Path) -> Result<Disk> {
     let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
     let s = statvfs(there).or_fault(format_args!("reading the size of {}", there.display()))?;
-    let unit = s.fragment_size();
-    Ok(Disk { size: s.blocks() * unit, available: s.blocks_available() * unit })
+    Ok(Disk { size: s.f_blocks * s.f_frsize, available: s.f_bavail * s.f_frsize })
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -29,7 +29,7 @@ fn cpu_times(stats: &mut HostStats, text: &str, tick_ns: u64) -> Result<()> {
     let line = text.lines().next().unwrap_or_default();
     let ticks: Vec<u64> = line.split_whitespace().skip(1).map_while(|t| t.parse().ok()).collect();
     let [user, nice, system, idle, iowait, irq, softirq, ..] = ticks[..] else {
-        return Err(Fault::internal("reading /proc/stat", format_args!("{line:?}")));
+        return Err(Fault::internal("reading /proc/stat", format!("{line:?}")));
     };
     stats.cpu_user_ns = (user + nice) * tick_ns;
     stats.cpu_kernel_ns = (system + irq + softirq) * tick_ns;

@@ -50,7 +50,7 @@ impl Catalogue {
                 }
                 Err(fault) => {
                     catalogue.unreadable = true;
-                    tracing::error!(path = %path.display(), %fault, "an image's record cannot be read");
+                    tracing::error!(path = %path.display(), fault = %fault.in_full(), "an image's record cannot be read");
                 }
             }
         }

@@ -147,7 +147,7 @@ mod tests {
         symlink("../outside.tar", inside.join("out")).unwrap();
         symlink(dir.path().join("outside.tar"), inside.join("absolute")).unwrap();
         let pipe = inside.join("pipe");
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
         let mut config =
             config::Images { file_roots: vec![inside.clone()], ..config::Images::default() };
         assert_eq!(open_file(&inside.join("image.tar"), &config).unwrap().1, 3);

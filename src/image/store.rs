@@ -175,7 +175,7 @@ impl ImageStore {
         }
         if let Err(fault) = self.touch(&mut catalogue, image) {
             // It is only thought older than it is.
-            tracing::warn!(%image, %fault, "noting when an image was last used");
+            tracing::warn!(%image, fault = %fault.in_full(), "noting when an image was last used");
         }
     }
 
@@ -345,7 +345,7 @@ impl ImageStore {
         let tidied = if result.is_ok() { self.make_room(id) } else { self.layers.collect() };
         if let Err(fault) = tidied {
             // The next import makes another attempt.
-            tracing::warn!(%fault, "making room in the image store");
+            tracing::warn!(fault = %fault.in_full(), "making room in the image store");
         }
         landing.result = Some(result.clone());
         result

@@ -45,7 +45,7 @@ impl Workspace {
 impl Drop for Workspace {
     fn drop(&mut self) {
         if let Err(fault) = remove_tree(&self.0) {
-            tracing::warn!(%fault, "a temporary directory stays until the next start");
+            tracing::warn!(fault = %fault.in_full(), "a temporary directory stays until the next start");
         }
     }
 }

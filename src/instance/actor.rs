@@ -119,7 +119,7 @@ impl Actor {
         self.publish();
         let outcome = self.stop(&Stop::default()).await;
         if let Err(fault) = &outcome {
-            error!(instance = %self.record.id, %fault, "finishing an interrupted stop");
+            error!(instance = %self.record.id, fault = %fault.in_full(), "finishing an interrupted stop");
         }
         self.end(&outcome);
     }
@@ -156,7 +156,7 @@ impl Actor {
                 let record = self.record.clone();
                 let taken = image_jobs::snapshot(&self.shared, record, wanted, job.operation).await;
                 if let Err(fault) = taken {
-                    warn!(instance = %self.record.id, %fault, "no snapshot was taken");
+                    warn!(instance = %self.record.id, fault = %fault.in_full(), "no snapshot was taken");
                 }
                 self.end(&Ok(()));
                 return Next::Continue;
@@ -266,7 +266,7 @@ impl Actor {
         // The record comes first: the next service finishes a stop that was cut
         // short. A full disk must not keep an instance running, though.
         if let Err(fault) = self.save_desired(Desired::Stopped).await {
-            warn!(instance = %self.record.id, %fault, "recording that a stop begins");
+            warn!(instance = %self.record.id, fault = %fault.in_full(), "recording that a stop begins");
         }
         let timeout = stop.timeout.unwrap_or(SHUTDOWN_TIMEOUT);
         if timeout > 0 && self.asked(ops::stop::Ask::PowerOff).await {
@@ -401,7 +401,7 @@ impl Actor {
         if let Err(fault) = self.save_desired(Desired::Deleted).await {
             // On a full disk the record cannot say so, but it can go: what no
             // record owns is removed at the next start.
-            warn!(instance = %self.record.id, %fault, "recording that a delete begins");
+            warn!(instance = %self.record.id, fault = %fault.in_full(), "recording that a delete begins");
             let id = self.record.id;
             self.shared
                 .on_host(move |parts| atomic::remove_file(&parts.layout.instance(id).record()))
@@ -422,7 +422,7 @@ impl Actor {
             Err(fault) => Err(fault),
         };
         if let Err(fault) = &outcome {
-            warn!(instance = %self.record.id, %fault, ?ask, "the instance cannot be asked");
+            warn!(instance = %self.record.id, fault = %fault.in_full(), ?ask, "the instance cannot be asked");
         }
         outcome.is_ok() && self.live.is_some()
     }
@@ -535,7 +535,7 @@ impl Actor {
                     live.init = init;
                 }
                 if let Err(fault) = self.save().await {
-                    error!(instance = %self.record.id, %fault, "recording a reboot");
+                    error!(instance = %self.record.id, fault = %fault.in_full(), "recording a reboot");
                 }
                 self.publish();
                 self.shared.emit(EventKind::GuestRebooted, &self.view(), None);
@@ -563,7 +563,7 @@ impl Actor {
             Ok(record) => self.record = record,
             Err(fault) => {
                 self.record.frozen = None;
-                error!(instance = %self.record.id, %fault, "taking the ended instance down");
+                error!(instance = %self.record.id, fault = %fault.in_full(), "taking the ended instance down");
             }
         }
         self.publish();
@@ -594,7 +594,7 @@ impl Actor {
         match &outcome {
             Ok(()) => warn!(instance = %self.record.id, "started again after its monitor was lost"),
             Err(fault) => {
-                error!(instance = %self.record.id, %fault, "starting again after its monitor was lost")
+                error!(instance = %self.record.id, fault = %fault.in_full(), "starting again after its monitor was lost")
             }
         }
         self.end(&outcome);

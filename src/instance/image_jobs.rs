@@ -86,7 +86,7 @@ pub fn expire_unused(shared: &Shared) {
         while let Some(parts) = parts.upgrade() {
             let expired = runtime.spawn_blocking(move || parts.images.expire());
             if let Ok(Err(fault)) = expired.await {
-                error!(%fault, "removing images that were unused for too long");
+                error!(fault = %fault.in_full(), "removing images that were unused for too long");
             }
             tokio::time::sleep(pause).await;
         }

@@ -27,7 +27,7 @@ pub fn take_up_all(shared: &Arc<Shared>) -> Result<()> {
             // What it owns stays: the operator may mend the record.
             Err(fault) => {
                 shared.parts.images.keep_all_layers();
-                error!(instance = %id, %fault, "the instance's record cannot be read; the instance is left alone")
+                error!(instance = %id, fault = %fault.in_full(), "the instance's record cannot be read; the instance is left alone")
             }
         }
         known.insert(id);
@@ -37,7 +37,7 @@ pub fn take_up_all(shared: &Arc<Shared>) -> Result<()> {
         match destroy::purge(&shared.parts, id) {
             Ok(()) => info!(instance = %id, "removed what an interrupted operation left"),
             Err(fault) => {
-                error!(instance = %id, %fault, "removing what an interrupted operation left")
+                error!(instance = %id, fault = %fault.in_full(), "removing what an interrupted operation left")
             }
         }
     }
@@ -71,7 +71,7 @@ fn take_up(shared: &Arc<Shared>, record: Record) {
         Ok((record, Recovered::Stopped)) => (record, None),
         Err(fault) => {
             // It is listed, with its fault, and can be deleted or started again.
-            warn!(instance = %id, %fault, "taking the instance up");
+            warn!(instance = %id, fault = %fault.in_full(), "taking the instance up");
             (Record { fault: Some(Problem::from(&fault)), ..before }, None)
         }
     };

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::cli::DEADLINE;
-use crate::store::atomic;
+use crate::store::{atomic, volatile};
 use crate::sys::process::{ProcessId, readable};
 
 use super::protocol::{Answer, ExitAction, MonitorStatus, Request, line};
-use super::{MonitorSpec, write_volatile};
+use super::spec::MonitorSpec;
 
 /// The console's bytes, both ways. Reading 0 bytes means that the instance ended.
 pub type ConsoleStream = UnixStream;
@@ -39,7 +39,7 @@ pub struct Monitor {
 /// runtime's state is removed; cgroups that the plan made stay for the caller.
 pub fn launch(spec: &MonitorSpec, program: &Path) -> Result<Monitor> {
     let layout = spec.layout();
-    write_volatile(&layout.monitor_spec(), spec)?;
+    volatile::write_json(&layout.monitor_spec(), spec)?;
     atomic::remove_file(&layout.exit())?;
     let mut child = spawn(spec, program)?;
     let answer = read_answer(&mut child);

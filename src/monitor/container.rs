@@ -17,8 +17,8 @@ use crate::sys::ids::IdBlock;
 use crate::sys::process::{ChildSetup, ProcessId};
 use crate::sys::{pty, scm, thread};
 
-use super::MonitorSpec;
-use super::program::log;
+use super::log::log;
+use super::spec::MonitorSpec;
 
 /// Size of a terminal that nobody has sized: columns, rows.
 const SIZE: (u16, u16) = (80, 24);
@@ -84,7 +84,7 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
         && let Err(fault) = console.be_serial_line(init, block)
     {
         // The instance only lacks a login.
-        log(fault);
+        log(fault.in_full());
     }
     Ok(Container { init, console, oom_kills_before: 0 })
 }

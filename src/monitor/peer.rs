@@ -15,7 +15,7 @@ const INPUT: usize = 16 * 1024;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum Purpose {
     /// Requests and answers.
     Control,
     /// Messages, one way.
@@ -27,7 +27,7 @@ pub(super) enum Role {
 /// A connected client.
 pub(super) struct Peer {
     pub stream: UnixStream,
-    pub role: Role,
+    pub purpose: Purpose,
     /// Bytes received and not yet understood (or, of a console, not yet typed).
     pub input: Vec<u8>,
     output: Vec<u8>,
@@ -41,7 +41,7 @@ impl Peer {
         stream.set_nonblocking(true)?;
         Ok(Peer {
             stream,
-            role: Role::Control,
+            purpose: Purpose::Control,
             input: Vec::new(),
             output: Vec::new(),
             skipped: 0,
@@ -51,7 +51,7 @@ impl Peer {
 
     /// Whether there is room for what it sends.
     pub fn wants_input(&self) -> bool {
-        self.role != Role::Console || self.input.len() < INPUT
+        self.purpose != Purpose::Console || self.input.len() < INPUT
     }
 
     /// Whether something waits to be sent.
@@ -66,13 +66,13 @@ impl Peer {
             match self.stream.read(&mut buffer) {
                 Ok(0) => self.gone = true,
                 // A subscriber has nothing to say; it is only watched for its end.
-                Ok(_) if self.role == Role::Subscriber => {}
+                Ok(_) if self.purpose == Purpose::Subscriber => {}
                 Ok(n) => self.input.extend_from_slice(&buffer[..n]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => self.gone = true,
             }
-            if self.role == Role::Control && self.input.len() > LINE {
+            if self.purpose == Purpose::Control && self.input.len() > LINE {
                 self.gone = true;
             }
         }
@@ -80,7 +80,7 @@ impl Peer {
 
     /// The next request's line, if a whole one has come.
     pub fn take_line(&mut self) -> Option<Vec<u8>> {
-        if self.role != Role::Control {
+        if self.purpose != Purpose::Control {
             return None;
         }
         let end = self.input.iter().position(|b| *b == b'\n')?;
@@ -150,7 +150,7 @@ mod tests {
     fn a_client_that_does_not_read_misses_output_and_is_told() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let mut peer = Peer::new(near).unwrap();
-        peer.role = Role::Console;
+        peer.purpose = Purpose::Console;
         let chunk = [b'x'; 4096];
         for _ in 0..1024 {
             peer.send_console(&chunk);

@@ -6,22 +6,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::fault::{Fault, OrFault, Result};
-use crate::store::atomic;
+use crate::store::{atomic, volatile};
 use crate::sys::process::{self, ChildSetup, ProcessId};
 
 use super::container;
+use super::log::log;
 use super::protocol::{Answer, line};
 use super::serve::Server;
-use super::{MonitorSpec, write_volatile};
-
-/// Bound of the diagnostics in `monitor.log`, bytes; beyond it they begin anew.
-const LOG_BYTES: u64 = 64 * 1024;
+use super::spec::MonitorSpec;
 
 /// The kernel's last resort kills everything else first; -1000 would be never.
 const OOM_SCORE_ADJ: i32 = -999;
@@ -40,7 +37,7 @@ pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode
     let mut server = match launched {
         Ok(server) => server,
         Err(fault) => {
-            log(&fault);
+            log(fault.in_full());
             report(&Answer::from(fault));
             return ExitCode::FAILURE;
         }
@@ -54,7 +51,7 @@ pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode
 fn prepare(path: &Path) -> Result<MonitorSpec> {
     process::keep_standard_descriptors_only();
     process::detach().or_fault("leaving the service's session")?;
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     atomic::read_json(path)?
         .ok_or_else(|| Fault::internal(format_args!("reading {}", path.display()), "no such file"))
 }
@@ -63,7 +60,7 @@ fn launch(spec: MonitorSpec) -> Result<Server> {
     let layout = spec.layout();
     let own = ProcessId::own()
         .ok_or_else(|| Fault::internal("looking at /proc/self/stat", "not readable"))?;
-    write_volatile(&layout.monitor_pid(), &own)?;
+    volatile::write_json(&layout.monitor_pid(), &own)?;
     let _ = process::set_name(&format!("berth:{:08x}", spec.instance.as_fields().0));
     for procs in &spec.own_cgroups {
         fs::write(procs, "0").or_fault(format_args!("entering {}", procs.display()))?;
@@ -117,19 +114,6 @@ fn report(answer: &Answer) {
     let _ = std::io::stdout().write_all(&line(answer));
     let _ = std::io::stdout().flush();
     if let Ok(null) = fs::File::open("/dev/null") {
-        let _ = nix::unistd::dup2_stdout(null);
+        let _ = rustix::stdio::dup2_stdout(null);
     }
-}
-
-/// A line of diagnostics, bounded.
-pub(super) fn log(what: impl std::fmt::Display) {
-    static WRITTEN: AtomicU64 = AtomicU64::new(0);
-    let text = format!("{} {what}\n", chrono::Utc::now().format("%FT%TZ"));
-    let before = WRITTEN.fetch_add(text.len() as u64, Ordering::Relaxed);
-    if before + text.len() as u64 > LOG_BYTES {
-        // The file is opened for appending, so this begins it anew.
-        let _ = nix::unistd::ftruncate(std::io::stderr(), 0);
-        WRITTEN.store(text.len() as u64, Ordering::Relaxed);
-    }
-    let _ = std::io::stderr().write_all(text.as_bytes());
 }

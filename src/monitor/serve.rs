@@ -1,12 +1,11 @@
 //! The monitor's loop: one thread that waits for the console, for clients and
 //! for the end of its children.
 
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
@@ -14,13 +13,13 @@ use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
 
-use super::MonitorSpec;
 use super::container::{self, Container};
-use super::peer::{Peer, Role};
-use super::program::log;
+use super::log::log;
+use super::peer::{Peer, Purpose};
 use super::protocol::{
     Answer, ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase, Request, line,
 };
+use super::spec::MonitorSpec;
 
 /// Most that is read from the console before clients get their turn, bytes.
 const BURST: usize = 256 * 1024;
@@ -123,25 +122,21 @@ impl Server {
 
     fn wait(&self) -> Ready {
         let mut fds = vec![
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
         ];
         // A client from whom nothing is taken now is left out: the poll would
         // report its hang-up again and again.
         let flagged = self.peers.iter().map(|peer| (peer, peer_flags(peer)));
         let waited = flagged.filter(|(_, flags)| !flags.is_empty());
-        fds.extend(waited.map(|(peer, flags)| PollFd::new(peer.stream.as_fd(), flags)));
+        fds.extend(waited.map(|(peer, flags)| PollFd::new(&peer.stream, flags)));
         if let Some(container) = &self.container {
-            fds.push(PollFd::new(container.console.as_fd(), self.console_flags()));
+            fds.push(PollFd::from_borrowed_fd(container.console.as_fd(), self.console_flags()));
         }
-        let timeout = if self.unwritten {
-            PollTimeout::try_from(RETRY).unwrap_or(PollTimeout::NONE)
-        } else {
-            PollTimeout::NONE
-        };
+        let timeout = if self.unwritten { Timespec::try_from(RETRY).ok() } else { None };
         // An interrupted poll is a turn in which nothing is ready.
-        let _ = poll(&mut fds, timeout);
-        let ready = |n: usize| fds.get(n).is_some_and(|fd| fd.any() == Some(true));
+        let _ = poll(&mut fds, timeout.as_ref());
+        let ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
         Ready {
             children: ready(0),
             listener: ready(1),
@@ -150,8 +145,8 @@ impl Server {
     }
 
     fn console_flags(&self) -> PollFlags {
-        let typed = self.peers.iter().any(|p| p.role == Role::Console && !p.input.is_empty());
-        if typed { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN }
+        let typed = self.peers.iter().any(|p| p.purpose == Purpose::Console && !p.input.is_empty());
+        if typed { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
     }
 
     /// Moves console output, at most `limit` bytes, to the log and to clients.
@@ -162,7 +157,7 @@ impl Server {
             && let Some(n) = self.container.as_mut().and_then(|c| c.console.read(&mut buffer))
         {
             self.log.write(&buffer[..n]);
-            for peer in self.peers.iter_mut().filter(|p| p.role == Role::Console) {
+            for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Console) {
                 peer.send_console(&buffer[..n]);
             }
             moved += n;
@@ -186,7 +181,7 @@ impl Server {
             while let Some(request) = self.peers[index].take_line() {
                 let answer = self.answer(index, &request);
                 self.peers[index].send_line(&line(&answer));
-                self.take_role(index, &request);
+                self.take_purpose(index, &request);
             }
             self.type_input(index);
         }
@@ -208,13 +203,13 @@ impl Server {
     }
 
     /// After its answer, not before, a connection becomes a stream.
-    fn take_role(&mut self, index: usize, request: &[u8]) {
-        let role = match serde_json::from_slice(request) {
-            Ok(Request::Subscribe) => Role::Subscriber,
-            Ok(Request::Attach { .. }) if self.container.is_some() => Role::Console,
+    fn take_purpose(&mut self, index: usize, request: &[u8]) {
+        let purpose = match serde_json::from_slice(request) {
+            Ok(Request::Subscribe) => Purpose::Subscriber,
+            Ok(Request::Attach { .. }) if self.container.is_some() => Purpose::Console,
             _ => return,
         };
-        self.peers[index].role = role;
+        self.peers[index].purpose = purpose;
     }
 
     fn handle(&mut self, request: Request) -> Result<()> {
@@ -271,7 +266,7 @@ impl Server {
 
     fn type_input(&mut self, index: usize) {
         let peer = &mut self.peers[index];
-        if peer.role != Role::Console || peer.input.is_empty() {
+        if peer.purpose != Purpose::Console || peer.input.is_empty() {
             return;
         }
         if let Some(container) = &mut self.container {
@@ -312,12 +307,12 @@ impl Server {
             match self.restart(guest) {
                 Ok(()) => return,
                 Err(fault) => {
-                    log(format_args!("the restart failed: {fault}"));
-                    return self.finish(how, oom_killed, Some(fault.to_string()));
+                    log(format_args!("the restart failed: {}", fault.in_full()));
+                    return self.write_down(how, oom_killed, Some(fault.to_string()));
                 }
             }
         }
-        self.finish(how, oom_killed, None);
+        self.write_down(how, oom_killed, None);
     }
 
     fn restart(&mut self, guest: bool) -> Result<()> {
@@ -340,12 +335,12 @@ impl Server {
         Ok(())
     }
 
-    fn finish(&mut self, how: Ended, oom_killed: bool, error: Option<String>) {
+    fn write_down(&mut self, how: Ended, oom_killed: bool, error: Option<String>) {
         let ran = self.phase != Phase::Created;
         self.phase = Phase::Ended;
         if let Err(fault) = container::delete(&self.spec) {
             // The service's own clean-up tries again.
-            log(fault);
+            log(fault.in_full());
         }
         if ran {
             self.exit = Some(ExitRecord {
@@ -364,13 +359,13 @@ impl Server {
     fn write_exit(&mut self) {
         match atomic::write_json(&self.spec.layout().exit(), &self.exit) {
             Ok(()) => self.unwritten = false,
-            Err(fault) => log(fault),
+            Err(fault) => log(fault.in_full()),
         }
     }
 
     fn tell(&mut self, message: &Message) {
         let line = line(message);
-        for peer in self.peers.iter_mut().filter(|p| p.role == Role::Subscriber) {
+        for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Subscriber) {
             peer.send_line(&line);
         }
     }
@@ -387,12 +382,9 @@ impl Server {
             if self.peers.is_empty() || left.is_zero() {
                 return;
             }
-            let mut fds: Vec<_> = self
-                .peers
-                .iter()
-                .map(|peer| PollFd::new(peer.stream.as_fd(), PollFlags::POLLOUT))
-                .collect();
-            let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+            let mut fds: Vec<_> =
+                self.peers.iter().map(|peer| PollFd::new(&peer.stream, PollFlags::OUT)).collect();
+            let _ = poll(&mut fds, Timespec::try_from(left).ok().as_ref());
             self.peers.iter_mut().for_each(Peer::flush);
         }
     }
@@ -407,8 +399,8 @@ struct Ready {
 
 fn peer_flags(peer: &Peer) -> PollFlags {
     let mut flags = PollFlags::empty();
-    flags.set(PollFlags::POLLIN, peer.wants_input());
-    flags.set(PollFlags::POLLOUT, peer.has_output());
+    flags.set(PollFlags::IN, peer.wants_input());
+    flags.set(PollFlags::OUT, peer.has_output());
     flags
 }
 

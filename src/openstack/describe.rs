@@ -6,7 +6,8 @@ use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::access::{Access, unavailable, without_url};
+use super::access::Access;
+use super::failure::{unavailable, without_url};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 

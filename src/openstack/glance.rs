@@ -22,7 +22,8 @@ use reqwest::{Client, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-use super::access::{Access, Granted, unavailable, without_url};
+use super::access::{Access, Granted};
+use super::failure::{unavailable, without_url};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 

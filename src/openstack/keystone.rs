@@ -10,7 +10,7 @@ use reqwest::{ClientBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::access::without_url;
+use super::failure::without_url;
 use crate::config::Keystone;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 

@@ -2,6 +2,7 @@
 
 mod access;
 pub mod describe;
+mod failure;
 pub mod glance;
 mod keystone;
 pub mod upload;

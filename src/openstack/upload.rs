@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::access::{Access, unavailable, without_url};
+use super::access::Access;
+use super::failure::{unavailable, without_url};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 

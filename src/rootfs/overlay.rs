@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::seed::{self, Seed};
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::fault::{Cause, Fault, FaultKind, OrFault, Result};
 use crate::store::layout::InstanceLayout;
 use crate::sys::ids::IdBlock;
 use crate::sys::mount::{self, Attributes, FsOption};
@@ -185,7 +185,7 @@ impl Rootfs {
         options.push(FsOption::Fd("workdir", work.as_fd()));
         let merged = self.as_instance_root(|| {
             mount::create("overlay", &options, Attributes::MOUNT_ATTR_NODEV)
-                .map_err(|e| Refusal::new(e.errno, &e))
+                .map_err(|e| Refusal::new(e.errno, e))
         })?;
         check_writable(merged.as_fd())?;
         Ok(mount::attach(merged.as_fd(), &self.target)?)
@@ -199,7 +199,7 @@ impl Rootfs {
             self.as_instance_root(|| {
                 thread::work_in(&self.parts_dir())?;
                 rustix::mount::mount("berth", target, "overlay", MountFlags::NODEV, data.as_c_str())
-                    .map_err(|errno| Refusal::new(errno, &errno))
+                    .map_err(|errno| Refusal::new(errno, errno))
             })?;
             let writable = statvfs(target)
                 .or_fault("checking the overlay")
@@ -271,7 +271,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn new(errno: Errno, error: &dyn std::fmt::Display) -> Refusal {
+    fn new(errno: Errno, error: impl Into<Box<Cause>>) -> Refusal {
         Refusal { errno: Some(errno), fault: Fault::internal("mounting the overlay", error) }
     }
 }

@@ -166,7 +166,7 @@ pub(super) fn write(seed: &Seed, root: &Path, block: IdBlock) -> Result<()> {
         }
         for (index, file) in seed.files.iter().enumerate() {
             let content = decode(index, file)?;
-            tree.put(&file.path, &content, file.mode).map_err(|e| injected_fault(index, &e))?;
+            tree.put(&file.path, &content, file.mode).map_err(|e| injected_fault(index, e))?;
         }
         Ok(())
     })
@@ -210,7 +210,7 @@ impl Tree {
     }
 }
 
-fn injected_fault(index: usize, error: &io::Error) -> Fault {
+fn injected_fault(index: usize, error: io::Error) -> Fault {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => disk_full(&field(index, "content")),
         Some(libc::EISDIR) => {

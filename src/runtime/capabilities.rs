@@ -3,7 +3,7 @@
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder};
 
-use super::spec::Role;
+use super::role::Role;
 
 /// What an application image gets: the same fourteen as in Docker.
 const APPLICATION: [Capability; 14] = [

@@ -3,7 +3,7 @@
 use crate::fault::{Fault, FaultKind, Result};
 use crate::types::{ImageConfig, InitKind};
 
-use super::spec::Role;
+use super::role::Role;
 
 /// First real-time signal as the C library counts (glibc and musl keep 32 and 33, musl 34 too,
 /// for themselves; both number `SIGRTMIN` 34 or 35, and systemd is built with glibc).

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod init;
 pub mod lxcfs;
 pub mod probe;
+pub mod role;
 pub mod seccomp;
 pub mod spec;
 

@@ -7,6 +7,12 @@
 //! program needs these, and the user namespace bounds what they can do.
 //! Denied to both: keyrings (not namespaced), bpf, perf, userfaultfd, io_uring,
 //! modules, kexec, swap, the clock, NUMA placement, opening files by handle.
+//!
+//! `socketcall`, the 32-bit x86 way to sockets, hides the family behind a pointer that no filter
+//! can follow, so it is denied. Kernels since 4.3 have calls for each of its purposes, which musl
+//! takes; glibc of 32 bits is mostly built for older kernels and gets no sockets.
+//!
+//! Arguments of 32 bits are compared as such: the kernel does not look at the register's other half.
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -14,7 +20,7 @@ use oci_spec::runtime::{
     LinuxSeccompBuilder, LinuxSeccompOperator, LinuxSyscall, LinuxSyscallBuilder,
 };
 
-use super::spec::Role;
+use super::role::Role;
 
 /// Calls that every instance may make, whatever the arguments.
 const ALLOWED: &[&str] = &[
@@ -341,8 +347,6 @@ const ALLOWED: &[&str] = &[
     "sigprocmask",
     "sigreturn",
     "sigsuspend",
-    "socketcall",
-    "socketpair",
     "splice",
     "stat",
     "stat64",
@@ -453,6 +457,7 @@ const DENIED: &[&str] = &[
     "set_mempolicy",
     "set_mempolicy_home_node",
     "settimeofday",
+    "socketcall",
     "stime",
     "swapoff",
     "swapon",
@@ -472,37 +477,45 @@ const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
 /// Personalities: Linux, 32-bit Linux, each also as UNAME26; and "ask".
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// Socket families that are refused: AF_ALG and AF_VSOCK, which reach past the network namespace.
-const AF_ALG: u64 = 38;
-const AF_VSOCK: u64 = 40;
+/// Calls whose first argument is a socket's family.
+const SOCKETS: &[&str] = &["socket", "socketpair"];
+
+/// Socket families: UNIX, INET, INET6, NETLINK, PACKET, which are of a network
+/// namespace or of less. Others reach past it (VSOCK) or are much code of the
+/// kernel for nobody here (ALG).
+const FAMILIES: [u64; 5] = [1, 2, 10, 16, 17];
+
+/// The other families below 64, more than there are, as the first of a block
+/// and its size, a power of two: they answer as those that the kernel lacks.
+const OTHER_FAMILIES: [(u64, u64); 10] =
+    [(0, 1), (3, 1), (4, 4), (8, 2), (11, 1), (12, 4), (18, 2), (20, 4), (24, 8), (32, 32)];
+
+/// All of an argument of 32 bits.
+const INT: u64 = 0xffff_ffff;
 
 /// The profile of an instance with this role, for programs of this machine's architecture.
 pub fn profile(role: Role) -> Result<LinuxSeccomp, OciSpecError> {
-    let mut calls = vec![allow(ALLOWED, None)?];
+    // First: libseccomp has what is said of `socket` count for a part of `socketcall` too, unless
+    // all of it is decided.
+    let mut calls = vec![deny(DENIED)?, allow(ALLOWED, None)?];
     if role.is_system() {
         calls.push(allow(SYSTEM, None)?);
         calls.push(allow(&["clone"], None)?);
     } else {
-        let no_namespace = arg(LinuxSeccompOperator::ScmpCmpMaskedEq, NAMESPACE_FLAGS, Some(0))?;
-        calls.push(allow(&["clone"], Some(no_namespace))?);
+        calls.push(allow(&["clone"], Some(masked(NAMESPACE_FLAGS, 0)?))?);
         let reserved: Vec<_> = SYSTEM.iter().copied().filter(|name| *name != "clone3").collect();
         calls.push(deny(&reserved)?);
     }
     for value in PERSONALITIES {
-        calls.push(allow(
-            &["personality"],
-            Some(arg(LinuxSeccompOperator::ScmpCmpEq, value, None)?),
-        )?);
+        calls.push(allow(&["personality"], Some(masked(INT, value)?))?);
     }
-    // One rule cannot compare the same argument twice, so: below, between, above.
-    for (operator, family) in [
-        (LinuxSeccompOperator::ScmpCmpLt, AF_ALG),
-        (LinuxSeccompOperator::ScmpCmpEq, AF_ALG + 1),
-        (LinuxSeccompOperator::ScmpCmpGt, AF_VSOCK),
-    ] {
-        calls.push(allow(&["socket"], Some(arg(operator, family, None)?))?);
+    for family in FAMILIES {
+        calls.push(allow(SOCKETS, Some(masked(INT, family)?))?);
     }
-    calls.push(deny(DENIED)?);
+    for (first, size) in OTHER_FAMILIES {
+        let block = masked(INT & !(size - 1), first)?;
+        calls.push(fail(SOCKETS, libc::EAFNOSUPPORT, Some(block))?);
+    }
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(libc::ENOSYS.cast_unsigned())
@@ -522,36 +535,42 @@ fn architectures() -> Vec<Arch> {
 }
 
 fn allow(names: &[&str], argument: Option<LinuxSeccompArg>) -> Result<LinuxSyscall, OciSpecError> {
-    let rule =
-        LinuxSyscallBuilder::default().names(owned(names)).action(LinuxSeccompAction::ScmpActAllow);
-    match argument {
-        Some(argument) => rule.args(vec![argument]).build(),
-        None => rule.build(),
-    }
+    rule(names, LinuxSeccompAction::ScmpActAllow, argument).build()
 }
 
 fn deny(names: &[&str]) -> Result<LinuxSyscall, OciSpecError> {
-    LinuxSyscallBuilder::default()
-        .names(owned(names))
-        .action(LinuxSeccompAction::ScmpActErrno)
-        .errno_ret(libc::EPERM.cast_unsigned())
-        .build()
+    fail(names, libc::EPERM, None)
 }
 
-fn owned(names: &[&str]) -> Vec<String> {
-    names.iter().map(ToString::to_string).collect()
+fn fail(
+    names: &[&str],
+    errno: i32,
+    argument: Option<LinuxSeccompArg>,
+) -> Result<LinuxSyscall, OciSpecError> {
+    rule(names, LinuxSeccompAction::ScmpActErrno, argument).errno_ret(errno.cast_unsigned()).build()
 }
 
-fn arg(
-    op: LinuxSeccompOperator,
-    value: u64,
-    value_two: Option<u64>,
-) -> Result<LinuxSeccompArg, OciSpecError> {
-    let arg = LinuxSeccompArgBuilder::default().index(0usize).value(value).op(op);
-    match value_two {
-        Some(two) => arg.value_two(two).build(),
-        None => arg.build(),
+fn rule(
+    names: &[&str],
+    action: LinuxSeccompAction,
+    argument: Option<LinuxSeccompArg>,
+) -> LinuxSyscallBuilder {
+    let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+    let rule = LinuxSyscallBuilder::default().names(names).action(action);
+    match argument {
+        Some(argument) => rule.args(vec![argument]),
+        None => rule,
     }
+}
+
+/// Whether these bits of the first argument are those of `value`.
+fn masked(mask: u64, value: u64) -> Result<LinuxSeccompArg, OciSpecError> {
+    LinuxSeccompArgBuilder::default()
+        .index(0usize)
+        .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
+        .value(mask)
+        .value_two(value)
+        .build()
 }
 
 #[cfg(test)]
@@ -591,6 +610,7 @@ mod tests {
         "io_uring_setup",
         "settimeofday",
         "acct",
+        "socketcall",
     ];
 
     #[test]
@@ -616,6 +636,43 @@ mod tests {
         }
         assert_eq!(application["clone"], [(LinuxSeccompAction::ScmpActAllow, true)]);
         assert!(!application.contains_key("clone3"), "ENOSYS, so that glibc falls back to clone");
+    }
+
+    /// What the rules of a call, which compare bits of its first argument, say of a value.
+    fn verdict(name: &str, value: u64) -> Vec<(LinuxSeccompAction, Option<u32>)> {
+        let profile = profile(Role::Application).unwrap();
+        let rules = profile.syscalls().as_ref().unwrap().iter();
+        let named = rules.filter(|rule| rule.names().iter().any(|n| n == name));
+        named
+            .filter(|rule| {
+                let [arg] = rule.args().as_deref().unwrap() else { panic!("{rule:?}") };
+                assert_eq!((arg.index(), arg.op()), (0, LinuxSeccompOperator::ScmpCmpMaskedEq));
+                value & arg.value() == arg.value_two().unwrap()
+            })
+            .map(|rule| (rule.action(), rule.errno_ret()))
+            .collect()
+    }
+
+    #[test]
+    fn a_sockets_family_is_looked_at_as_the_kernel_does() {
+        let allowed =
+            [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET];
+        let refused = (LinuxSeccompAction::ScmpActErrno, Some(libc::EAFNOSUPPORT.cast_unsigned()));
+        for family in 0..64 {
+            let wanted = if allowed.contains(&family) {
+                (LinuxSeccompAction::ScmpActAllow, None)
+            } else {
+                refused
+            };
+            for above in [0, 1 << 32, 0xffff_ffff << 32] {
+                let value = above | u64::from(family.cast_unsigned());
+                assert_eq!(verdict("socket", value), [wanted], "{value:#x}");
+                assert_eq!(verdict("socketpair", value), [wanted], "{value:#x}");
+            }
+        }
+        assert_eq!(verdict("socket", 1 << 31), []);
+        assert_eq!(verdict("personality", u64::MAX), [(LinuxSeccompAction::ScmpActAllow, None)]);
+        assert_eq!(verdict("personality", 0x4_0000), []);
     }
 
     #[test]

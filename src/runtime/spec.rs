@@ -16,6 +16,7 @@ use oci_spec::runtime::{
     RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
+use super::role::Role;
 use super::{capabilities, seccomp};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::layout::InstanceLayout;
@@ -27,45 +28,6 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 /// Where a rescued instance finds its own root file system.
 pub const OWN_ROOT: &str = "/mnt/instance";
-
-/// Programs that, as the first word of a command, are an init.
-const INITS: [&str; 2] = ["init", "systemd"];
-
-/// What the instance is, which decides what it may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It runs an init program: a machine's worth of services.
-    System(InitKind),
-    /// It runs one program.
-    Application,
-}
-
-impl Role {
-    /// The role of an instance: an image that names a command runs that, one
-    /// that does not boots its init; a command that is an init is one.
-    pub fn of(image: &ImageConfig, command: Option<&[String]>) -> Role {
-        let first = image.entrypoint.first().or(match command {
-            Some(command) => command.first(),
-            None => image.cmd.first(),
-        });
-        let is_init = match first {
-            None => image.init.is_some(),
-            Some(first) => Path::new(first)
-                .file_name()
-                .is_some_and(|name| INITS.iter().any(|init| name == *init)),
-        };
-        if is_init {
-            Role::System(image.init.unwrap_or(InitKind::Other))
-        } else {
-            Role::Application
-        }
-    }
-
-    /// Whether it runs an init program.
-    pub fn is_system(self) -> bool {
-        matches!(self, Role::System(_))
-    }
-}
 
 /// How the instance's own cgroup is shown at `/sys/fs/cgroup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,13 +127,10 @@ fn arguments(input: &SpecInput<'_>, role: Role) -> Result<Vec<String>> {
         Role::System(kind) => arguments.extend(super::init::arguments(kind)),
         Role::Application if !arguments.is_empty() => {}
         Role::Application => {
-            return Err(Fault {
-                kind: FaultKind::ImageUnacceptable,
-                detail:
-                    "the image names no command and has no /sbin/init; give the instance a command"
-                        .into(),
-                field: Some("command".into()),
-            });
+            let detail =
+                "the image names no command and has no /sbin/init; give the instance a command";
+            let fault = Fault::new(FaultKind::ImageUnacceptable, detail);
+            return Err(Fault { field: Some("command".into()), ..fault });
         }
     }
     Ok(arguments)

@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::TcpListener;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use openssl::ssl::SslAcceptorBuilder;
 
-use super::{SocketFile, tls};
+use super::socket_file::{SocketFile, device_and_inode};
+use super::tls;
 use crate::config::{Config, Service};
 use crate::fault::{Fault, OrFault, Result};
 
@@ -99,11 +100,6 @@ fn new_name(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".new");
     name.into()
-}
-
-/// What tells a file from another that took its name.
-pub(super) fn device_and_inode(path: &Path) -> std::io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 #[cfg(test)]

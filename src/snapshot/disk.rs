@@ -124,7 +124,7 @@ impl Maker<'_> {
             match self.attempt(by, progress) {
                 // Not that of the host: that shows as a failed write.
                 Err(fault) if fault.kind == FaultKind::ResourcesExhausted => {
-                    tracing::debug!(by, %fault, "the root partition is too small");
+                    tracing::debug!(by, fault = %fault.in_full(), "the root partition is too small");
                     by = self.growth(by);
                 }
                 other => return other,

@@ -88,6 +88,8 @@ pub struct CreateError {
     pub said: String,
 }
 
+impl std::error::Error for CreateError {}
+
 impl std::fmt::Display for CreateError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let CreateError { errno, said } = self;

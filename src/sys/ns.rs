@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::ids::IdBlock;
 use super::{mount, thread};
@@ -71,16 +71,16 @@ impl Holder {
         // SIGKILL reaches it, and none of the service's handlers runs in it.
         let before =
             SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK).or_fault("blocking signals")?;
-        // SAFETY: `hold` touches no memory but its own stack, which lives in
+        // SAFETY: `be_there` touches no memory but its own stack, which lives in
         // the returned value until the child was reaped (see Drop). Without
         // an exit signal nobody else's wait() can reap it.
-        let pid = unsafe { libc::clone(hold, top, flags, parent) };
+        let pid = unsafe { libc::clone(be_there, top, flags, parent) };
         let error = std::io::Error::last_os_error();
         before.thread_set_mask().or_fault("restoring the signal mask")?;
-        if pid < 0 {
-            return Err(error).or_fault("making a user and a network namespace");
+        match Pid::from_raw(pid.max(0)) {
+            Some(pid) => Ok(Holder { pid, _stack: stack }),
+            None => Err(error).or_fault("making a user and a network namespace"),
         }
-        Ok(Holder { pid: Pid::from_raw(pid), _stack: stack })
     }
 
     fn map_ids(&self, block: IdBlock) -> Result<()> {
@@ -108,14 +108,15 @@ impl Holder {
 impl Drop for Holder {
     fn drop(&mut self) {
         // Both can only fail if the child is gone, which nothing else can bring about.
-        let _ = kill(self.pid, Signal::SIGKILL);
-        while waitpid(self.pid, Some(WaitPidFlag::__WALL)) == Err(nix::errno::Errno::EINTR) {}
+        let _ = kill_process(self.pid, Signal::KILL);
+        let any = WaitOptions::from_bits_retain(libc::__WALL.cast_unsigned());
+        while waitpid(Some(self.pid), any).is_err_and(|e| e == Errno::INTR) {}
     }
 }
 
 /// What the child does. It shares memory with the service, so it may not even
 /// set `errno`: every call here either succeeds or never returns.
-extern "C" fn hold(parent: *mut c_void) -> libc::c_int {
+extern "C" fn be_there(parent: *mut c_void) -> libc::c_int {
     // SAFETY: system calls with constant arguments that read and write no memory.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

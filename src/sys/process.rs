@@ -3,13 +3,19 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::num::NonZero;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, set_child_subreaper,
+};
 use serde::{Deserialize, Serialize};
 
 /// Lets threads share two heaps of glibc, which otherwise makes eight for each CPU,
@@ -96,12 +102,8 @@ pub struct PidFd(OwnedFd);
 
 impl PidFd {
     fn open(pid: i32) -> io::Result<PidFd> {
-        // SAFETY: pidfd_open takes two integers and touches no memory.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        let fd =
-            i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the kernel just gave this descriptor, and nobody else knows it.
-        Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let pid = Pid::from_raw(pid).ok_or(Errno::INVAL)?;
+        Ok(PidFd(pidfd_open(pid, PidfdFlags::empty())?))
     }
 
     /// That of a child that was not waited for.
@@ -111,22 +113,14 @@ impl PidFd {
 
     /// Sends a signal; `false` when the process has ended.
     pub fn signal(&self, signal: i32) -> io::Result<bool> {
-        // SAFETY: a null siginfo is allowed and means what kill(2) would send.
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.0.as_raw_fd(),
-                signal,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        if sent == 0 {
-            return Ok(true);
-        }
-        match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::ESRCH) => Ok(false),
-            e => Err(e),
+        let signal = NonZero::new(signal).ok_or(Errno::INVAL)?;
+        // SAFETY: a number that libc keeps for itself (a real-time signal) must not be handled
+        // here; it is only sent.
+        let signal = unsafe { Signal::from_raw_nonzero_unchecked(signal) };
+        match pidfd_send_signal(&self.0, signal) {
+            Ok(()) => Ok(true),
+            Err(Errno::SRCH) => Ok(false),
+            Err(e) => Err(e.into()),
         }
     }
 
@@ -137,7 +131,7 @@ impl PidFd {
 
     /// The descriptor, for a poll or an event loop.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&self.0)
+        self.0.as_fd()
     }
 }
 
@@ -152,11 +146,12 @@ pub fn readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     let deadline = std::time::Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match nix::poll::poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+        // None, which is for ever, only for longer than a number of seconds can say.
+        let timeout = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref()) {
             Ok(0) if left > Duration::ZERO => {}
             Ok(n) => return Ok(n > 0),
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -205,21 +200,13 @@ pub enum Ended {
 }
 
 /// Reaps one child that has ended, if any has: its number and how it ended.
-///
-/// Not nix's `waitpid`, which refuses statuses that name a real-time signal.
 pub fn reap() -> Option<(i32, Ended)> {
-    let mut status = 0;
-    // SAFETY: `status` is valid for the write of one int.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
-    if pid <= 0 {
-        return None;
-    }
-    let ended = if libc::WIFSIGNALED(status) {
-        Ended::Killed(libc::WTERMSIG(status))
-    } else {
-        Ended::Exited(libc::WEXITSTATUS(status))
+    let (pid, status) = rustix::process::wait(WaitOptions::NOHANG).ok()??;
+    let ended = match status.terminating_signal() {
+        Some(signal) => Ended::Killed(signal),
+        None => Ended::Exited(status.exit_status()?),
     };
-    Some((pid, ended))
+    Some((pid.as_raw_pid(), ended))
 }
 
 /// Leaves the caller's session and process: afterwards a child of the nearest
@@ -232,19 +219,19 @@ pub fn detach() -> io::Result<()> {
         unsafe { libc::_exit(0) }
     }
     // Only now: a leader of a process group cannot make a session.
-    nix::unistd::setsid()?;
+    rustix::process::setsid()?;
     Ok(())
 }
 
 /// Makes orphans among this process's descendants its children.
 pub fn become_subreaper() -> io::Result<()> {
-    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+    Ok(set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// Names this process (`comm`, at most 15 bytes are kept).
 pub fn set_name(name: &str) -> io::Result<()> {
     let name = std::ffi::CString::new(name)?;
-    Ok(nix::sys::prctl::set_name(&name)?)
+    Ok(rustix::thread::set_name(&name)?)
 }
 
 /// Closes on exec every descriptor but the standard three: what this process
@@ -282,15 +269,15 @@ impl ChildSetup {
         let oom = self.oom_score_adj.map(|value| value.to_string());
         let setup = move || {
             for procs in &cgroups {
-                nix::unistd::write(procs, b"0")?;
+                rustix::io::write(procs, b"0")?;
             }
             if let Some(value) = &oom {
-                let own = nix::fcntl::open(
+                let own = rustix::fs::open(
                     c"/proc/self/oom_score_adj",
-                    nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC,
-                    nix::sys::stat::Mode::empty(),
+                    OFlags::WRONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
                 )?;
-                nix::unistd::write(&own, value.as_bytes())?;
+                rustix::io::write(&own, value.as_bytes())?;
             }
             Ok(nix::sys::signal::SigSet::empty().thread_set_mask()?)
         };

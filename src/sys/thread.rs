@@ -41,7 +41,7 @@ pub fn as_ids<T: Send>(block: IdBlock, f: impl FnOnce() -> Result<T> + Send) -> 
         if setfsgid(gid) != gid || setfsuid(uid) != uid {
             return Err(Fault::internal(
                 "acting as an instance's root",
-                format_args!("the kernel refused the id {}", block.first),
+                format!("the kernel refused the id {}", block.first),
             ));
         }
         f()

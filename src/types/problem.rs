@@ -43,6 +43,7 @@ impl From<&Fault> for Problem {
 
 impl From<&Problem> for Fault {
     fn from(problem: &Problem) -> Self {
-        Fault { kind: problem.code, detail: problem.detail.clone(), field: problem.field.clone() }
+        let field = problem.field.clone();
+        Fault { field, ..Fault::new(problem.code, &problem.detail) }
     }
 }

@@ -222,7 +222,7 @@ fn read_until(person: &mut std::fs::File, wanted: &str) -> String {
 
 #[tokio::test]
 async fn a_console_takes_the_terminal_and_gives_it_back() {
-    use nix::sys::termios::{LocalFlags, tcgetattr};
+    use rustix::termios::{LocalModes, tcgetattr};
     let service = Service::start();
     let id = service.running_instance().await.to_string();
     for end in ["key", "signal", "console"] {
@@ -233,7 +233,7 @@ async fn a_console_takes_the_terminal_and_gives_it_back() {
         let side = || program.try_clone().unwrap();
         command.stdin(side()).stdout(side()).stderr(side());
         let before = tcgetattr(&program).unwrap();
-        assert!(before.local_flags.contains(LocalFlags::ECHO | LocalFlags::ICANON));
+        assert!(before.local_modes.contains(LocalModes::ECHO | LocalModes::ICANON));
         let mut console = command.spawn().unwrap();
         let watched = program.try_clone().unwrap();
         // A terminal whose person has left has no mode to look at.
@@ -241,15 +241,15 @@ async fn a_console_takes_the_terminal_and_gives_it_back() {
         tokio::task::spawn_blocking(move || {
             read_until(&mut person, "hello");
             let raw = tcgetattr(&watched).unwrap();
-            assert!(!raw.local_flags.intersects(LocalFlags::ECHO | LocalFlags::ICANON));
+            assert!(!raw.local_modes.intersects(LocalModes::ECHO | LocalModes::ICANON));
             person.write_all(b"typed").unwrap();
             read_until(&mut person, "typed");
             match end {
                 "key" => person.write_all(b"\x01").unwrap(),
                 "console" => person.write_all(b"\x04").unwrap(),
                 _ => {
-                    let pid = nix::unistd::Pid::from_raw(i32::try_from(console.id()).unwrap());
-                    nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).unwrap();
+                    let pid = rustix::process::Pid::from_child(&console);
+                    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
                 }
             }
             let last =
@@ -260,7 +260,7 @@ async fn a_console_takes_the_terminal_and_gives_it_back() {
         .await
         .unwrap();
         let after = tcgetattr(&program).unwrap();
-        assert_eq!(after.local_flags, before.local_flags, "{end}");
+        assert_eq!(after.local_modes, before.local_modes, "{end}");
         assert_eq!(service.backend.console_size(), Some((101, 33)), "{end}");
     }
 }

@@ -205,7 +205,8 @@ async fn a_command_ended_by_a_signal_and_one_that_leaves_something_behind() {
     let (out, _, exit) = run("sleep%2030%20%26%20echo%20%24%21").await;
     assert_eq!(exit, Some(0));
     let sleeper: i32 = String::from_utf8(out).unwrap().trim().parse().unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleeper), nix::sys::signal::SIGKILL).unwrap();
+    let sleeper = rustix::process::Pid::from_raw(sleeper).unwrap();
+    rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
 }
 
 #[tokio::test]

@@ -17,8 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -240,6 +242,62 @@ static int try_nested_map(void)
     return verdict(written, "mapping ids beyond the own block");
 }
 
+/* A call as a 32-bit program makes it, which 64-bit ones may, too. */
+static long call_i386(long number, long a, long b, long c)
+{
+#ifdef __x86_64__
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(number), "b"(a), "c"(b), "d"(c)
+                     : "memory", "r8", "r9", "r10", "r11");
+    errno = (int)result < 0 ? -(int)result : 0;
+    return (int)result < 0 ? -1 : (int)result;
+#else
+    (void)number, (void)a, (void)b, (void)c;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+static long socket_by(const char *way, int family, int type)
+{
+    if (strcmp(way, "plain") == 0)
+        return syscall(SYS_socket, (long)family, type, 0);
+    /* The kernel looks at the lower half of the register. */
+    if (strcmp(way, "high") == 0)
+        return syscall(SYS_socket, 0x100000000L | family, type, 0);
+    if (strcmp(way, "i386") == 0)
+        return call_i386(359 /* socket */, family, type, 0);
+    if (strcmp(way, "socketcall") == 0) {
+        unsigned *arguments = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | 0x40 /* MAP_32BIT */, -1, 0);
+        if (arguments == MAP_FAILED)
+            return -1;
+        arguments[0] = family, arguments[1] = type, arguments[2] = 0;
+        return call_i386(102 /* socketcall */, 1 /* SYS_SOCKET */, (long)arguments, 0);
+    }
+    exit(2);
+}
+
+static int try_family(const char *way)
+{
+    /* Families that reach past the network namespace, or are there for nobody inside. */
+    static const struct { const char *name; int family, type; } sockets[] = {
+        {"AF_VSOCK", 40, SOCK_SEQPACKET}, {"AF_ALG", 38, SOCK_SEQPACKET}, {"AF_XDP", 44, SOCK_RAW},
+    };
+    for (size_t i = 0; i < sizeof sockets / sizeof *sockets; i++)
+        if (socket_by(way, sockets[i].family, sockets[i].type) >= 0)
+            return verdict(0, sockets[i].name);
+    return verdict(-1, "sockets of other families");
+}
+
+static int try_usual(const char *way)
+{
+    static const int families[] = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK};
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (socket_by(way, families[i], SOCK_DGRAM) < 0)
+            return verdict(-1, "a usual socket");
+    return verdict(0, "usual sockets");
+}
+
 static int with(const char *argument, int (*attempt)(const char *))
 {
     if (!argument)
@@ -258,6 +316,7 @@ int main(int argc, char **argv)
         {"mount", try_mount_new, NULL}, {"tty", try_tiocsti, NULL}, {"map", try_nested_map, NULL},
         {"vhangup", try_vhangup, NULL},
         {"keyring", NULL, try_keyring}, {"ptrace", NULL, try_ptrace}, {"remount", NULL, try_remount},
+        {"family", NULL, try_family}, {"usual", NULL, try_usual},
         {"umount", NULL, try_umount}, {"setuid", NULL, try_setuid}, {"chown", NULL, try_chown},
     };
     for (size_t i = 0; argc > 1 && i < sizeof attempts / sizeof *attempts; i++)

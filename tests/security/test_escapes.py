@@ -52,6 +52,36 @@ def test_a_system_call_is_refused(prisoner, attempt):
     assert result.stdout.startswith("refused"), result.stdout + result.stderr
 
 
+@pytest.fixture(scope="module")
+def confined(service, application, probe_file):
+    """A running application with the probe in it."""
+    content = base64.b64encode(probe_file.read_bytes()).decode()
+    probe = {"path": "/bin/probe", "content": content, "mode": 0o755}
+    instance = service.spawn(application, files=[probe])
+    yield instance
+    instance.discard()
+
+
+@pytest.mark.parametrize("user", ["0", "1000"])
+@pytest.mark.parametrize("kind", ["system", "application"])
+@pytest.mark.parametrize("way", ["plain", "high", "i386", "socketcall"])
+def test_no_socket_is_of_a_family_that_reaches_further(
+    prisoner, confined, probe_file, way, kind, user
+):
+    outside = subprocess.run([probe_file, "family", way], capture_output=True, text=True)
+    if not outside.stdout.startswith("POSSIBLE"):
+        pytest.skip(f"this host has none: {outside.stdout}")
+    instance = {"system": prisoner, "application": confined}[kind]
+
+    def probe(attempt: str) -> str:
+        command = ("exec", "--user", user, instance.id, "--", "/bin/probe", attempt, way)
+        return instance.service.run_berth(*command).stdout
+
+    assert probe("family").startswith("refused")
+    usual = probe("usual")
+    assert usual.startswith("refused" if way == "socketcall" else "POSSIBLE"), usual
+
+
 def refused(instance, script: str) -> None:
     """The script must fail inside, and for a reason of permission or absence."""
     result = instance.run("/bin/sh", "-c", script)

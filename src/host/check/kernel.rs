@@ -16,7 +16,7 @@ const OLDEST: (u32, u32) = (5, 19);
 
 pub(super) fn checks(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
     vec![
-        privilege(nix::unistd::geteuid().is_root()),
+        privilege(rustix::process::geteuid().is_root()),
         version(&kernel_release().unwrap_or_default()),
         user_namespaces(read(Path::new("/proc/sys/user/max_user_namespaces")).ok().as_deref()),
         overlay(trials),

@@ -1,5 +1,7 @@
 //! The walls of the jail: what the child sees, may use and may do.
 
+#![expect(clippy::disallowed_methods, reason = "its faults quote nix's errors: see `crate::sys`")]
+
 use std::fs::File;
 use std::path::Path;
 

@@ -12,8 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::SpliceFlags;
 
 use super::task::{COMMAND, Outcome, Task, Verdict, Work};
@@ -95,7 +94,7 @@ impl Feed {
             match self.input.write(bytes) {
                 Ok(n) => bytes = &bytes[n..],
                 Err(error) => match error.kind() {
-                    ErrorKind::WouldBlock if has_come(&self.input, PollFlags::POLLOUT)? => {}
+                    ErrorKind::WouldBlock if has_come(&self.input, PollFlags::OUT)? => {}
                     ErrorKind::WouldBlock => return Err(stands_still()),
                     ErrorKind::Interrupted => {}
                     ErrorKind::BrokenPipe => return Ok(false),
@@ -172,7 +171,7 @@ impl Running {
     /// Takes bytes that the child gives; 0 at the end.
     pub fn take(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let Some(output) = &mut self.output else { return Ok(0) };
-        while !has_come(&*output, PollFlags::POLLIN)? {
+        while !has_come(&*output, PollFlags::IN)? {
             if !self.starving.load(Ordering::Relaxed) {
                 return Err(stands_still());
             }
@@ -184,14 +183,14 @@ impl Running {
     /// end. `None` when the other takes no more; its verdict says why.
     pub fn forward(&mut self, to: &mut Running) -> Result<Option<usize>> {
         let (Some(output), Some(feed)) = (&self.output, &to.input) else { return Ok(None) };
-        if !has_come(output, PollFlags::POLLIN)? {
+        if !has_come(output, PollFlags::IN)? {
             return Err(stands_still());
         }
         let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
         loop {
             match rustix::pipe::splice(output, None, &feed.input, None, PIPE, flags) {
                 Ok(n) => return Ok(Some(n)),
-                Err(rustix::io::Errno::AGAIN) if has_come(&feed.input, PollFlags::POLLOUT)? => {}
+                Err(rustix::io::Errno::AGAIN) if has_come(&feed.input, PollFlags::OUT)? => {}
                 Err(rustix::io::Errno::AGAIN) => return Err(stands_still()),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::PIPE) => return Ok(None),
@@ -235,7 +234,7 @@ impl Running {
         let mut said = Vec::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            if !has_come(&self.verdict, PollFlags::POLLIN)? {
+            if !has_come(&self.verdict, PollFlags::IN)? {
                 return Err(stands_still());
             }
             match self.verdict.read(&mut buffer).or_fault("reading the jail's verdict")? {
@@ -307,7 +306,7 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
         ),
         _ => Fault::internal(
             "unpacking in the jail",
-            format_args!(
+            format!(
                 "it ended without a verdict ({}): {}",
                 status.map_or("alive".to_owned(), |status| status.to_string()),
                 printable(said)
@@ -318,10 +317,10 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
 
 /// Waits for a pipe; false when nothing happens.
 fn has_come(fd: impl AsFd, flags: PollFlags) -> Result<bool> {
-    let timeout = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    let timeout = Timespec::try_from(PATIENCE).ok();
     loop {
-        match poll(&mut [PollFd::new(fd.as_fd(), flags)], timeout) {
-            Err(Errno::EINTR) => {}
+        match poll(&mut [PollFd::new(&fd, flags)], timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
             other => return other.map(|ready| ready > 0).or_fault("waiting for the jail"),
         }
     }

@@ -92,7 +92,7 @@ fn remove_tree(path: &std::path::Path) -> Result<()> {
     if let Some(mount) = mounts.first() {
         return Err(crate::fault::Fault::internal(
             format_args!("removing {}", path.display()),
-            format_args!("{} is still mounted", mount.display()),
+            format!("{} is still mounted", mount.display()),
         ));
     }
     match fs::remove_dir_all(path) {

@@ -14,7 +14,7 @@ pub fn freeze(parts: &HostParts, before: Record, how: Frozen) -> Result<Record> 
         && let Err(fault) = group.reclaim()
     {
         // Suspended all the same: how much comes back is the host's affair.
-        tracing::debug!(instance = %record.id, %fault, "taking memory back");
+        tracing::debug!(instance = %record.id, fault = %fault.in_full(), "taking memory back");
     }
     let silenced = record.definition.vifs.iter().try_for_each(|vif| parts.traffic(&record, vif));
     match silenced.and_then(|()| record.save(&parts.paths(&record))) {
@@ -23,7 +23,7 @@ pub fn freeze(parts: &HostParts, before: Record, how: Frozen) -> Result<Record> 
             if before.frozen.is_none() {
                 hear(parts, &before);
                 if let Err(fault) = group.thaw() {
-                    tracing::error!(instance = %before.id, %fault, "thawing after a failed pause");
+                    tracing::error!(instance = %before.id, fault = %fault.in_full(), "thawing after a failed pause");
                 }
             }
             Err(fault)
@@ -38,7 +38,7 @@ pub fn thaw(parts: &HostParts, before: Record) -> Result<Record> {
     group.thaw()?;
     record.save(&parts.paths(&record)).inspect_err(|_| {
         if let Err(fault) = group.freeze() {
-            tracing::error!(instance = %record.id, %fault, "freezing again after a failed resume");
+            tracing::error!(instance = %record.id, fault = %fault.in_full(), "freezing again after a failed resume");
         }
     })?;
     hear(parts, &record);
@@ -50,7 +50,7 @@ pub fn thaw(parts: &HostParts, before: Record) -> Result<Record> {
 fn hear(parts: &HostParts, record: &Record) {
     for vif in &record.definition.vifs {
         if let Err(fault) = parts.traffic(record, vif) {
-            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "ending its silence");
+            tracing::warn!(instance = %record.id, vif = %vif.devname, fault = %fault.in_full(), "ending its silence");
         }
     }
 }

@@ -38,7 +38,7 @@ pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recover
     rescue::recover(parts, &record)?;
     if let Some(live) = adopt(parts, &mut record)? {
         if let Err(fault) = finish_changes(parts, &record) {
-            tracing::warn!(instance = %record.id, %fault, "bringing it to what its record says");
+            tracing::warn!(instance = %record.id, fault = %fault.in_full(), "bringing it to what its record says");
         }
         return Ok((record, Recovered::Running(live)));
     }

@@ -84,7 +84,7 @@ pub fn forget(parts: &HostParts, mut record: Record) -> Result<Record> {
         release(parts, &record, rescue.image_id);
         if let Err(fault) = drop_disk(parts, &record) {
             // It is over all the same; the next rescue or service removes the disk.
-            tracing::error!(instance = %record.id, %fault, "removing the disk of a rescue");
+            tracing::error!(instance = %record.id, fault = %fault.in_full(), "removing the disk of a rescue");
         }
     }
     Ok(record)

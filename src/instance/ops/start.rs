@@ -11,7 +11,8 @@ use crate::instance::record::Record;
 use crate::instance::stats;
 use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec};
-use crate::runtime::spec::{self, CgroupView, Role, SpecInput};
+use crate::runtime::role::Role;
+use crate::runtime::spec::{self, CgroupView, SpecInput};
 use crate::runtime::{init, lxcfs};
 use crate::store::atomic;
 

@@ -6,7 +6,7 @@ use crate::instance::record::{Desired, Record};
 use crate::instance::teardown::Teardown;
 use crate::monitor::{ExitAction, ExitKind, ExitRecord, Monitor};
 use crate::runtime::init::soft_signals;
-use crate::runtime::spec::Role;
+use crate::runtime::role::Role;
 use crate::types::ExitStatus;
 
 use super::destroy;
@@ -55,7 +55,7 @@ pub fn power_off(parts: &HostParts, record: Record) -> Result<Record> {
 fn silence(parts: &HostParts, record: &Record) {
     for vif in &record.definition.vifs {
         if let Err(fault) = parts.network.silence(vif) {
-            tracing::warn!(instance = %record.id, vif = %vif.devname, %fault, "silencing it");
+            tracing::warn!(instance = %record.id, vif = %vif.devname, fault = %fault.in_full(), "silencing it");
         }
     }
 }

@@ -1,0 +1,51 @@
+//! What a monitor is told at its launch.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::cgroup::plan::CgroupPlan;
+use crate::runtime::cli::CliRuntime;
+use crate::store::layout::{InstanceLayout, Layout};
+use crate::sys::ids::IdBlock;
+
+/// All that a monitor needs to know, in `monitor.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorSpec {
+    /// The instance.
+    pub instance: Uuid,
+    /// The service's durable directory.
+    pub state_dir: PathBuf,
+    /// The service's volatile directory.
+    pub run_dir: PathBuf,
+    /// The runtime program. The bundle is the layout's.
+    pub runtime: CliRuntime,
+    /// The instance's cgroups and limits; applied before every start, and again
+    /// after the runtime's `create`, which on some runtimes resets limits.
+    pub plan: CgroupPlan,
+    /// `cgroup.procs` files of existing cgroups, one in each hierarchy, that the
+    /// monitor enters itself, away from the service's.
+    pub own_cgroups: Vec<PathBuf>,
+    /// `cgroup.procs` files that the runtime's `create` enters, and the first
+    /// process with it: for the unified hierarchy of a hybrid host, of which
+    /// runtimes may know nothing. Empty on v2, where the runtime wants the
+    /// cgroup empty.
+    pub join_cgroups: Vec<PathBuf>,
+    /// Files with a line `oom_kill N` (v2 `memory.events`, v1 `memory.oom_control`).
+    pub oom_counters: Vec<PathBuf>,
+    /// Bound of the console log, bytes.
+    pub console_log_bytes: u64,
+    /// The instance's ids, if its console is to be a machine's: see
+    /// [`crate::runtime::init::logs_in_at_serial_line`].
+    #[serde(default)]
+    pub serial_line: Option<IdBlock>,
+}
+
+impl MonitorSpec {
+    /// The instance's paths.
+    pub fn layout(&self) -> InstanceLayout {
+        Layout::new(&self.state_dir, &self.run_dir).instance(self.instance)
+    }
+}
