@@ -5,8 +5,8 @@
 use std::rc::Rc;
 
 use berth::image::disk::write_tar_of;
-use berth::image::unpack::UnpackLimits;
 use berth::image::tar_reader::TarReader;
+use berth::image::unpack::UnpackLimits;
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };

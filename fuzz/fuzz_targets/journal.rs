@@ -5,8 +5,8 @@
 use std::rc::Rc;
 
 use berth::image::disk::{sums, write_tar_of};
-use berth::image::unpack::UnpackLimits;
 use berth::image::recognise::content;
+use berth::image::unpack::UnpackLimits;
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../shared/journal.rs"]

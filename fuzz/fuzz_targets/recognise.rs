@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::Cursor;
 use std::path::Path;
 
-use berth::image::unpack::UnpackLimits;
 use berth::image::recognise::{Content, Members, content};
 use berth::image::refusal;
 use berth::image::stage::{is_root_file_system, stage};
+use berth::image::unpack::UnpackLimits;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

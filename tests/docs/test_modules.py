@@ -216,7 +216,7 @@ def test_no_files_lead_in_a_circle():
 def test_a_circle_is_seen(tmp_path: Path):
     for name, text in {
         "lib.rs": "mod one; mod two; mod parent;",
-        "one.rs": 'use crate::{two::{Two}, other as x};\nfn f() { g("crate::parent::Own") } // parent::Own',
+        "one.rs": 'use crate::{two::{Two}, parent as x};\nfn f() { g("crate::parent::Own") } // parent::Own',
         "two.rs": "pub struct Two; fn f() -> super::one::One { crate::parent::Handed }",
         "parent/mod.rs": "mod child; mod other; mod user; pub use child::Handed; pub struct Own;\n"
         "#[cfg(test)] mod tests { use super::user::User; }",
