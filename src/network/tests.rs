@@ -109,12 +109,12 @@ fn root_attach_configures_both_ends() {
 
 /// Whether a datagram to an address of the host's arrives there, sent to the host's end.
 fn enters(inside: &TestNs, host: &TestNs, vif: &Vif, address: &str) -> bool {
-    let mac =
-        host.run(|| std::fs::read_to_string(format!("/sys/class/net/{}/address", vif.devname)));
+    let mac = host.run(|| link(&vif.devname)).unwrap().mac;
+    let mac = mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
     let listener = host.run(|| std::net::UdpSocket::bind((address, 0))).unwrap();
     listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     inside.run(|| {
-        ip(&format!("neighbour replace {address} lladdr {} dev eth0", mac.unwrap().trim()));
+        ip(&format!("neighbour replace {address} lladdr {} dev eth0", mac));
         let socket = std::net::UdpSocket::bind(("::", 0)).unwrap();
         let to = match address.parse().unwrap() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped(),
