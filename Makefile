@@ -171,7 +171,7 @@ style: ## formatting and compiler lints
 lint: style ## formatting and compiler lints, licences, unused dependencies, shell and Python
 	@scripts/deps build test lint
 	cargo deny --log-level error check bans licenses sources
-	cargo machete --skip-target-dir
+	cargo machete --with-metadata --skip-target-dir
 	shellcheck scripts/deps scripts/fuzz scripts/test-driver scripts/deb scripts/build-at scripts/qemu scripts/image-debian .ci/run tests/openstack/cloud/no-gateway-mtu
 	shellcheck --shell=sh debian/prerm debian/postrm
 	cd devstack && shellcheck override-defaults settings plugin.sh lib/berth lib/nova_plugins/hypervisor-berth

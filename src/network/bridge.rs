@@ -6,24 +6,33 @@
 //! programs still apply: a firewall whose policy is to drop what is forwarded
 //! must be told to accept the bridge.
 
-use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::network::netlink::{InfoKindName, Link, Netlink, OrNetworkFault, Tolerant};
+use crate::network::nft;
 use crate::network::plan::check_device_name;
 use crate::network::pool::Subnet;
 use crate::network::veth::open;
+use crate::network::wire::set_conf;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// Note beside a bridge of ours.
 const NOTE: &str = "berth: stand-alone bridge";
 /// Note beside one for which forwarding was switched on: its removal switches it off.
 const NOTE_FORWARD: &str = "berth: stand-alone bridge, ip_forward was 0";
+
+/// What the kernel is told of the bridge before it is up. It bears an IPv4 address
+/// and none of IPv6, so that no instance can give it one, or a route.
+const CONF: [(&str, &str, &str); 4] = [
+    ("ipv6", "disable_ipv6", "1"),
+    ("ipv6", "accept_ra", "0"),
+    ("ipv4", "accept_redirects", "0"),
+    ("ipv4", "secure_redirects", "0"),
+];
 
 /// The bridge as it is configured.
 #[derive(Clone, Debug)]
@@ -89,7 +98,7 @@ impl Bridge {
         let mut netlink = open()?;
         // Naming the table first makes it exist, so that its removal cannot fail for want of it.
         let table = self.table();
-        let rules = nft(&format!("table inet {table}\ndelete table inet {table}\n"));
+        let rules = nft::apply(&format!("table inet {table}\ndelete table inet {table}\n"));
         let Some(link) = self.find(&mut netlink)? else { return rules };
         if link.alias == NOTE_FORWARD {
             std::fs::write(IP_FORWARD, "0").or_fault("switching IPv4 forwarding off")?;
@@ -121,12 +130,15 @@ impl Bridge {
             let note = if forward { NOTE } else { NOTE_FORWARD };
             netlink.set_alias(index, note).or_network(doing())?;
         }
+        for (family, key, value) in CONF {
+            set_conf(family, &self.name, key, value)?;
+        }
         self.set_address(netlink, index).or_network(doing())?;
         netlink.set_up(index).or_network(doing())?;
         if !forward {
             std::fs::write(IP_FORWARD, "1").or_fault("switching IPv4 forwarding on")?;
         }
-        nft(&self.rules())
+        nft::apply(&self.rules())
     }
 
     /// An address of an earlier configuration goes.
@@ -180,32 +192,4 @@ impl Bridge {
 "
         )
     }
-}
-
-/// Runs `nft` over a ruleset: all of it is put in force, or nothing.
-fn nft(ruleset: &str) -> Result<()> {
-    let failed = |why: String| {
-        Fault::new(FaultKind::NetworkFailed, format!("setting nftables rules with `nft`: {why}"))
-    };
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Fault::new(
-                FaultKind::HostUnsupported,
-                "the stand-alone bridge needs the program nft; install nftables or set bridge.enabled = false",
-            ),
-            _ => failed(error.to_string()),
-        })?;
-    // Dropped at once, which is nft's end of file. If it ended before reading
-    // all, what it said is of more use than the broken pipe.
-    let written = child.stdin.take().map(|mut stdin| stdin.write_all(ruleset.as_bytes()));
-    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
-    }
-    written.unwrap_or(Ok(())).map_err(|error| failed(error.to_string()))
 }

@@ -7,12 +7,14 @@
 //! ```
 //!
 //! The host's end bears Nova's `devname` and is left for whoever plugs it
-//! (os-vif). Everything acts in the network namespace of the calling thread,
+//! (os-vif); for the host's own stack it is a [`wire`]. Everything acts in the network namespace of the calling thread,
 //! which is the host's, and blocks for about a millisecond, save
 //! [`Network::start`] and [`Network::teardown`], which run the program `nft`.
 
 mod bridge;
+mod guard;
 mod netlink;
+mod nft;
 mod plan;
 mod pool;
 mod qos;
@@ -23,6 +25,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod veth;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -51,9 +54,11 @@ impl Network {
         Ok(Network { bridge })
     }
 
-    /// Makes the stand-alone bridge if it is enabled, and removes what
-    /// interfaces that went away with their namespace left behind.
+    /// Puts the rules in force that keep instances out of the host's own stack,
+    /// makes the stand-alone bridge if it is enabled, and removes what interfaces
+    /// that went away with their namespace left behind.
     pub fn start(&self) -> Result<()> {
+        wire::raise()?;
         qos::sweep(&mut veth::open()?)?;
         self.bridge.as_ref().map_or(Ok(()), Bridge::start)
     }
@@ -93,6 +98,7 @@ impl Network {
     /// [`FaultKind::InterfaceExists`] and stays. Afterwards the host's end is up.
     pub fn attach(&self, vif: &Vif, index: usize, net_ns: &Path) -> Result<()> {
         let plan = VifPlan::new(vif, index)?;
+        wire::ensure()?;
         let controller = if vif.bridge {
             Some(self.bridge(&format!("vifs[{index}].bridge"))?.index(&mut veth::open()?)?)
         } else {
@@ -126,7 +132,7 @@ impl Network {
     pub fn apply_rates(&self, vif: &Vif, rates: &Rates) -> Result<()> {
         let mut netlink = veth::open()?;
         let host = find(&mut netlink, vif)?.ok_or_else(|| missing(vif))?;
-        qos::apply(&mut netlink, &host, rates)
+        qos::apply(&mut netlink, &host, rates, vif.bridge)
     }
 
     /// Lets no packet reach the instance through a VIF until [`Network::apply_rates`]:

@@ -16,15 +16,15 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoData, InfoKind,
+    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER, protocols::NETLINK_ROUTE};
 
 use crate::fault::{Fault, FaultKind};
 
@@ -175,6 +175,8 @@ pub struct Veth<'a> {
     pub name: &'a str,
     /// Maximum transmission unit of both ends.
     pub mtu: u32,
+    /// The group that this end is born in; it asks for no hardware address.
+    pub group: u32,
     /// The bridge that this end becomes a port of.
     pub controller: Option<u32>,
     /// The namespace in which the other end appears, never having been in another.
@@ -210,7 +212,16 @@ pub struct Netlink {
 impl Netlink {
     /// Opens a socket in the calling thread's network namespace.
     pub fn open() -> Result<Netlink> {
-        let socket = Socket::new(NETLINK_ROUTE)?;
+        Netlink::speaking(NETLINK_ROUTE)
+    }
+
+    /// One for [`Self::request`]s to netfilter.
+    pub fn open_netfilter() -> Result<Netlink> {
+        Netlink::speaking(NETLINK_NETFILTER)
+    }
+
+    fn speaking(protocol: isize) -> Result<Netlink> {
+        let socket = Socket::new(protocol)?;
         socket.set_ext_ack(true)?;
         socket.set_cap_ack(true)?;
         Ok(Netlink { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) })
@@ -275,11 +286,15 @@ impl Netlink {
             LinkInfo::Kind(InfoKind::Veth),
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
         ];
-        let mut attributes =
-            vec![LinkAttribute::IfName(veth.name.into()), LinkAttribute::Mtu(veth.mtu)];
+        let mut attributes = vec![
+            LinkAttribute::IfName(veth.name.into()),
+            LinkAttribute::Mtu(veth.mtu),
+            LinkAttribute::Group(veth.group),
+        ];
         attributes.extend(veth.controller.map(LinkAttribute::Controller));
         attributes.push(LinkAttribute::LinkInfo(info));
-        self.tell(&RouteNetlinkMessage::NewLink(link_message(0, attributes)), NEW)
+        let message = with_flags(link_message(0, attributes), LinkFlags::Noarp);
+        self.tell(&RouteNetlinkMessage::NewLink(message), NEW)
     }
 
     /// Makes a link that has no parameters, down.
@@ -302,9 +317,7 @@ impl Netlink {
 
     /// Sets a link up.
     pub fn set_up(&mut self, index: u32) -> Result<()> {
-        let mut message = link_message(index, Vec::new());
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
+        let message = with_flags(link_message(index, Vec::new()), LinkFlags::Up);
         self.tell(&RouteNetlinkMessage::SetLink(message), 0)
     }
 
@@ -318,18 +331,30 @@ impl Netlink {
         self.set(index, LinkAttribute::Controller(controller))
     }
 
-    /// [`Self::set_alias`], and the kernel gives the link no IPv6 link-local address.
-    pub fn set_alias_without_link_local(&mut self, index: u32, alias: &str) -> Result<()> {
+    /// [`Self::set_alias`], and the kernel speaks no ARP on the link, gives it no IPv6
+    /// link-local address, and believes no source of what arrives there.
+    pub fn set_wire(&mut self, index: u32, alias: &str, group: u32) -> Result<()> {
+        let mut ipv4 = InetDevConf::default();
+        ipv4.arp_ignore = 8;
+        ipv4.rp_filter = 1;
+        ipv4.drop_unicast_in_l2_multicast = 1;
+        ipv4.drop_gratuitous_arp = 1;
+        let ipv4 = AfSpecUnspec::Inet(vec![AfSpecInet::DevConfRequest(ipv4)]);
         let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let attributes = vec![
-            LinkAttribute::IfAlias(alias.into()),
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]),
-        ];
-        let set = RouteNetlinkMessage::SetLink(link_message(index, attributes));
+        let ipv6 = AfSpecUnspec::Inet6(vec![mode]);
+        let set = |families| {
+            let attributes = vec![
+                LinkAttribute::IfAlias(alias.into()),
+                LinkAttribute::Group(group),
+                LinkAttribute::AfSpecUnspec(families),
+            ];
+            let message = with_flags(link_message(index, attributes), LinkFlags::Noarp);
+            RouteNetlinkMessage::SetLink(message)
+        };
         // Where IPv6 is off the whole request is refused.
-        match self.tell(&set, 0).unless(&[libc::EAFNOSUPPORT])? {
+        match self.tell(&set(vec![ipv4.clone(), ipv6]), 0).unless(&[libc::EAFNOSUPPORT])? {
             Some(()) => Ok(()),
-            None => self.set_alias(index, alias),
+            None => self.tell(&set(vec![ipv4]), 0),
         }
     }
 
@@ -617,6 +642,13 @@ fn link_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = attributes;
+    message
+}
+
+/// Sets these flags of a link, and leaves the others.
+fn with_flags(mut message: LinkMessage, flags: LinkFlags) -> LinkMessage {
+    message.header.flags = flags;
+    message.header.change_mask = flags;
     message
 }
 

@@ -24,14 +24,16 @@ pub fn ifb_name(devname: &str) -> String {
 }
 
 /// Puts the rates in force on a host end, instead of those before.
-pub fn apply(netlink: &mut Netlink, host: &Link, rates: &Rates) -> Result<()> {
+///
+/// `guarded`: what arrives passes a [`super::guard`] first, which stays.
+pub fn apply(netlink: &mut Netlink, host: &Link, rates: &Rates, guarded: bool) -> Result<()> {
     match &rates.inbound {
         Some(rate) => tc::shape(netlink, host.index, rate).map_err(|e| refused(&host.name, e))?,
         None => unshape(netlink, host)?,
     }
     match &rates.outbound {
-        Some(rate) => limit_outbound(netlink, host, rate),
-        None => free_outbound(netlink, Some(host), &host.name),
+        Some(rate) => limit_outbound(netlink, host, rate, guarded),
+        None => free_outbound(netlink, Some((host, guarded)), &host.name),
     }
 }
 
@@ -69,22 +71,28 @@ fn unshape(netlink: &mut Netlink, host: &Link) -> Result<()> {
     Ok(())
 }
 
-fn limit_outbound(netlink: &mut Netlink, host: &Link, rate: &Rate) -> Result<()> {
+fn limit_outbound(netlink: &mut Netlink, host: &Link, rate: &Rate, guarded: bool) -> Result<()> {
     let name = ifb_name(&host.name);
     let made = netlink
         .create_link(&name, InfoKindName::Ifb, None)
         .unless(&[libc::EEXIST])
         .map_err(|error| refused(&host.name, error))?;
-    let limited = lead_through(netlink, host, &name, rate);
+    let limited = lead_through(netlink, host, &name, rate, guarded);
     if limited.is_err() && made.is_some() {
         // Best effort: the fault that led here is the one to report.
-        let _ = free_outbound(netlink, Some(host), &host.name);
+        let _ = free_outbound(netlink, Some((host, guarded)), &host.name);
     }
     limited
 }
 
 /// The IFB is ready before the first packet is led to it.
-fn lead_through(netlink: &mut Netlink, host: &Link, ifb: &str, rate: &Rate) -> Result<()> {
+fn lead_through(
+    netlink: &mut Netlink,
+    host: &Link,
+    ifb: &str,
+    rate: &Rate,
+    guarded: bool,
+) -> Result<()> {
     let doing = || format!("limiting what {} takes from the instance", host.name);
     let ifb = netlink.link(ifb).or_network(doing())?;
     let ifb = ifb.filter(|ifb| ifb.kind == InfoKindName::Ifb.name()).ok_or_else(|| {
@@ -96,16 +104,18 @@ fn lead_through(netlink: &mut Netlink, host: &Link, ifb: &str, rate: &Rate) -> R
     tc::open_ingress(netlink, host.index)
         .unless(&[libc::EEXIST])
         .map_err(|error| refused(&host.name, error))?;
-    tc::redirect(netlink, host.index, ifb.index).map_err(|error| refused(&host.name, error))
+    tc::redirect(netlink, host.index, ifb.index, guarded)
+        .map_err(|error| refused(&host.name, error))
 }
 
 /// The redirection goes before its target, or packets would be lost between.
 /// An ingress discipline without an IFB of ours is someone else's, and stays.
-fn free_outbound(netlink: &mut Netlink, host: Option<&Link>, devname: &str) -> Result<()> {
+fn free_outbound(netlink: &mut Netlink, host: Option<(&Link, bool)>, devname: &str) -> Result<()> {
     let doing = || format!("freeing what {devname} takes from the instance");
     let Some(ifb) = netlink.link(&ifb_name(devname)).or_network(doing())? else { return Ok(()) };
-    if let Some(host) = host {
-        tc::close_ingress(netlink, host.index).unless(&NOT_THERE).or_network(doing())?;
+    if let Some((host, guarded)) = host {
+        let undo = if guarded { tc::unredirect } else { tc::close_ingress };
+        undo(netlink, host.index).unless(&NOT_THERE).or_network(doing())?;
     }
     if ifb.kind == InfoKindName::Ifb.name() { delete(netlink, &ifb) } else { Ok(()) }
 }

@@ -3,12 +3,13 @@
 //! The netlink crates do not know these attributes. Layouts are those of
 //! `linux/pkt_sched.h`, `linux/pkt_cls.h` and `linux/tc_act/tc_mirred.h`.
 
-use crate::network::netlink::{NEW, Netlink, REPLACE, Result};
+use crate::network::netlink::{NEW, Netlink, REPLACE, Result, Tolerant};
 use crate::network::rates::{BUCKET_MIN, Rate};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
 const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
 
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
@@ -19,6 +20,9 @@ const TCA_TBF_BURST: u16 = 6;
 const TCA_TBF_PBURST: u16 = 7;
 const TCA_U32_SEL: u16 = 5;
 const TCA_U32_ACT: u16 = 7;
+const TCA_BPF_OPS_LEN: u16 = 4;
+const TCA_BPF_OPS: u16 = 5;
+const TCA_BPF_FLAGS: u16 = 8;
 const TCA_ACT_KIND: u16 = 1;
 const TCA_ACT_OPTIONS: u16 = 2;
 const TCA_MIRRED_PARMS: u16 = 2;
@@ -33,12 +37,18 @@ const OURS: u32 = 0xbe00_0000;
 const MUTE: u32 = 0xbe01_0000;
 /// The only entry of the filter's only hash table: giving it makes a second request replace it.
 const FILTER: u32 = 0x8000_0800;
-/// Packets of every protocol, and the filter's priority, 1, in the upper half.
-const ALL_PROTOCOLS: u32 = (1 << 16) | (libc::ETH_P_ALL as u16).to_be() as u32;
+/// What comes first among filters, and what comes after a guard: the priority in the upper
+/// half, and packets of every protocol.
+const FIRST: u32 = (1 << 16) | (libc::ETH_P_ALL as u16).to_be() as u32;
+const AFTER_GUARD: u32 = (2 << 16) | (libc::ETH_P_ALL as u16).to_be() as u32;
+/// The only guard of a link.
+const GUARD: u32 = 1;
 
 const TC_LINKLAYER_ETHERNET: u8 = 1;
 const TC_U32_TERMINAL: u8 = 1;
 const TC_ACT_STOLEN: u32 = 4;
+/// The program itself says what becomes of a packet.
+const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 const TCA_EGRESS_REDIR: u32 = 1;
 
 /// Longest time that a packet may wait for its tokens, as a part of a second.
@@ -83,19 +93,48 @@ pub fn close_ingress(netlink: &mut Netlink, link: u32) -> Result<()> {
     netlink.request(RTM_DELQDISC, 0, &Body::new(link, INGRESS, TC_H_INGRESS, 0).bytes)
 }
 
-/// Leads all packets arriving at a link through another one, `to`, first.
-pub fn redirect(netlink: &mut Netlink, link: u32, to: u32) -> Result<()> {
+/// Leads all packets arriving at a link through another one, `to`, first; where there is a
+/// [`guard`], those that it lets pass.
+pub fn redirect(netlink: &mut Netlink, link: u32, to: u32, guarded: bool) -> Result<()> {
     let action = Body::default()
         .text(TCA_ACT_KIND, "mirred")
         .nest(TCA_ACT_OPTIONS, &Body::default().raw(TCA_MIRRED_PARMS, &mirred(to)));
     let options = Body::default()
         .raw(TCA_U32_SEL, &match_everything())
         .nest(TCA_U32_ACT, &Body::default().nest(1, &action));
-    let body = Body::new(link, FILTER, INGRESS, ALL_PROTOCOLS)
+    let place = if guarded { AFTER_GUARD } else { FIRST };
+    let body = Body::new(link, FILTER, INGRESS, place)
         .text(TCA_KIND, "u32")
         .nest(TCA_OPTIONS, &options)
         .bytes;
     netlink.request(RTM_NEWTFILTER, REPLACE, &body)
+}
+
+/// Undoes a [`redirect`] behind a guard; refused with `ENOENT` or `EINVAL` where there is none.
+pub fn unredirect(netlink: &mut Netlink, link: u32) -> Result<()> {
+    netlink.request(RTM_DELTFILTER, 0, &Body::new(link, 0, INGRESS, AFTER_GUARD).bytes)
+}
+
+/// Lets a program of the kernel's classic packet filter say which of the packets that arrive
+/// at a link pass, instead of the one before. It ends with the link.
+pub fn guard(netlink: &mut Netlink, link: u32, program: &[u8]) -> Result<()> {
+    let options = Body::default()
+        .raw(TCA_BPF_OPS_LEN, &((program.len() / 8) as u16).to_ne_bytes())
+        .raw(TCA_BPF_OPS, program)
+        .raw(TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+    let body = Body::new(link, GUARD, INGRESS, FIRST)
+        .text(TCA_KIND, "bpf")
+        .nest(TCA_OPTIONS, &options)
+        .bytes;
+    open_ingress(netlink, link).unless(&[libc::EEXIST])?;
+    match netlink.request(RTM_NEWTFILTER, REPLACE, &body) {
+        // A redirection has the place: berth had no guards once.
+        Err(error) if error.errno() == libc::EINVAL => {
+            netlink.request(RTM_DELTFILTER, 0, &Body::new(link, 0, INGRESS, FIRST).bytes)?;
+            netlink.request(RTM_NEWTFILTER, REPLACE, &body)
+        }
+        set => set,
+    }
 }
 
 /// The options of `tbf`.

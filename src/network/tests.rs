@@ -44,6 +44,21 @@ fn ip(arguments: &str) -> String {
     run("ip", arguments)
 }
 
+/// Makes a host's end a port of a bridge of its own, which bears the host's address.
+fn plug(vif: &Vif, address: &str) {
+    let bridge = vif.devname.replace("tap", "br");
+    ip(&format!("link add {bridge} type bridge"));
+    ip(&format!("link set {} master {bridge}", vif.devname));
+    ip(&format!("address add {address} dev {bridge}"));
+    ip(&format!("link set {bridge} up"));
+}
+
+/// The tables that are there, the host's wall left out.
+fn tables() -> String {
+    let tables = run("nft", "list tables");
+    tables.lines().filter(|line| !line.ends_with(" berth_wire")).collect()
+}
+
 /// Connects from one namespace to an address in another; gives the source as seen there.
 fn reach(from: &TestNs, to: &TestNs, address: &str) -> std::io::Result<IpAddr> {
     let address = SocketAddr::new(address.parse().unwrap(), 0);
@@ -88,8 +103,119 @@ fn root_attach_configures_both_ends() {
         }
         assert_eq!(routes.matches("onlink").count(), 2, "{routes}");
     });
-    host.run(|| ip(&format!("address add 10.7.0.254/24 dev {}", vif.devname)));
+    host.run(|| plug(&vif, "10.7.0.254/24"));
     assert_eq!(reach(&inside, &host, "10.7.0.254").unwrap(), IpAddr::from([10, 7, 0, 5]));
+}
+
+/// Whether a datagram to an address of the host's arrives there, sent to the host's end.
+fn enters(inside: &TestNs, host: &TestNs, vif: &Vif, address: &str) -> bool {
+    let mac = host.run(|| link(&vif.devname)).unwrap().mac;
+    let mac = mac.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+    let listener = host.run(|| std::net::UdpSocket::bind((address, 0))).unwrap();
+    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    inside.run(|| {
+        ip(&format!("neighbour replace {address} lladdr {} dev eth0", mac));
+        let socket = std::net::UdpSocket::bind(("::", 0)).unwrap();
+        let to = match address.parse().unwrap() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        socket.send_to(&[7], (to, listener.local_addr().unwrap().port())).unwrap();
+    });
+    listener.recv(&mut [0]).is_ok()
+}
+
+#[test]
+fn root_the_hosts_end_is_a_wire_whatever_else_changes() {
+    let (host, inside) = (TestNs::new(), TestNs::new());
+    let vif = Vif {
+        routes: vec![
+            Route { destination: "192.0.2.0/24".into(), gateway: None },
+            Route { destination: "fd01::/64".into(), gateway: None },
+        ],
+        ..static_vif(5)
+    };
+    let own = ["192.0.2.9", "fd01::9"];
+    let hears = || own.map(|address| enters(&inside, &host, &vif, address));
+    host.run(|| {
+        for address in ["192.0.2.9/32", "fd01::9/128"] {
+            ip(&format!("address add {address} dev lo"));
+        }
+        // So that the host would have a way back.
+        ip("link add other type ifb");
+        ip("link set other up");
+        ip("route add 10.7.0.0/24 dev other");
+        network().attach(&vif, 0, &inside.path()).unwrap();
+    });
+    assert_eq!(hears(), [false, false]);
+    host.run(|| {
+        let conf = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+        for value in ["1", "0"] {
+            std::fs::write(conf, value).unwrap();
+        }
+        for (key, value) in [("rp_filter", "0"), ("arp_ignore", "0"), ("accept_local", "1")] {
+            for device in ["all", &vif.devname] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/{key}"), value).unwrap();
+            }
+        }
+        ip("address add fd01::9/128 dev lo");
+    });
+    assert_eq!(hears(), [false, false], "the rules hold by themselves");
+    host.run(|| run("nft", "flush ruleset"));
+    assert_eq!(hears(), [true, true], "this test would not see a wall");
+    host.run(|| network().attach(&vif, 0, &inside.path()).unwrap());
+    assert_eq!(hears(), [false, false], "the next interface brings them back");
+    host.run(|| run("nft", "flush ruleset"));
+    assert_eq!(hears(), [false, false], "the settings hold by themselves");
+}
+
+#[test]
+fn root_an_older_versions_host_end_becomes_a_wire() {
+    let (host, inside) = (TestNs::new(), TestNs::new());
+    let vif = static_vif(5);
+    host.run(|| {
+        network().attach(&vif, 0, &inside.path()).unwrap();
+        ip(&format!("link set {} group default arp on", vif.devname));
+        network().attach(&vif, 0, &inside.path()).unwrap();
+        let shown = ip(&format!("-details link show {}", vif.devname));
+        assert!(shown.contains("NOARP") && shown.contains("group 48711"), "{shown}");
+    });
+}
+
+#[test]
+fn root_a_guard_and_a_rate_stand_one_behind_the_other() {
+    let (host, inside) = (TestNs::new(), TestNs::new());
+    let network = Network::new(&bridge_config(false)).unwrap();
+    let (vif, _) = bridged(1, &network, &mut BTreeSet::new());
+    let limits = Rates { inbound: None, outbound: Some(rate(1_000_000)) };
+    let filters =
+        || run("tc", &format!("filter show dev {} parent ffff:", vif.devname)).replace('\n', " ");
+    host.run(|| {
+        network.start().unwrap();
+        network.attach(&vif, 0, &inside.path()).unwrap();
+        for _ in 0..2 {
+            network.apply_rates(&vif, &limits).unwrap();
+            network.attach(&vif, 0, &inside.path()).unwrap();
+            let both = filters();
+            assert_eq!((both.matches("mirred").count(), both.matches("bytecode").count()), (1, 1));
+            network.apply_rates(&vif, &Rates::default()).unwrap();
+            let guard = filters();
+            assert_eq!(
+                (guard.matches("mirred").count(), guard.matches("bytecode").count()),
+                (0, 1)
+            );
+        }
+        // What a version without guards left.
+        run("tc", &format!("qdisc del dev {} ingress", vif.devname));
+        qos::apply(&mut veth::open().unwrap(), &link(&vif.devname).unwrap(), &limits, false)
+            .unwrap();
+        network.attach(&vif, 0, &inside.path()).unwrap();
+        network.apply_rates(&vif, &limits).unwrap();
+        let both = filters();
+        assert_eq!((both.matches("mirred").count(), both.matches("bytecode").count()), (1, 1));
+        assert!(both.find("bytecode") < both.find("mirred"), "{both}");
+    });
+    reach(&inside, &host, "10.88.0.1").unwrap();
 }
 
 #[test]
@@ -272,7 +398,7 @@ fn root_statistics_are_the_instances_view() {
     let vif = static_vif(5);
     host.run(|| {
         network().attach(&vif, 0, &inside.path()).unwrap();
-        ip(&format!("address add 10.7.0.254/24 dev {}", vif.devname));
+        plug(&vif, "10.7.0.254/24");
     });
     reach(&inside, &host, "10.7.0.254").unwrap();
     // From the instance only, so that the two directions differ.
@@ -307,7 +433,7 @@ fn world(host: &TestNs) -> TestNs {
     let uplink = Vif { addresses: vec!["192.0.2.1/24".into()], ..vif(200) };
     host.run(|| {
         network().attach(&uplink, 0, &world.path()).unwrap();
-        ip(&format!("address add 192.0.2.2/24 dev {}", uplink.devname));
+        plug(&uplink, "192.0.2.2/24");
     });
     world
 }
@@ -344,7 +470,7 @@ fn root_without_translation_the_world_sees_the_instance() {
     host.run(|| {
         Network::new(&bridge_config(true)).unwrap().start().unwrap();
         network.start().unwrap();
-        assert_eq!(run("nft", "list tables"), "", "the rules of before must be gone");
+        assert_eq!(tables(), "", "the rules of before must be gone");
         network.attach(&vif_a, 0, &a.path()).unwrap();
     });
     world.run(|| ip("route add 10.88.0.0/16 via 192.0.2.2"));
@@ -366,7 +492,7 @@ fn root_teardown_leaves_the_host_as_it_was() {
             for _ in 0..2 {
                 network.teardown().unwrap();
                 assert!(link("br-test").is_none());
-                assert_eq!(run("nft", "list tables"), "");
+                assert_eq!(tables(), "");
                 assert_eq!(std::fs::read_to_string(FORWARD).unwrap().trim(), forward);
             }
         }
@@ -405,7 +531,7 @@ fn root_a_device_that_is_no_bridge_stays() {
             assert_eq!(fault.kind, FaultKind::InterfaceExists);
         }
         assert_eq!(link("br-test").unwrap().kind, "ifb");
-        assert_eq!(run("nft", "list tables"), "");
+        assert_eq!(tables(), "");
     });
 }
 
@@ -429,7 +555,7 @@ fn pair() -> (TestNs, TestNs, Vif) {
     let vif = static_vif(5);
     host.run(|| {
         network().attach(&vif, 0, &inside.path()).unwrap();
-        ip(&format!("address add 10.7.0.254/24 dev {}", vif.devname));
+        plug(&vif, "10.7.0.254/24");
     });
     (host, inside, vif)
 }

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::path::Path;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::network::guard;
 use crate::network::netlink::{Link, Netlink, OrNetworkFault, Tolerant, Veth};
 use crate::network::plan::VifPlan;
+use crate::network::wire;
 use crate::sys::thread::in_netns;
 
 /// What the host has under a VIF's `devname`.
@@ -112,6 +114,7 @@ fn create(
     let veth = Veth {
         name: devname,
         mtu: plan.mtu,
+        group: wire::GROUP,
         controller,
         peer_ns: ns,
         peer_name: &plan.name,
@@ -130,7 +133,7 @@ fn create(
             ),
         ));
     }
-    let set_up = set_up_both_ends(netlink, plan, net_ns, &plan.name);
+    let set_up = set_up_both_ends(netlink, plan, net_ns, controller, &plan.name);
     if set_up.is_err() {
         // Best effort: the fault that led here is the one to report.
         let _ = detach(netlink, devname, &plan.alias);
@@ -143,6 +146,7 @@ fn set_up_both_ends(
     netlink: &mut Netlink,
     plan: &VifPlan,
     net_ns: &Path,
+    controller: Option<u32>,
     inner: &str,
 ) -> Result<()> {
     in_netns(net_ns, || configure_inside(plan, inner))?;
@@ -150,8 +154,7 @@ fn set_up_both_ends(
     let doing = || format!("setting {devname} up");
     let gone = || Fault::new(FaultKind::NetworkFailed, format!("{devname} has vanished"));
     let host = netlink.link(devname).or_network(doing())?.ok_or_else(gone)?;
-    // With one, every instance could reach the host at a link-local address.
-    netlink.set_alias_without_link_local(host.index, &plan.alias).or_network(doing())?;
+    wall(netlink, plan, &host, controller)?;
     netlink.set_up(host.index).or_network(doing())?;
     match netlink.link(devname).or_network(doing())?.ok_or_else(gone)? {
         host if host.up => Ok(()),
@@ -195,7 +198,22 @@ fn repair(
             .set_controller(host.index, bridge)
             .or_network(format!("attaching {} to the bridge", host.name))?;
     }
-    if host.up { Ok(()) } else { set_up_both_ends(netlink, plan, net_ns, &inner) }
+    if host.up {
+        // One that an earlier version made may lack them.
+        wall(netlink, plan, &host, controller)
+    } else {
+        set_up_both_ends(netlink, plan, net_ns, controller, &inner)
+    }
+}
+
+/// What stands between the instance and the host's stack, and on our bridge
+/// between it and its neighbours. On others the ports' owner sees to that.
+fn wall(netlink: &mut Netlink, plan: &VifPlan, host: &Link, controller: Option<u32>) -> Result<()> {
+    wire::make(netlink, host.index, &host.name, &plan.alias)?;
+    match controller {
+        Some(_) => guard::set(netlink, host, plan),
+        None => Ok(()),
+    }
 }
 
 fn remove(netlink: &mut Netlink, link: &Link) -> Result<()> {

@@ -37,9 +37,7 @@ pub(super) fn checks(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
         &config.instances.lxcfs,
         &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
     ));
-    if config.bridge.enabled && config.bridge.nat {
-        checks.push(tool("nft", "apt install nftables, or set bridge.nat = false"));
-    }
+    checks.push(tool("nft", "apt install nftables: it keeps instances out of the host's network"));
     checks
 }
 
