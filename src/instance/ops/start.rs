@@ -71,6 +71,7 @@ fn undo(parts: &Parts, before: Record, generation: u64) -> Result<()> {
 
 fn boot(parts: &Parts, record: &Record) -> Result<Live> {
     let paths = parts.paths(record);
+    create::give_own_namespaces(parts, record)?;
     create::network(parts, record)?;
     let devices = parts.mount(record)?;
     stats::set_baseline(&paths.block_baseline(), &devices)?;
