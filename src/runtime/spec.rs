@@ -28,6 +28,10 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 /// Where a rescued instance finds its own root file system.
 pub const OWN_ROOT: &str = "/mnt/instance";
 
+/// Most terminals of an instance: the host has one table of them, and memory that
+/// no limit holds goes with each.
+const TERMINALS: &str = "max=256";
+
 /// Programs that, as the first word of a command, are an init.
 const INITS: [&str; 2] = ["init", "systemd"];
 
@@ -233,7 +237,7 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", TERMINALS],
         )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
