@@ -134,9 +134,8 @@ def test_a_common_table_has_room_for_others(pair, probe, package_settings, kind)
         assert (taken, reason) == (255, "No space left on device"), "the console has one"
     assert neighbour.run("/bin/probe", "one", kind).stdout == "one\n", f"after {taken}"
     assert subprocess.run([probe, "one", kind], stdout=subprocess.PIPE, text=True).stdout == "one\n"
-    # Its own memory ends it, and nobody's else.
-    take(taker, kind, 1 << 28)
-    assert taker.stats()["memory"]["peak"] <= MEMORY
+    # Its own memory ends it, and nobody else's; all of it may be killed for that.
+    taker.run("/bin/probe", "take", kind, str(1 << 28))
     assert neighbour.run("/bin/probe", "one", kind).stdout == "one\n"
 
 
@@ -144,7 +143,7 @@ def test_the_neighbour_table_has_room_for_others(pair, package_settings):
     taker, other = pair
     taker.sh("ip address add 99.0.0.1/8 dev eth0")
     taker.sh("NETWORK=99.0.1.0 exec /bin/probe take neighbour 20000")
-    address = other.get()["vifs"][0]["addresses"][0]["address"].split("/")[0]
+    address = other.get()["vifs"][0]["addresses"][0].split("/")[0]
     subprocess.run(["ip", "neighbour", "flush", "dev", other.service.bridge], check=True)
     assert subprocess.run(["ping", "-c1", "-W2", address], stdout=subprocess.DEVNULL).returncode == 0
     other.sh("ip neighbour flush dev eth0; ping -c 1 -W 2 " + other.service.subnet + ".1")
