@@ -64,7 +64,9 @@ def test_what_is_counted_for_each_user_is_counted_to_each_instance(pair, probe, 
     for_host = subprocess.run([probe, "one", kind], stdout=subprocess.PIPE, text=True)
     assert for_host.stdout == "one\n", f"the host's root has none left after {taken}"
     # Another user inside is the same instance.
-    again = taker.run("/bin/sh", "-c", f"echo u:x:77:77::/:/bin/sh >> /etc/passwd; su u -c '/bin/probe one {kind}'")
+    again = taker.run(
+        "/bin/sh", "-c", f"echo u:x:77:77::/:/bin/sh >> /etc/passwd; su u -c '/bin/probe one {kind}'"
+    )
     assert again.stdout.startswith("none"), again.stdout + again.stderr
 
 
