@@ -140,6 +140,12 @@ impl Group {
                 Version::V2 => v2::cpuset(&cpuset.path, limits.cpuset.as_ref()),
             });
         }
+        if let Some(Place { version, path }) = self.place(Controller::Hugetlb) {
+            steps.extend(match version {
+                Version::V1 => v1::no_huge_pages(&path, &huge_page_sizes()),
+                Version::V2 => v2::no_huge_pages(&path, &huge_page_sizes()),
+            });
+        }
         let limited = limits.disk != super::DiskRates::default();
         if let Some(io) = self.wanted(Controller::Io, limited)? {
             steps.extend(match (io.version, self.hierarchy.place(Controller::Io)) {
@@ -299,14 +305,17 @@ impl Group {
     }
 
     /// `cgroup.procs` of hierarchies that runtime programs leave alone: the
-    /// unified one beside version 1.
+    /// unified one beside version 1, and version 1's for huge pages where it is
+    /// not mounted at their usual place.
     pub fn left_alone(&self) -> Vec<PathBuf> {
-        match (self.hierarchy.layout(), self.hierarchy.unified()) {
-            (super::CgroupLayout::Hybrid, Some(unified)) => {
-                vec![self.below(unified).join("cgroup.procs")]
-            }
-            _ => Vec::new(),
-        }
+        let unified = (self.hierarchy.layout() == super::CgroupLayout::Hybrid)
+            .then(|| self.hierarchy.unified().map(|unified| self.below(unified)))
+            .flatten();
+        let huge_pages = self
+            .place(Controller::Hugetlb)
+            .filter(|place| place.version == Version::V1)
+            .map(|place| place.path);
+        unified.into_iter().chain(huge_pages).map(|dir| dir.join("cgroup.procs")).collect()
     }
 
     /// Removes it from every hierarchy, with all below; absence is success.
@@ -325,6 +334,25 @@ impl Group {
             failure = failure.and(removed);
         }
         failure
+    }
+}
+
+/// The sizes of huge pages that this kernel has, as cgroup files name them: `2MB`.
+pub(super) fn huge_page_sizes() -> Vec<String> {
+    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let kib = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        Some(huge_page_size(kib))
+    });
+    sizes.collect()
+}
+
+fn huge_page_size(kib: u64) -> String {
+    match kib {
+        0..1024 => format!("{kib}KB"),
+        1024..1_048_576 => format!("{}MB", kib >> 10),
+        _ => format!("{}GB", kib >> 20),
     }
 }
 
@@ -373,4 +401,16 @@ fn inverse(step: &Step) -> Option<Step> {
         None => old,
     };
     (!value.is_empty()).then(|| Step::write(path, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_huge_pages_are_named_as_the_kernel_does() {
+        for (kib, name) in [(64, "64KB"), (2048, "2MB"), (524_288, "512MB"), (1 << 20, "1GB")] {
+            assert_eq!(huge_page_size(kib), name);
+        }
+    }
 }

@@ -60,11 +60,13 @@ pub enum Controller {
     Freezer,
     /// Device filter, written by the runtime (version 2 filters with eBPF).
     Devices,
+    /// The host's huge pages, which no memory limit holds.
+    Hugetlb,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Controller; 8] = [
+    pub const ALL: [Controller; 9] = [
         Controller::Cpu,
         Controller::Cpuacct,
         Controller::Cpuset,
@@ -73,6 +75,7 @@ impl Controller {
         Controller::Pids,
         Controller::Freezer,
         Controller::Devices,
+        Controller::Hugetlb,
     ];
 
     /// Its name as a mount option of version 1.
@@ -86,6 +89,7 @@ impl Controller {
             Controller::Pids => "pids",
             Controller::Freezer => "freezer",
             Controller::Devices => "devices",
+            Controller::Hugetlb => "hugetlb",
         }
     }
 
@@ -97,6 +101,7 @@ impl Controller {
             Controller::Memory => Some("memory"),
             Controller::Io => Some("io"),
             Controller::Pids => Some("pids"),
+            Controller::Hugetlb => Some("hugetlb"),
             Controller::Cpuacct | Controller::Freezer | Controller::Devices => None,
         }
     }
@@ -167,6 +172,10 @@ impl Hierarchy {
             let names =
                 fs::read_to_string(&file).or_fault(format_args!("reading {}", file.display()))?;
             mounts.unified_controllers = names.split_whitespace().map(str::to_owned).collect();
+            if !mounts.v1.is_empty() {
+                // crun wants it on version 1, whither it goes only while nothing here uses it.
+                mounts.unified_controllers.remove(Controller::Hugetlb.v1_name());
+            }
         }
         if mounts.unified.is_none() && mounts.v1.is_empty() {
             return Err(Fault::new(
@@ -373,7 +382,7 @@ pub(super) mod tests {
 
     /// A version 2 host whose hierarchy is a plain directory.
     pub(crate) fn v2_fixture(dir: &Path) -> Hierarchy {
-        fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
+        fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory pids hugetlb\n").unwrap();
         let line = format!("31 23 0:28 / {} rw - cgroup2 cgroup2 rw,nsdelegate\n", dir.display());
         Hierarchy::from_mountinfo(&line).unwrap()
     }
@@ -432,6 +441,7 @@ pub(super) mod tests {
         assert_eq!(h.place(Controller::Cpu).unwrap().version, Version::V1);
         assert_eq!(h.place(Controller::Memory).unwrap().version, Version::V2);
         assert!(h.place(Controller::Io).is_none());
+        assert!(h.place(Controller::Hugetlb).is_none(), "crun would refuse the host");
     }
 
     #[test]

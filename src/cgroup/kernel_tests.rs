@@ -375,12 +375,15 @@ fn the_plan_of_version_2() {
     assert_eq!(value(&own.join("memory.max")), Some("67108864"));
     assert_eq!(value(&own.join("memory.swap.max")), Some("0"));
     assert_eq!(value(&own.join("pids.max")), Some("4096"));
+    for size in super::group::huge_page_sizes() {
+        assert_eq!(value(&own.join(format!("hugetlb.{size}.rsvd.max"))), Some("0"));
+    }
     assert_eq!(value(&own.join("io.max")), Some("7:3 rbps=max wbps=max riops=90 wiops=max"));
     for level in [dir.path().to_owned(), dir.path().join("berth")] {
         let enabled = plan.steps.iter().filter(|step| {
             matches!(step, Step::Write { path, .. } if *path == level.join("cgroup.subtree_control"))
         });
-        assert_eq!(enabled.count(), 5, "{}", level.display());
+        assert_eq!(enabled.count(), 6, "{}", level.display());
     }
     // The instance's own processes sit in its directory, which so must not
     // hand controllers further down: that is for the init inside to decide.

@@ -28,6 +28,11 @@ pub(super) fn cpu(dir: &Path, cpu: &Cpu) -> Vec<Step> {
     ]
 }
 
+/// Version 1 counts buffers of sockets, TCP's and all others', apart from memory
+/// and only where they have a limit. They come on top: a part of the memory,
+/// above which sockets make do with little.
+const SOCKETS: u64 = 4;
+
 /// `memsw` (memory and swap together) must never be below `memory`. Writing it
 /// before and after makes one order right for a new cgroup, for growing and for
 /// shrinking: of the first write only what is possible yet takes effect.
@@ -36,11 +41,14 @@ pub(super) fn memory(dir: &Path, limits: &CgroupLimits) -> Vec<Step> {
     let memory = dir.join("memory.limit_in_bytes");
     let memsw = dir.join("memory.memsw.limit_in_bytes");
     let counts_swap = dir.ancestors().any(|d| d.join("memory.memsw.limit_in_bytes").exists());
+    let sockets =
+        Step::write(dir.join("memory.kmem.tcp.limit_in_bytes"), limits.memory_bytes / SOCKETS);
     if counts_swap {
         return vec![
             Step::try_write(&memsw, both),
             Step::write(memory, limits.memory_bytes),
             Step::write(memsw, both),
+            sockets,
         ];
     }
     // Without swap accounting the least swappiness keeps anonymous memory in.
@@ -48,7 +56,16 @@ pub(super) fn memory(dir: &Path, limits: &CgroupLimits) -> Vec<Step> {
     vec![
         Step::write(memory, limits.memory_bytes),
         Step::try_write(dir.join("memory.swappiness"), swappiness),
+        sockets,
     ]
+}
+
+/// Neither used nor promised: a mapping is refused, not ended when it is touched.
+pub(super) fn no_huge_pages(dir: &Path, sizes: &[String]) -> Vec<Step> {
+    let files = sizes.iter().flat_map(|s| {
+        ["rsvd.limit_in_bytes", "limit_in_bytes"].map(|f| format!("hugetlb.{s}.{f}"))
+    });
+    files.map(|file| Step::write(dir.join(file), 0)).collect()
 }
 
 /// `cpuset.cpus` and `cpuset.mems` start empty and must be set before a task may join.

@@ -50,6 +50,12 @@ pub(super) fn io(dir: &Path, rates: &DiskRates, devices: &[DeviceNumber]) -> Vec
         .collect()
 }
 
+/// Neither used nor promised: a mapping is refused, not ended when it is touched.
+pub(super) fn no_huge_pages(dir: &Path, sizes: &[String]) -> Vec<Step> {
+    let files = sizes.iter().flat_map(|s| ["rsvd.max", "max"].map(|f| format!("hugetlb.{s}.{f}")));
+    files.map(|file| Step::write(dir.join(file), 0)).collect()
+}
+
 fn or_max(value: Option<u64>) -> String {
     value.map_or("max".to_owned(), |v| v.to_string())
 }
@@ -59,7 +65,7 @@ fn or_max(value: Option<u64>) -> String {
 /// One write for each: a controller that cannot be enabled must not keep the
 /// others off. What a limit needs and is still missing shows at its own file.
 pub(super) fn enable(dir: &Path, controllers: &BTreeSet<String>) -> Vec<Step> {
-    ["cpu", "cpuset", "io", "memory", "pids"]
+    ["cpu", "cpuset", "io", "memory", "pids", "hugetlb"]
         .into_iter()
         .filter(|name| controllers.contains(*name))
         .map(|name| Step::try_write(dir.join("cgroup.subtree_control"), format!("+{name}")))

@@ -29,6 +29,13 @@ pub fn resolve(parts: &HostParts, record: &Record, request: &ExecRequest) -> Res
         user: Some(format!("{}:{}", user.uid, user.gid)),
         cwd: None,
         tty: request.tty,
+        // One that was mounted after the start has nothing of the instance.
+        cgroups: parts
+            .group(record)
+            .left_alone()
+            .into_iter()
+            .filter(|file| file.exists())
+            .collect(),
     })
 }
 

@@ -190,7 +190,8 @@ impl Runtime for CliRuntime {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // The service is the last that the kernel kills for want of memory; a
         // command inside an instance is not.
-        let setup = ChildSetup { oom_score_adj: guests_oom_score_adj(), ..Default::default() };
+        let setup =
+            ChildSetup { cgroups: exec.cgroups.clone(), oom_score_adj: guests_oom_score_adj() };
         setup.apply(&mut command).or_fault("preparing the command")?;
         Ok(command)
     }
@@ -325,6 +326,7 @@ mod tests {
     fn exec_has_the_standard_arguments() {
         let (_dir, runtime, _) = script("");
         let exec = Exec {
+            cgroups: Vec::new(),
             command: vec!["ls".into(), "-l".into()],
             env: vec!["A=b".into()],
             user: Some("1:2".into()),

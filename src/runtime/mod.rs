@@ -72,4 +72,6 @@ pub struct Exec {
     pub cwd: Option<String>,
     /// Whether it gets a terminal. The command's own stdio must then be one.
     pub tty: bool,
+    /// `cgroup.procs` files that the program enters and leaves alone, as at `create`.
+    pub cgroups: Vec<std::path::PathBuf>,
 }

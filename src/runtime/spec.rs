@@ -29,6 +29,10 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 /// Where a rescued instance finds its own root file system.
 pub const OWN_ROOT: &str = "/mnt/instance";
 
+/// Most terminals of an instance: the host has one table of them, and memory that
+/// no limit holds goes with each.
+const TERMINALS: &str = "max=256";
+
 /// How the instance's own cgroup is shown at `/sys/fs/cgroup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupView {
@@ -179,7 +183,7 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", TERMINALS],
         )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,

@@ -17,22 +17,38 @@ use crate::fault::{OrFault, Result};
 /// Makes a user namespace whose ids 0… are `block` (users and groups), and a
 /// network namespace that it owns, with `lo` up; pins both as files, which are
 /// made when absent. Pins that exist are replaced.
+///
+/// The user namespace belongs to the block's first user: what the kernel counts
+/// for each user (inotify, pending signals and timers, message queues, locked
+/// memory, namespaces), it counts for all users of a namespace to its owner.
+/// root as owner of all would be one purse for every instance and the host.
 pub fn create_pinned(block: IdBlock, user_ns: &Path, net_ns: &Path) -> Result<()> {
     unpin(user_ns)?;
     unpin(net_ns)?;
-    let pinned = (|| {
-        let holder = Holder::start()?;
+    // The holder lives no longer than the thread that starts it.
+    let pinned = thread::on_own_thread(|| {
+        let holder = thread::with_effective_user(block.first, Holder::start)?;
         holder.map_ids(block)?;
         holder.pin("user", user_ns)?;
-        holder.pin("net", net_ns)?;
-        drop(holder);
-        thread::in_netns(net_ns, loopback_up)
-    })();
+        holder.pin("net", net_ns)
+    })
+    .and_then(|()| thread::in_netns(net_ns, loopback_up));
     pinned.inspect_err(|_| {
         // The first failure is what the caller needs to hear.
         let _ = unpin(user_ns);
         let _ = unpin(net_ns);
     })
+}
+
+/// The host's user that a pinned user namespace belongs to.
+pub fn owner(user_ns: &Path) -> Result<u32> {
+    const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
+    let doing = || format!("asking for the owner of {}", user_ns.display());
+    let file = fs::File::open(user_ns).or_fault(doing())?;
+    let mut uid: libc::uid_t = 0;
+    // SAFETY: the request writes one uid_t, which lives through the call.
+    let done = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_OWNER_UID, &raw mut uid) };
+    if done == 0 { Ok(uid) } else { Err(std::io::Error::last_os_error()).or_fault(doing()) }
 }
 
 /// Removes a pin; the namespace ends with its last process. Absence is success.
@@ -175,6 +191,9 @@ mod tests {
             fs::read_to_string("/proc/thread-self/net/if_inet6").or_fault("reading")
         });
         assert!(flags.unwrap().contains(" lo\n"), "lo is not up");
+        // Its owner is what the kernel counts to; this thread stays root's.
+        assert_eq!(owner(&pins.0).unwrap(), BLOCK.first);
+        assert!(nix::unistd::geteuid().is_root());
         // Once more with the pins in place: new namespaces, no stack of mounts.
         create_pinned(BLOCK, &pins.0, &pins.1).unwrap();
         assert_ne!(first, fs::metadata(&pins.1).unwrap().ino());

@@ -8,7 +8,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::thread::{
     CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space,
-    set_capabilities_secure_bits,
+    set_capabilities_secure_bits, set_thread_res_uid,
 };
 
 use super::ids::IdBlock;
@@ -31,9 +31,7 @@ pub fn in_netns<T: Send>(net_ns: &Path, f: impl FnOnce() -> Result<T> + Send) ->
 /// the instance's root. Overlayfs refuses ids that its mounts do not map.
 pub fn as_ids<T: Send>(block: IdBlock, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_own_thread(|| {
-        // Without this bit, leaving fsuid 0 takes the capabilities that act on files.
-        set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
-            .or_fault("keeping capabilities over a change of ids")?;
+        keep_capabilities()?;
         let (uid, gid) = (Uid::from_raw(block.first), Gid::from_raw(block.first));
         setfsgid(gid);
         setfsuid(uid);
@@ -57,7 +55,30 @@ pub fn work_in(directory: &Path) -> Result<()> {
         .or_fault(format_args!("working in {}", directory.display()))
 }
 
-fn on_own_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+/// Runs `f` with `uid` as this thread's effective user and all capabilities.
+/// To be called on a thread of its own, which is root again afterwards.
+pub(super) fn with_effective_user<T>(uid: u32, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    use rustix::process::Uid;
+    keep_capabilities()?;
+    // The kernel's call, for this thread: the C library's changes all of them.
+    let become_user = |uid| {
+        set_thread_res_uid(Uid::ROOT, uid, Uid::ROOT)
+            .or_fault(format_args!("acting as user {uid:?}"))
+    };
+    become_user(Uid::from_raw(uid))?;
+    let done = f();
+    become_user(Uid::ROOT)?;
+    done
+}
+
+/// Without this bit, leaving user 0 takes this thread's capabilities.
+fn keep_capabilities() -> Result<()> {
+    set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP)
+        .or_fault("keeping capabilities over a change of ids")
+}
+
+/// Runs `f` on a new thread, which ends with it.
+pub(super) fn on_own_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .name("berth-enter".into())

@@ -18,6 +18,7 @@ WANTED = {
     "usr/bin/berth-monitor": "-rwxr-xr-x",
     "lib/systemd/system/berth.service": "-rw-r--r--",
     "lib/systemd/system/lxcfs.service.d/berth.conf": "-rw-r--r--",
+    "usr/lib/sysctl.d/60-berth.conf": "-rw-r--r--",
     "usr/share/bash-completion/completions/berth": "-rw-r--r--",
     "usr/share/berth/alerts.yaml": "-rw-r--r--",
     "usr/share/berth/grafana.json": "-rw-r--r--",

@@ -65,9 +65,7 @@ def confined(service, application, probe_file):
 @pytest.mark.parametrize("user", ["0", "1000"])
 @pytest.mark.parametrize("kind", ["system", "application"])
 @pytest.mark.parametrize("way", ["plain", "high", "i386", "socketcall"])
-def test_no_socket_is_of_a_family_that_reaches_further(
-    prisoner, confined, probe_file, way, kind, user
-):
+def test_no_socket_is_of_a_family_that_reaches_further(prisoner, confined, probe_file, way, kind, user):
     outside = subprocess.run([probe_file, "family", way], capture_output=True, text=True)
     if not outside.stdout.startswith("POSSIBLE"):
         pytest.skip(f"this host has none: {outside.stdout}")

@@ -410,7 +410,8 @@ def test_an_instance_speaks_for_itself_alone(attacker, victim):
     assert heard_by(victim, attacker, everything) == allowed.keys()
     gateway_mac = Path(f"/sys/class/net/{service.bridge}/address").read_text().strip()
     assert f"{service.subnet}.1 " in before
-    lines = [line for line in victim.sh("ip neigh show dev eth0").splitlines() if f"{service.subnet}.1 " in line]
+    shown = victim.sh("ip neigh show dev eth0").splitlines()
+    lines = [line for line in shown if f"{service.subnet}.1 " in line]
     assert all(gateway_mac in line for line in lines), lines
     assert "02:00:00:00:00:99" not in run("bridge", "fdb", "show", "br", service.bridge), fdb
     assert "fd00:77:bad" not in victim.sh("ip -6 address; ip -6 route")

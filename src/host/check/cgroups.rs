@@ -5,6 +5,7 @@ use std::fs;
 use super::outcome::{failed, ok, warning};
 use crate::cgroup::{CgroupLayout, Controller, Hierarchy, Version};
 use crate::config::Config;
+use crate::host::facts::read;
 use crate::types::Check;
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
@@ -18,6 +19,7 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = vec![layout(&hierarchy)];
     checks.extend(Controller::ALL.map(|c| controller(&hierarchy, c, config)));
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    checks.push(all_is_charged(&fs::read_to_string("/proc/cmdline").unwrap_or_default()));
     checks.push(swap(hierarchy.limits_swap(), swaps.lines().count() > 1));
     checks
 }
@@ -60,6 +62,7 @@ fn what_for(controller: Controller) -> &'static str {
         Controller::Pids => "processes",
         Controller::Freezer => "pause",
         Controller::Devices => "device filter",
+        Controller::Hugetlb => "the host's huge pages",
     }
 }
 
@@ -67,8 +70,33 @@ fn what_for(controller: Controller) -> &'static str {
 fn is_needed(controller: Controller, config: &Config) -> bool {
     match controller {
         Controller::Io | Controller::Cpuacct => false,
+        // Where the host has some, instances take them.
+        Controller::Hugetlb => huge_pages(),
         Controller::Cpuset => !config.host.cpu_dedicated_set.is_empty(),
         _ => true,
+    }
+}
+
+/// Whether the host has huge pages, or makes them when they are wanted.
+fn huge_pages() -> bool {
+    ["nr_hugepages", "nr_overcommit_hugepages"].iter().any(|name| {
+        let sizes = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+        sizes.filter_map(|size| read(&size.path().join(name)).ok()).any(|count| count != "0")
+    })
+}
+
+/// Version 2 charges buffers of sockets and the kernel's own memory to an
+/// instance unless the host was told not to.
+fn all_is_charged(command_line: &str) -> Check {
+    const NAME: &str = "cgroup: the kernel's memory";
+    let told = command_line.split_whitespace().filter_map(|w| w.strip_prefix("cgroup.memory="));
+    match told.flat_map(|w| w.split(',')).find(|w| ["nosocket", "nokmem"].contains(w)) {
+        None => ok(NAME, "charged"),
+        Some(option) => failed(
+            NAME,
+            format!("not charged: {option}"),
+            format!("boot without cgroup.memory={option}: instances take memory beyond their own"),
+        ),
     }
 }
 
@@ -118,6 +146,13 @@ mod tests {
         let remedy = controller(&hierarchy, Controller::Pids, &config).remedy.unwrap();
         assert!(remedy.contains("mount -t cgroup -o pids pids"), "{remedy}");
         assert_eq!(layout(&hierarchy).status, Warning);
+    }
+
+    #[test]
+    fn memory_that_is_not_charged_fails() {
+        assert_eq!(all_is_charged("quiet cgroup.memory=nobpf").status, Ok);
+        assert_eq!(all_is_charged("cgroup.memory=nobpf,nosocket quiet").status, Failed);
+        assert_eq!(all_is_charged("cgroup.memory=nokmem").status, Failed);
     }
 
     #[test]

@@ -17,18 +17,33 @@ struct Sysctl {
     why: &'static str,
 }
 
-const SYSCTLS: [Sysctl; 6] = [
+/// [`etc/sysctl.d/60-berth.conf`] sets them to what is advised, which is enough for a thousand instances.
+///
+/// [`etc/sysctl.d/60-berth.conf`]: ../../../etc/sysctl.d/60-berth.conf
+const SYSCTLS: [Sysctl; 10] = [
     Sysctl {
         name: "fs.inotify.max_user_instances",
-        least: 1024,
+        least: 128,
         advice: 8192,
-        why: "all instances are charged to one user, and each systemd takes about ten",
+        why: "each instance has so many, and each systemd in it takes about ten",
     },
     Sysctl {
         name: "fs.inotify.max_user_watches",
         least: 65_536,
         advice: 1_048_576,
-        why: "all instances are charged to one user",
+        why: "each instance has so many",
+    },
+    Sysctl {
+        name: "fs.aio-max-nr",
+        least: 16_777_216,
+        advice: 1_073_741_824,
+        why: "instances share them, and where there are enough their memory is the limit",
+    },
+    Sysctl {
+        name: "fs.file-max",
+        least: 16_777_216,
+        advice: 9_223_372_036_854_775_807,
+        why: "instances share them, and where there are enough their memory is the limit",
     },
     Sysctl {
         name: "kernel.keys.maxkeys",
@@ -40,7 +55,7 @@ const SYSCTLS: [Sysctl; 6] = [
         name: "kernel.pty.max",
         least: 4096,
         advice: 16_384,
-        why: "each instance's console takes one, and each login inside",
+        why: "an instance takes up to 256, its console first; 1024 are the host's",
     },
     Sysctl {
         name: "kernel.pid_max",
@@ -53,6 +68,18 @@ const SYSCTLS: [Sysctl; 6] = [
         least: 65_536,
         advice: 1_048_576,
         why: "instances share the host's threads",
+    },
+    Sysctl {
+        name: "net.ipv4.neigh.default.gc_thresh3",
+        least: 65_536,
+        advice: 262_144,
+        why: "the neighbours of all instances and of the host are in one table",
+    },
+    Sysctl {
+        name: "net.ipv6.neigh.default.gc_thresh3",
+        least: 65_536,
+        advice: 262_144,
+        why: "the neighbours of all instances and of the host are in one table",
     },
 ];
 
@@ -136,13 +163,16 @@ mod tests {
 
     #[test]
     fn a_low_limit_is_a_warning_with_the_command() {
-        let check = sysctl(&SYSCTLS[0], Some(128));
+        let check = sysctl(&SYSCTLS[0], Some(127));
         assert_eq!(check.status, Warning);
         assert_eq!(check.remedy.unwrap(), "sysctl -w fs.inotify.max_user_instances=8192");
-        assert_eq!(sysctl(&SYSCTLS[0], Some(1024)).status, Ok);
+        assert_eq!(sysctl(&SYSCTLS[0], Some(128)).status, Ok);
         assert_eq!(sysctl(&SYSCTLS[0], None).status, Ok);
+        let file = include_str!("../../../etc/sysctl.d/60-berth.conf");
         for s in &SYSCTLS {
             assert!(s.advice > s.least, "{}", s.name);
+            let line = format!("{} = {}", s.name, s.advice);
+            assert!(file.lines().any(|l| l == line), "60-berth.conf has no line {line}");
         }
     }
 

@@ -114,6 +114,23 @@ pub fn network(parts: &HostParts, record: &Record) -> Result<()> {
     Ok(())
 }
 
+/// Takes away what an earlier version made: namespaces of root's, which count
+/// to the host what the instance uses up. Of an instance that is off.
+pub fn give_own_namespaces(parts: &HostParts, record: &Record) -> Result<()> {
+    let paths = parts.paths(record);
+    let own = !mount::is_mount_point(&paths.user_ns())?
+        || ns::owner(&paths.user_ns())? == record.id_block.first;
+    if own {
+        return Ok(());
+    }
+    // One by one: those that end with their namespace are gone only some time later.
+    for vif in &record.definition.vifs {
+        parts.network.detach(vif)?;
+    }
+    ns::unpin(&paths.user_ns())?;
+    ns::unpin(&paths.net_ns())
+}
+
 /// What is written into its root file system before it first starts.
 pub fn seed(record: &Record) -> Seed {
     let definition = &record.definition;
