@@ -193,7 +193,7 @@ mod tests {
         assert!(flags.unwrap().contains(" lo\n"), "lo is not up");
         // Its owner is what the kernel counts to; this thread stays root's.
         assert_eq!(owner(&pins.0).unwrap(), BLOCK.first);
-        assert!(nix::unistd::geteuid().is_root());
+        assert!(rustix::process::geteuid().is_root());
         // Once more with the pins in place: new namespaces, no stack of mounts.
         create_pinned(BLOCK, &pins.0, &pins.1).unwrap();
         assert_ne!(first, fs::metadata(&pins.1).unwrap().ino());
