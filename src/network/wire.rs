@@ -7,8 +7,8 @@
 //! own, and routes, past all security groups. Even a port of a bridge hands
 //! frames to the reserved addresses 01:80:c2:00:00:0X up to the stack.
 //!
-//! So a host's end is born in a group of devices, and two rules drop what its
-//! members hand up, whatever the host's sysctls say. They come last on a
+//! So a host's end is born in a group of devices, and rules drop what its members
+//! hand up and what the host itself says there, whatever its sysctls are. They come last on a
 //! packet's way, so no datapath misses it, and nothing is to be added or removed
 //! with an instance. Beside them every host's end has settings of its own, which
 //! also silence the host's side, and still hold back most where somebody flushes
@@ -55,17 +55,22 @@ pub fn set_conf(family: &str, device: &str, key: &str, value: &str) -> Result<()
 }
 
 /// Before all of the host's own rules, connection tracking and reassembly.
-/// A bridged packet that `br_netfilter` shows to these hooks bears the bridge's name there.
+/// A bridged packet that `br_netfilter` shows to these hooks bears the bridge's name there,
+/// and what a bridge or a program sends through the end itself does not pass them.
 fn rules() -> String {
     [("inet", "prerouting"), ("arp", "input")]
-        .map(|(family, hook)| {
+        .map(|(family, arrival)| {
             format!(
                 "table {family} {TABLE}
 delete table {family} {TABLE}
 table {family} {TABLE} {{
-    chain {hook} {{
-        type filter hook {hook} priority -500; policy accept;
+    chain {arrival} {{
+        type filter hook {arrival} priority -500; policy accept;
         iifgroup {GROUP} drop
+    }}
+    chain output {{
+        type filter hook output priority -500; policy accept;
+        oifgroup {GROUP} drop
     }}
 }}
 "
