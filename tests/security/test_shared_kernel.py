@@ -142,13 +142,13 @@ def test_a_common_table_has_room_for_others(pair, probe, package_settings, kind)
     assert neighbour.run("/bin/probe", "one", kind).stdout == "one\n"
 
 
-def test_the_neighbour_table_has_room_for_others(pair, package_settings):
-    taker, other = pair
+def test_the_neighbour_table_has_room_for_others(pair, service, spawn, package_settings):
+    taker, _ = pair
+    # Nobody has asked for these yet: known ones are in the table.
+    addresses = [f"{service.subnet}.{last}" for last in range(201, 205)]
+    spawn(vifs=[service.vif(addresses=[f"{address}/24" for address in addresses])])
     taker.sh("ip address add 99.0.0.1/8 dev eth0")
     taker.sh("(while :; do NETWORK=99.0.1.0 /bin/probe take neighbour 3000; done) >/dev/null 2>&1 &")
     time.sleep(2)
-    for last in range(201, 205):
-        # One that nobody has asked for yet: known ones are in the table.
-        address = f"{other.service.subnet}.{last}"
-        other.sh(f"ip address add {address}/24 dev eth0")
+    for address in addresses:
         assert subprocess.run(["ping", "-c1", "-W2", address], stdout=subprocess.DEVNULL).returncode == 0
