@@ -29,7 +29,7 @@ test: ## all that a change must pass, up to a whole OpenStack: half an hour on 2
 	@tests/run
 
 .PHONY: test-long
-test-long: ## what is not worth its time at every change, with the reasons in tests/run: TIME_OF_LONG (root)
+test-long: ## what is not worth its time at every change, with the reasons in tests/run: over an hour (root)
 	@scripts/deps build run
 	@tests/run long
 
