@@ -19,6 +19,9 @@ use crate::image::recognise::FileSystem;
 
 /// Most memory that the child may map. xz may take a quarter of it.
 const ADDRESS_SPACE: u64 = 1 << 30;
+/// The stack of each of the converter's threads, of which a slow disk makes it start many: with
+/// the usual 8 MiB they would not fit in [`ADDRESS_SPACE`].
+const CONVERTER_STACK: u64 = 1 << 20;
 /// Most CPU time, in seconds.
 const CPU_SECONDS: u64 = 4 * 3600;
 /// Files that may be open while a mounted tree is walked: a directory on each level of it.
@@ -56,6 +59,10 @@ pub(super) fn confine(task: &Task) -> Result<()> {
     change_root(&task.directory, root)?;
     let files = if matches!(task.work, Work::Mounted { .. }) { OPEN_DIRECTORIES } else { 64 };
     limit(bytes, files).or_fault("limiting the jail")?;
+    if matches!(task.work, Work::Convert { .. }) {
+        // The C library of the program that the child becomes takes it for its threads.
+        lower(Resource::RLIMIT_STACK, CONVERTER_STACK).or_fault("limiting the converter")?;
+    }
     rustix::process::umask(rustix::fs::Mode::empty());
     drop_privileges(keep)
 }
@@ -168,11 +175,15 @@ fn limit(file_bytes: u64, files: u64) -> nix::Result<()> {
         (Resource::RLIMIT_NOFILE, files),
         (Resource::RLIMIT_CORE, 0),
     ] {
-        // The host may have set less already, and only less is possible without SYS_RESOURCE.
-        let value = value.min(getrlimit(resource)?.1);
-        setrlimit(resource, value, value)?;
+        lower(resource, value)?;
     }
     Ok(())
+}
+
+fn lower(resource: Resource, value: u64) -> nix::Result<()> {
+    // The host may have set less already, and only less is possible without SYS_RESOURCE.
+    let value = value.min(getrlimit(resource)?.1);
+    setrlimit(resource, value, value)
 }
 
 fn drop_privileges(keep: CapabilitySet) -> Result<()> {

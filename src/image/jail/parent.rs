@@ -295,8 +295,9 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
             Fault::new(
                 FaultKind::ImageUnacceptable,
                 format!(
-                    "unpacking took more memory, time or space than any image needs (signal {})",
-                    signal.unwrap_or_default()
+                    "unpacking took more memory, time or space than any image needs (signal {}): {}",
+                    signal.unwrap_or_default(),
+                    last_line(said)
                 ),
             )
         }
