@@ -19,6 +19,9 @@ use crate::image::recognise::FileSystem;
 
 /// Most memory that the child may map. xz may take a quarter of it.
 const ADDRESS_SPACE: u64 = 1 << 30;
+/// Most that the converter may map: of each of its threads and heaps, most is only reserved. What
+/// it may write to is bounded by [`ADDRESS_SPACE`], too.
+const CONVERTER_ADDRESS_SPACE: u64 = 1 << 36;
 /// The stack of each of the converter's threads, of which a slow disk makes it start many: with
 /// the usual 8 MiB they would not fit in [`ADDRESS_SPACE`].
 const CONVERTER_STACK: u64 = 1 << 20;
@@ -58,11 +61,14 @@ pub(super) fn confine(task: &Task) -> Result<()> {
     };
     change_root(&task.directory, root)?;
     let files = if matches!(task.work, Work::Mounted { .. }) { OPEN_DIRECTORIES } else { 64 };
-    limit(bytes, files).or_fault("limiting the jail")?;
-    if matches!(task.work, Work::Convert { .. }) {
+    let space = if matches!(task.work, Work::Convert { .. }) {
         // The C library of the program that the child becomes takes it for its threads.
         lower(Resource::RLIMIT_STACK, CONVERTER_STACK).or_fault("limiting the converter")?;
-    }
+        CONVERTER_ADDRESS_SPACE
+    } else {
+        ADDRESS_SPACE
+    };
+    limit(space, bytes, files).or_fault("limiting the jail")?;
     rustix::process::umask(rustix::fs::Mode::empty());
     drop_privileges(keep)
 }
@@ -167,9 +173,11 @@ fn enter(directory: &Path) -> nix::Result<()> {
     nix::unistd::chdir("/")
 }
 
-fn limit(file_bytes: u64, files: u64) -> nix::Result<()> {
+fn limit(space: u64, file_bytes: u64, files: u64) -> nix::Result<()> {
     for (resource, value) in [
-        (Resource::RLIMIT_AS, ADDRESS_SPACE),
+        (Resource::RLIMIT_AS, space),
+        // All that is private and may be written to: setrlimit(2).
+        (Resource::RLIMIT_DATA, ADDRESS_SPACE),
         (Resource::RLIMIT_CPU, CPU_SECONDS),
         (Resource::RLIMIT_FSIZE, file_bytes),
         (Resource::RLIMIT_NOFILE, files),
