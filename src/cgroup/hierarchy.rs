@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::plan::{self, CgroupPlan, Step};
+use crate::config::parse_cpu_set;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
 /// How the host arranges its cgroups.
@@ -247,6 +248,21 @@ impl Hierarchy {
             Version::V1 => place.path.join("blkio.throttle.write_bps_device").exists(),
             Version::V2 => true,
         })
+    }
+
+    /// The CPUs that cgroups below `/{parent}` may run on now; none: unknown.
+    pub fn usable_cpus(&self, parent: &str) -> BTreeSet<u32> {
+        let Some(Place { version, path }) = self.place(Controller::Cpuset) else {
+            return BTreeSet::new();
+        };
+        let file = match version {
+            Version::V1 => "cpuset.effective_cpus",
+            Version::V2 => "cpuset.cpus.effective",
+        };
+        // Version 2 has the file in the parent only once the controller reaches it.
+        let texts = [path.join(parent), path].map(|dir| plan::read(&dir.join(file)));
+        let sets = texts.iter().flatten().filter_map(|text| parse_cpu_set(file, text).ok());
+        sets.into_iter().find(|cpus| !cpus.is_empty()).unwrap_or_default()
     }
 
     /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.
