@@ -415,6 +415,18 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_parents_cpus_or_the_roots_until_the_controller_reaches_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let h = v2_fixture(dir.path());
+        assert!(h.usable_cpus("berth").is_empty());
+        fs::write(dir.path().join("cpuset.cpus.effective"), "0-3\n").unwrap();
+        assert_eq!(h.usable_cpus("berth"), (0..4).collect());
+        fs::create_dir(dir.path().join("berth")).unwrap();
+        fs::write(dir.path().join("berth/cpuset.cpus.effective"), "1,3\n").unwrap();
+        assert_eq!(h.usable_cpus("berth"), BTreeSet::from([1, 3]));
+    }
+
+    #[test]
     fn a_v2_controller_that_is_not_offered_is_absent() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("cgroup.controllers"), "cpu memory").unwrap();
