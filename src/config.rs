@@ -85,7 +85,7 @@ pub enum LogFormat {
 }
 
 /// The host as Nova sees it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
     /// Nova's `hypervisor_hostname`; empty: the host's name.
@@ -94,6 +94,8 @@ pub struct Host {
     pub cpu_shared_set: String,
     /// CPUs for `hw:cpu_policy=dedicated`; empty: none.
     pub cpu_dedicated_set: String,
+    /// An instance that shares has as many CPUs as vCPUs; else all that are shared.
+    pub cpu_balance: bool,
     /// Start, after a boot of the host, the instances that ran before it.
     pub resume_guests_state_on_host_boot: bool,
 }
@@ -353,6 +355,18 @@ impl Keystone {
             "interface",
             "must be internal, public or admin",
         )
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Host {
+            hypervisor_hostname: String::new(),
+            cpu_shared_set: String::new(),
+            cpu_dedicated_set: String::new(),
+            cpu_balance: true,
+            resume_guests_state_on_host_boot: false,
+        }
     }
 }
 

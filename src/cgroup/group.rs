@@ -1,5 +1,6 @@
 //! One instance's cgroup.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use uuid::Uuid;
 use super::plan::{self, CgroupPlan, Step, read};
 use super::stats::{self, GroupStats, Sources};
 use super::{CgroupLimits, Controller, DeviceNumber, Hierarchy, Place, Version, tasks, v1, v2};
+use crate::config::parse_cpu_set;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::ids::IdBlock;
 
@@ -193,6 +195,36 @@ impl Group {
         Ok(())
     }
 
+    /// The CPUs it is limited to, as it stands; none: it is not limited, or absent.
+    pub fn cpus(&self) -> BTreeSet<u32> {
+        let file = self.place(Controller::Cpuset).map(|place| place.path.join("cpuset.cpus"));
+        let text = file.and_then(|file| read(&file).ok()).unwrap_or_default();
+        parse_cpu_set("cpuset.cpus", &text).unwrap_or_default()
+    }
+
+    /// Has a live group run on these CPUs, all of its parent's for `None`; whether
+    /// there is one.
+    pub fn move_to(&self, cpus: Option<&BTreeSet<u32>>) -> Result<bool> {
+        let Some(Place { version, path }) = self.place(Controller::Cpuset) else {
+            return Ok(false);
+        };
+        let steps = match version {
+            Version::V1 => v1::cpuset(&path, cpus),
+            Version::V2 => v2::cpuset(&path, cpus),
+        };
+        for step in &steps {
+            match step.run() {
+                // It ended, or is only about to be made.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(refused(step, error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(true)
+    }
+
     /// Version 2 would kill processes rather than refuse a limit below usage.
     fn make_room(&self, limits: &CgroupLimits) -> Result<()> {
         let Some(Place { version: Version::V2, path }) = self.place(Controller::Memory) else {
@@ -214,10 +246,7 @@ impl Group {
             {
                 self.too_small(limits)
             }
-            Step::Write { path, value, .. } => {
-                Fault::internal(format_args!("writing {value:?} to {}", path.display()), error)
-            }
-            _ => Fault::internal("changing the limits", error),
+            _ => refused(step, error),
         }
     }
 
@@ -334,6 +363,15 @@ impl Group {
             failure = failure.and(removed);
         }
         failure
+    }
+}
+
+fn refused(step: &Step, error: io::Error) -> Fault {
+    match step {
+        Step::Write { path, value, .. } => {
+            Fault::internal(format_args!("writing {value:?} to {}", path.display()), error)
+        }
+        _ => Fault::internal("changing the limits", error),
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::plan::{self, CgroupPlan, Step};
+use crate::config::parse_cpu_set;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
 /// How the host arranges its cgroups.
@@ -249,6 +250,21 @@ impl Hierarchy {
         })
     }
 
+    /// The CPUs that cgroups below `/{parent}` may run on now; none: unknown.
+    pub fn usable_cpus(&self, parent: &str) -> BTreeSet<u32> {
+        let Some(Place { version, path }) = self.place(Controller::Cpuset) else {
+            return BTreeSet::new();
+        };
+        let file = match version {
+            Version::V1 => "cpuset.effective_cpus",
+            Version::V2 => "cpuset.cpus.effective",
+        };
+        // Version 2 has the file in the parent only once the controller reaches it.
+        let texts = [path.join(parent), path].map(|dir| plan::read(&dir.join(file)));
+        let sets = texts.iter().flatten().filter_map(|text| parse_cpu_set(file, text).ok());
+        sets.into_iter().find(|cpus| !cpus.is_empty()).unwrap_or_default()
+    }
+
     /// Ids of the instances that have a cgroup below `/{parent}` in any hierarchy.
     pub fn instances(&self, parent: &str) -> BTreeSet<Uuid> {
         let entries =
@@ -396,6 +412,18 @@ pub(super) mod tests {
             assert_eq!(h.place(controller).unwrap().version, Version::V2, "{controller:?}");
         }
         assert_eq!(h.roots(), [dir.path()]);
+    }
+
+    #[test]
+    fn the_parents_cpus_or_the_roots_until_the_controller_reaches_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let h = v2_fixture(dir.path());
+        assert!(h.usable_cpus("berth").is_empty());
+        fs::write(dir.path().join("cpuset.cpus.effective"), "0-3\n").unwrap();
+        assert_eq!(h.usable_cpus("berth"), (0..4).collect());
+        fs::create_dir(dir.path().join("berth")).unwrap();
+        fs::write(dir.path().join("berth/cpuset.cpus.effective"), "1,3\n").unwrap();
+        assert_eq!(h.usable_cpus("berth"), BTreeSet::from([1, 3]));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!
 //! * `quota:cpu_quota` is a vCPU's share of a period in libvirt. An instance is
 //!   one cgroup, so its quota is that times `vcpus`. Without it an instance may
-//!   use `vcpus` whole CPUs. A negative value or 0 is no limit.
+//!   use `vcpus` whole CPUs. A negative value or 0 is no limit of time; it runs
+//!   on `vcpus` CPUs all the same, unless the operator lets instances float.
 //! * `quota:cpu_shares` is the whole domain's in libvirt, so it is taken as it
 //!   is. Without it: 1024 for each vCPU.
 //! * `quota:disk_*` hold for each disk of the instance, as libvirt's `iotune`.
@@ -89,7 +90,7 @@ pub struct DiskRates {
 /// `hw:cpu_policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuPolicy {
-    /// Floats over the shared CPUs.
+    /// Shares its CPUs.
     Shared,
     /// Has CPUs of its own.
     Dedicated,
@@ -117,8 +118,8 @@ impl CgroupLimits {
     /// The limits of a flavor.
     ///
     /// `cpus` are the CPUs the instance may run on: those picked for it when
-    /// its policy is dedicated (exactly `vcpus` of them), the host's shared set
-    /// otherwise; `None` when the host keeps none.
+    /// its policy is dedicated (exactly `vcpus` of them), those shared ones where
+    /// it is placed otherwise; `None` when it may run anywhere.
     pub fn from_flavor(
         flavor: &Flavor,
         config: &config::Instances,

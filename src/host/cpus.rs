@@ -33,6 +33,20 @@ pub fn cpu_sets(config: &Config) -> Result<CpuSets> {
     resolve(config, parse_cpu_set("/sys/devices/system/cpu/online", &text)?)
 }
 
+/// The CPUs of each NUMA node; none where the kernel knows of none.
+pub fn cpu_nodes() -> Vec<BTreeSet<u32>> {
+    nodes_in(Path::new("/sys/devices/system/node"))
+}
+
+fn nodes_in(dir: &Path) -> Vec<BTreeSet<u32>> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let lists = entries.filter_map(|entry| read(&entry.path().join("cpulist")).ok());
+    let sets = lists.filter_map(|text| parse_cpu_set("cpulist", &text).ok());
+    let mut nodes: Vec<_> = sets.filter(|cpus| !cpus.is_empty()).collect();
+    nodes.sort();
+    nodes
+}
+
 fn resolve(config: &Config, online: BTreeSet<u32>) -> Result<CpuSets> {
     let set = |field: &str, text: &str| -> Result<BTreeSet<u32>> {
         let set = parse_cpu_set(field, text)?;
@@ -114,6 +128,18 @@ mod tests {
         let fault = pick_dedicated(&set, &BTreeSet::from([2, 3]), 3).unwrap_err();
         assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
         assert!(fault.detail.contains("2 of the 4"), "{fault}");
+    }
+
+    #[test]
+    fn nodes_without_cpus_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for (node, cpus) in [("node1", "1,3\n"), ("node0", "0,2\n"), ("node2", "\n")] {
+            std::fs::create_dir(dir.path().join(node)).unwrap();
+            std::fs::write(dir.path().join(node).join("cpulist"), cpus).unwrap();
+        }
+        std::fs::write(dir.path().join("online"), "0-2\n").unwrap();
+        assert_eq!(nodes_in(dir.path()), [BTreeSet::from([0, 2]), BTreeSet::from([1, 3])]);
+        assert!(nodes_in(&dir.path().join("absent")).is_empty());
     }
 
     #[test]

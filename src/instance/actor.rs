@@ -508,6 +508,17 @@ impl Actor {
         Ok(())
     }
 
+    /// The monitor made the cgroup anew, on the CPUs that it had when it was planned.
+    async fn booted_again(&mut self) -> Result<()> {
+        let id = self.record.id;
+        let confirm = move |parts: &HostParts| {
+            parts.placement.confirm(id);
+            Ok(())
+        };
+        self.shared.on_host(confirm).await?;
+        self.save().await
+    }
+
     /// An action that is fulfilled already still says what Nova wants.
     async fn remember_desired(&mut self, verb: Verb) -> Result<()> {
         let desired = match verb {
@@ -534,7 +545,7 @@ impl Actor {
                 if let Some(live) = &mut self.live {
                     live.init = init;
                 }
-                if let Err(fault) = self.save().await {
+                if let Err(fault) = self.booted_again().await {
                     error!(instance = %self.record.id, fault = %fault.in_full(), "recording a reboot");
                 }
                 self.publish();

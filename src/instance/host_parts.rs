@@ -18,6 +18,7 @@ use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
 use crate::types::{RuntimeInfo, Vif};
 
+use super::placement::Placement;
 use super::record::{Desired, Record};
 use super::teardown::{Teardown, undone};
 
@@ -41,8 +42,8 @@ pub struct HostParts {
     pub runtime_info: RuntimeInfo,
     /// The monitor's program.
     pub monitor_program: PathBuf,
-    /// CPUs of instances that share, when they are restricted.
-    pub shared_cpus: Option<Vec<u32>>,
+    /// Which CPUs the instances run on.
+    pub placement: Placement,
     /// CPUs to dedicate.
     pub dedicated_cpus: BTreeSet<u32>,
     /// This boot of the host.
@@ -77,7 +78,6 @@ impl HostParts {
             images: ImageStore::open(&layout, &config.images)?,
             disks: Disks::new(&layout, &config.storage)?,
             network,
-            hierarchy,
             runtime: CliRuntime {
                 program: info.path.clone().into(),
                 args: config.runtime.args.clone(),
@@ -85,8 +85,9 @@ impl HostParts {
             },
             runtime_info: info,
             monitor_program: monitor_program(&config)?,
-            shared_cpus: sets.shared_limit(),
+            placement: Placement::new(&config, &hierarchy, &sets),
             dedicated_cpus: sets.dedicated,
+            hierarchy,
             boot_id: boot_id()?,
             layout,
             config,
@@ -112,8 +113,12 @@ impl HostParts {
 
     /// Its limits.
     pub fn limits(&self, record: &Record) -> Result<CgroupLimits> {
-        let pinned = record.pinned_cpus.as_deref().or(self.shared_cpus.as_deref());
-        CgroupLimits::from_flavor(&record.definition.flavor, &self.config.instances, pinned)
+        let cpus = self.placement.cpus(record);
+        CgroupLimits::from_flavor(
+            &record.definition.flavor,
+            &self.config.instances,
+            cpus.as_deref(),
+        )
     }
 
     /// Lets through a VIF what the flavor allows, and nothing while the instance is

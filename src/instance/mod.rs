@@ -3,7 +3,7 @@
 //! The [`manager`], which the layers above know as [`backend`], takes a
 //! request; the [`registry`] finds the instance, [`handle`] queues the job,
 //! [`actor`] admits it ([`admission`], [`state`]) and runs the verb ([`ops`]) on the host's
-//! parts ([`host_parts`]). The durable [`record`] says what was asked, [`live`]
+//! parts ([`host_parts`]), on CPUs of the [`placement`]. The durable [`record`] says what was asked, [`live`]
 //! what its monitor tells. [`recovery`] makes actors of records when the
 //! service starts; [`image_jobs`] is what needs no actor.
 
@@ -22,6 +22,7 @@ pub mod live;
 pub mod manager;
 pub mod operation;
 pub mod ops;
+pub mod placement;
 pub mod record;
 pub mod recovery;
 pub mod registry;

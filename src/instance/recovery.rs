@@ -56,6 +56,7 @@ pub fn take_up_all(shared: &Arc<Shared>) -> Result<()> {
             });
         }
     });
+    shared.parts.placement.begin();
     shared.parts.images.collect()
 }
 

@@ -1,20 +1,12 @@
 """From inside, the machine is as large as the flavor."""
 
 import os
-import subprocess
 
 import pytest
-from harness.hosts import cgroup_dir
 
 pytestmark = pytest.mark.each_runtime
 
 MIB_KB = 1024
-
-
-def lxcfs_version() -> tuple[int, ...]:
-    """Of the installed lxcfs, which writes it with quotation marks."""
-    said = subprocess.run(["lxcfs", "--version"], capture_output=True, text=True)
-    return tuple(int(part) for part in (said.stdout + said.stderr).strip().strip('"').split("."))
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +20,12 @@ def test_cpus(machine):
     assert machine.sh("grep -c ^processor /proc/cpuinfo") == "1"
 
 
-@pytest.mark.skipif(
-    (cgroup_dir("cpu") / "cgroup.controllers").exists() and lxcfs_version() < (7, 0),
-    reason="on cgroup v2 lxcfs counts a quota here since 7.0 only",
-)
 def test_cpus_with_their_times(machine):
     assert machine.sh("grep -c '^cpu[0-9]' /proc/stat") == "1"
+
+
+def test_cpus_that_it_may_run_on(machine):
+    assert machine.sh("nproc") == "1"
 
 
 def test_a_flavor_with_all_cpus_shows_all(spawn):
@@ -42,7 +34,9 @@ def test_a_flavor_with_all_cpus_shows_all(spawn):
 
 
 def test_sysfs_shows_cpus(machine):
-    assert machine.sh("cat /sys/devices/system/cpu/online") in ("0", "0-0", "1")
+    online = machine.sh("cat /sys/devices/system/cpu/online")
+    # Which one is a matter of the version of lxcfs.
+    assert online == "0-0" or online.isdigit()
 
 
 def test_memory(machine):

@@ -67,6 +67,7 @@ pub fn end_processes(parts: &HostParts, id: Uuid) -> Result<()> {
     teardown.step("ending processes", group.kill_all());
     teardown.step("removing the runtime's state", parts.runtime.delete(&id.to_string(), &log));
     teardown.step("removing the cgroup", group.remove(&devices));
+    parts.placement.leave(id);
     teardown.step("removing a log", crate::store::atomic::remove_file(&log));
     teardown.into_result()
 }

@@ -1,6 +1,5 @@
 //! Another flavor for an instance, running or not: what both kinds of resize do.
 
-use crate::cgroup::CgroupLimits;
 use crate::fault::{Fault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
@@ -14,7 +13,6 @@ use crate::types::Flavor;
 pub struct FlavorChange {
     /// Its record then.
     pub new: Record,
-    limits: CgroupLimits,
 }
 
 impl FlavorChange {
@@ -28,21 +26,21 @@ impl FlavorChange {
         validate::flavor("flavor", &flavor)?;
         let mut new = record.clone();
         new.definition.flavor = flavor;
-        let limits = parts.limits(&new)?;
-        // Rates that cannot be had are found now.
+        // Limits and rates that cannot be had are found now.
+        parts.limits(&new)?;
         Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
         sizes(record, &mut new, running)?;
         policy(record, &new)?;
-        Ok(FlavorChange { new, limits })
+        Ok(FlavorChange { new })
     }
 
     /// Does it; a step that fails is undone, save that a grown disk stays grown.
     pub fn carry_out(self, parts: &HostParts, record: &Record, running: bool) -> Result<Record> {
-        let FlavorChange { mut new, limits } = self;
+        let FlavorChange { mut new } = self;
         grow(parts, record, &new, running)?;
         let changed = (|| {
             if running {
-                apply(parts, &new, &limits)?;
+                apply(parts, &new)?;
             }
             traffic(parts, &new, running)?;
             new.save(&parts.paths(&new))
@@ -119,23 +117,26 @@ fn grow(parts: &HostParts, old: &Record, new: &Record, running: bool) -> Result<
 }
 
 /// Puts limits in force, now and for a reboot from inside.
-fn apply(parts: &HostParts, record: &Record, limits: &CgroupLimits) -> Result<()> {
+fn apply(parts: &HostParts, record: &Record) -> Result<()> {
+    parts.placement.place(record);
+    let limits = &parts.limits(record)?;
     let paths = parts.paths(record);
     let devices = parts.devices(&paths);
     let group = parts.group(record);
     group.update(limits, &devices)?;
-    match Monitor::connect(&paths.monitor_socket())? {
-        Some(monitor) => monitor.update_plan(&group.plan(limits, &devices, record.id_block)?),
-        // It ended in between: the next start plans anew.
-        None => Ok(()),
+    // Without one it ended in between: the next start plans anew.
+    if let Some(monitor) = Monitor::connect(&paths.monitor_socket())? {
+        monitor.update_plan(&group.plan(limits, &devices, record.id_block)?)?;
     }
+    parts.placement.confirm(record.id);
+    Ok(())
 }
 
 /// Puts in force on a running instance what its record says, should a change
 /// have been cut short.
 pub fn restore(parts: &HostParts, old: &Record, running: bool) -> Result<()> {
     if running {
-        apply(parts, old, &parts.limits(old)?)?;
+        apply(parts, old)?;
     }
     traffic(parts, old, running)
 }

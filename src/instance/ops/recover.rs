@@ -37,6 +37,7 @@ pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recover
     atomic::remove_file(&parts.paths(&record).root_disk_copy())?;
     rescue::recover(parts, &record)?;
     if let Some(live) = adopt(parts, &mut record)? {
+        parts.placement.read_back(&record);
         if let Err(fault) = finish_changes(parts, &record) {
             tracing::warn!(instance = %record.id, fault = %fault.in_full(), "bringing it to what its record says");
         }

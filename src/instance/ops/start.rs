@@ -62,12 +62,14 @@ fn boot(parts: &HostParts, record: &Record) -> Result<Live> {
     create::network(parts, record)?;
     let devices = parts.mount(record)?;
     stats::set_baseline(&paths.block_baseline(), &devices)?;
+    parts.placement.place(record);
     write_bundle(parts, record)?;
     let monitor = monitor::launch(&monitor_spec(parts, record, &devices)?, &parts.monitor_program)?;
     let (_, messages) = monitor.subscribe()?;
     let init = monitor.start()?.init.ok_or_else(|| {
         Fault::new(FaultKind::RuntimeFailed, "the first process ended before it was started")
     })?;
+    parts.placement.confirm(record.id);
     Live::follow(monitor, init, messages)
 }
 
