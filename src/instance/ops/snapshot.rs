@@ -90,7 +90,7 @@ pub fn snapshot<S, T>(
     let _permit = let_go()?;
     let left_out = create::seed(record).untouched(upper.as_fd());
     let mut layers = base_layers(parts, record)?;
-    layers.push(Tree::new(upper, left_out));
+    layers.push(Tree::new(upper, left_out, parts.layout.images_temporary()));
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
     let disk = disk.map(|kept| {
@@ -166,7 +166,7 @@ fn base_layers(parts: &HostParts, record: &Record) -> Result<Vec<Tree>> {
     let open = |digest: &String| {
         let path = parts.images.layer_dir(digest);
         let layer = File::open(&path).or_fault(format_args!("opening {}", path.display()))?;
-        Ok(Tree::new(layer.into(), BTreeSet::new()))
+        Ok(Tree::new(layer.into(), BTreeSet::new(), parts.layout.images_temporary()))
     };
     record.layers.iter().map(open).collect()
 }
