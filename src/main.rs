@@ -9,6 +9,7 @@ use berth::fault::{OrFault, Result};
 use berth::image::jail;
 use berth::instance::backend::Backend;
 use berth::instance::{Manager, host_report};
+use berth::rootfs::rest;
 use berth::types::Check;
 
 /// What `serve` found before it opened the manager, which reports it.
@@ -18,8 +19,9 @@ static CHECKS: OnceLock<Vec<Check>> = OnceLock::new();
 const ACTOR_THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    // The jail first: it must not start anything of the service.
-    if let Some(code) = jail::main(std::env::args_os().skip(1)) {
+    // Children first: they must not start anything of the service.
+    let arguments = || std::env::args_os().skip(1);
+    if let Some(code) = jail::main(arguments()).or_else(|| rest::main(arguments())) {
         return code;
     }
     berth::sys::process::share_heaps();

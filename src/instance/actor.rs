@@ -206,11 +206,17 @@ impl Actor {
             }
             Action::SetPassword(wanted) => {
                 let record = self.record.clone();
-                self.shared.on_host(move |parts| ops::password::set(parts, &record, &wanted)).await
+                self.shared.on_guest(move |parts| ops::password::set(parts, &record, &wanted)).await
             }
             Action::ConfirmResize => self.change_in_place(ops::cold_resize::confirm).await,
             Action::RevertResize => self.revert_resize().await,
-            Action::Quiesce => self.change(EventKind::Updated, ops::quiesce::quiesce).await,
+            Action::Quiesce => {
+                let record = self.record.clone();
+                let quiesce = move |parts: &HostParts| ops::quiesce::quiesce(parts, record);
+                self.record = self.shared.on_guest(quiesce).await?;
+                self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
+                Ok(())
+            }
             Action::Unquiesce => self.change(EventKind::Updated, ops::quiesce::unquiesce).await,
             Action::Rescue(wanted) => self.rescue(wanted).await,
             Action::Unrescue => self.unrescue().await,
@@ -312,7 +318,7 @@ impl Actor {
     async fn freeze(&mut self, how: Frozen) -> Result<()> {
         let record = self.record.clone();
         self.record =
-            self.shared.on_host(move |parts| ops::freeze::freeze(parts, record, how)).await?;
+            self.shared.on_guest(move |parts| ops::freeze::freeze(parts, record, how)).await?;
         let kind = if how == Frozen::Paused { EventKind::Paused } else { EventKind::Suspended };
         self.shared.emit(kind, &self.view(), self.request_id.clone());
         Ok(())
@@ -320,7 +326,7 @@ impl Actor {
 
     async fn thaw(&mut self) -> Result<()> {
         let record = self.record.clone();
-        self.record = self.shared.on_host(move |parts| ops::freeze::thaw(parts, record)).await?;
+        self.record = self.shared.on_guest(move |parts| ops::freeze::thaw(parts, record)).await?;
         self.shared.emit(EventKind::Resumed, &self.view(), self.request_id.clone());
         Ok(())
     }
@@ -409,7 +415,11 @@ impl Actor {
         }
         self.live = None;
         let record = self.record.clone();
-        self.shared.on_host(move |parts| ops::destroy::destroy(parts, &record)).await
+        self.shared
+            .when_ended(record.id, move |parts, ended| {
+                ops::destroy::destroy_rest(parts, &record, ended)
+            })
+            .await
     }
 
     // ── parts of verbs ───────────────────────────────────────────────────
@@ -430,7 +440,7 @@ impl Actor {
     async fn ask(&mut self, ask: ops::stop::Ask) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
         let (monitor, record) = (live.monitor.clone(), self.record.clone());
-        self.shared.on_host(move |_| ops::stop::ask(&monitor, &record, ask)).await
+        self.shared.on_guest(move |_| ops::stop::ask(&monitor, &record, ask)).await
     }
 
     /// Waits until the first process ended, the time is over, or something urgent comes.
@@ -450,7 +460,10 @@ impl Actor {
     async fn power_off_hard(&mut self) -> Result<()> {
         self.live = None;
         let record = self.record.clone();
-        self.record = self.shared.on_host(move |parts| ops::stop::power_off(parts, record)).await?;
+        self.record = self
+            .shared
+            .when_ended(record.id, move |parts, ended| ops::stop::take_down(parts, record, ended))
+            .await?;
         Ok(())
     }
 
@@ -568,7 +581,9 @@ impl Actor {
         let record = self.record.clone();
         match self
             .shared
-            .on_host(move |parts| ops::stop::clean_up_after_end(parts, record, unasked))
+            .when_ended(record.id, move |parts, ended| {
+                ops::stop::clean_up_after_end(parts, record, ended, unasked)
+            })
             .await
         {
             Ok(record) => self.record = record,

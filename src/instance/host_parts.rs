@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
 use crate::network::{Network, Rates};
+use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
 use crate::runtime::{cli::CliRuntime, probe};
 use crate::store::layout::{InstanceLayout, Layout};
@@ -20,7 +21,7 @@ use crate::types::{RuntimeInfo, Vif};
 
 use super::placement::Placement;
 use super::record::{Desired, Record};
-use super::teardown::{Teardown, undone};
+use super::teardown::Teardown;
 
 /// The parts.
 pub struct HostParts {
@@ -182,8 +183,7 @@ impl HostParts {
 
     /// Writes to the disks what waits to be written, while the instance runs.
     pub fn sync_disks(&self, layout: &InstanceLayout) -> Result<()> {
-        let disks = mounted_disks(layout)?;
-        disks.iter().try_for_each(rustix::fs::syncfs).or_fault("writing a disk")
+        rest::rest(Work::Sync, &mounted_disks(layout)?)
     }
 
     /// Whether any of its disks is in use.
@@ -192,21 +192,22 @@ impl HostParts {
     }
 
     /// Freezes the file systems on its disks, all or none, so that what is on
-    /// the disks is consistent; repeats do nothing. [`HostParts::sync_disks`]
-    /// before it makes it short.
+    /// the disks is consistent. [`HostParts::sync_disks`] before it makes it short.
     pub fn freeze_disks(&self, layout: &InstanceLayout) -> Result<()> {
-        let disks = mounted_disks(layout)?;
-        let frozen = disks.iter().try_for_each(|disk| sys::fs::freeze(disk.as_fd()));
-        frozen
-            .or_fault("freezing a disk")
-            .map_err(|fault| undone(fault, "thawing it", self.thaw_disks(layout)))
+        rest::rest(Work::Freeze, &mounted_disks(layout)?)
+    }
+
+    /// The same for disks of which some may be frozen already.
+    pub fn freeze_disks_again(&self, layout: &InstanceLayout) -> Result<()> {
+        rest::rest(Work::FreezeAgain, &mounted_disks(layout)?)
     }
 
     /// Undoes [`HostParts::freeze_disks`]; not frozen is success.
     pub fn thaw_disks(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
-        for disk in mounted_disks(layout)? {
-            teardown.step("thawing a disk", sys::fs::thaw(disk.as_fd()).or_fault("asking for it"));
+        for path in mounted_disks(layout)? {
+            let thaw = || sys::fs::thaw(File::open(&path)?.as_fd());
+            teardown.step("thawing a disk", thaw().or_fault("asking for it"));
         }
         teardown.into_result()
     }
@@ -245,12 +246,12 @@ fn disk_mounts(layout: &InstanceLayout) -> [PathBuf; 3] {
     [layout.rescue_mount(), layout.disk_mount(), layout.ephemeral_mount()]
 }
 
-/// The roots of an instance's disks, as far as they are mounted.
-fn mounted_disks(layout: &InstanceLayout) -> Result<Vec<File>> {
+/// Where an instance's disks are mounted, as far as they are.
+fn mounted_disks(layout: &InstanceLayout) -> Result<Vec<PathBuf>> {
     let mut disks = Vec::new();
     for path in disk_mounts(layout) {
         if mount::is_mount_point(&path)? {
-            disks.push(File::open(&path).or_fault(format_args!("opening {}", path.display()))?);
+            disks.push(path);
         }
     }
     Ok(disks)

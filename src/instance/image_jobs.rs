@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -54,24 +54,32 @@ pub async fn snapshot(
     wanted: Snapshot,
     operation: OperationWriter,
 ) -> Result<()> {
-    let slot = shared.host_slots.clone().acquire_owned().await.or_fault("waiting for a slot")?;
     let (let_go, was_let_go) = oneshot::channel();
     let theirs = shared.clone();
-    shared.runtime.spawn_blocking(move || {
+    let work = move || {
         let report = |stage: &str, done, total| {
             operation.stage(stage);
             operation.progress(done, total);
         };
+        let wait = |slots: &Arc<Semaphore>| {
+            let slot = theirs.runtime.block_on(slots.clone().acquire_owned());
+            slot.or_fault("waiting for a slot")
+        };
+        let slot = || wait(&theirs.host_slots);
         let go_on = || {
-            drop(slot);
             // The actor may be gone with the service.
             let _ = let_go.send(());
-            let permit = theirs.runtime.block_on(theirs.image_slots.clone().acquire_owned());
-            permit.or_fault("waiting for a slot")
+            wait(&theirs.image_slots)
         };
-        let outcome = ops::snapshot::snapshot(&theirs.parts, &record, &wanted, &report, go_on);
+        let outcome =
+            ops::snapshot::snapshot(&theirs.parts, &record, &wanted, &report, &slot, go_on);
         operation.finish(outcome);
-    });
+    };
+    // Of its own, since many may wait at once: for their guests, then for their turn.
+    std::thread::Builder::new()
+        .name("berth-snapshot".into())
+        .spawn(work)
+        .or_fault("starting a thread")?;
     // It was not taken: the operation has ended and says why.
     was_let_go.await.or_fault("taking the snapshot")
 }

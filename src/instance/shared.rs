@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::info;
+use uuid::Uuid;
 
 use super::event::EventLog;
 use super::handle::View;
 use super::host_parts::HostParts;
 use super::operation::Operations;
+use super::ops::destroy;
 use super::registry::Registry;
 use crate::config::Config;
 use crate::fault::{Fault, OrFault, Result};
@@ -69,6 +71,40 @@ impl Shared {
             work(&parts)
         });
         done.await.map_err(|error| Fault::internal("working on the host", error))?
+    }
+
+    /// Runs what waits for a guest, on a thread of its own: it holds none of the
+    /// slots, nor of the threads that work on the host has, for a guest decides
+    /// how long it takes. The work itself has a limit; an instance has one of
+    /// these at most, as its actor awaits it.
+    pub async fn on_guest<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&HostParts) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (said, says) = oneshot::channel();
+        let parts = self.parts.clone();
+        std::thread::Builder::new()
+            .name("berth-guest".into())
+            .spawn(move || {
+                // The actor may be gone with the service.
+                let _ = said.send(work(&parts));
+            })
+            .or_fault("starting a thread")?;
+        says.await.map_err(|error| Fault::internal("waiting for the instance", error))?
+    }
+
+    /// Ends an instance's processes, however long they take to die, and then runs
+    /// `work` on the host. It is told whether they ended: when they did not, it
+    /// tries its other steps, and waits where it keeps nobody else waiting.
+    pub async fn when_ended<T: Send + 'static>(
+        &self,
+        id: Uuid,
+        work: impl FnOnce(&HostParts, Result<()>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match self.on_guest(move |parts| destroy::end_processes(parts, id)).await {
+            Ok(()) => self.on_host(move |parts| work(parts, Ok(()))).await,
+            Err(fault) => self.on_guest(move |parts| work(parts, Err(fault))).await,
+        }
     }
 
     /// Publishes an event.

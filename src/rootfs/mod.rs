@@ -10,6 +10,7 @@ mod disk;
 mod disks;
 pub mod idmap;
 pub mod overlay;
+pub mod rest;
 pub mod seed;
 mod template;
 mod trial;

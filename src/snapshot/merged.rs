@@ -1,34 +1,32 @@
 //! Trees that lie on each other, as an instance sees them: what a tree hides
 //! of those below it is not there, and neither are the marks that hide it.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
-use std::vec;
-
-use super::tree::{Here, Node, NodeKind, Tree, too_long};
+use super::links::Links;
+use super::names::{Names, Unsorted};
+use super::scratch::Scratch;
+use super::tree::{Here, Node, NodeKind, Tree, Visit, too_long};
 use crate::fault::Result;
 
 /// A directory on the way: its path, the names in it that are still to come,
 /// and the trees that make it up, highest first.
 struct Open<'a> {
     path: Vec<u8>,
-    names: vec::IntoIter<Vec<u8>>,
+    names: Names<'a>,
     trees: Vec<&'a Tree>,
 }
 
 /// Shows each file with its content, the directory before what is in it, as
 /// [`Tree::walk`] does. `trees` are the lowest first.
-pub(super) fn walk(
-    trees: &[Tree],
-    visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
-) -> Result<()> {
-    let mut links = HashMap::new();
-    let Some(root) = open(trees.iter().rev(), Vec::new(), &mut links, visit)? else {
+pub(super) fn walk(trees: &[Tree], visit: &mut Visit<'_>) -> Result<()> {
+    let Some(lowest) = trees.first() else { return Ok(()) };
+    let scratch = lowest.scratch();
+    let mut links = Links::new(&scratch);
+    let Some(root) = open(trees.iter().rev(), Vec::new(), &scratch, &mut links, visit)? else {
         return Ok(());
     };
     let mut way = vec![root];
     while let Some(directory) = way.last_mut() {
-        let Some(name) = directory.names.next() else {
+        let Some(name) = directory.names.next()? else {
             way.pop();
             continue;
         };
@@ -38,7 +36,7 @@ pub(super) fn walk(
         };
         too_long(&path)?;
         let trees = directory.trees.clone();
-        if let Some(next) = open(trees.into_iter(), path, &mut links, visit)? {
+        if let Some(next) = open(trees.into_iter(), path, &scratch, &mut links, visit)? {
             way.push(next);
         }
     }
@@ -49,8 +47,9 @@ pub(super) fn walk(
 fn open<'a>(
     trees: impl Iterator<Item = &'a Tree>,
     path: Vec<u8>,
-    links: &mut HashMap<(u64, u64), Vec<u8>>,
-    visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
+    scratch: &'a Scratch,
+    links: &mut Links<'_>,
+    visit: &mut Visit<'_>,
 ) -> Result<Option<Open<'a>>> {
     let mut parts = Vec::new();
     for tree in trees {
@@ -71,14 +70,14 @@ fn open<'a>(
         }
     }
     let Some(highest) = parts.first() else { return Ok(None) };
-    let (_, names) = highest.directory(path.clone(), &mut |node, file| {
+    let mut names = Unsorted::new(scratch);
+    highest.directory(&path, &mut names, &mut |node, file| {
         let kind = NodeKind::Directory { opaque: false };
         visit(&Node { kind, ..node.clone() }, file)
     })?;
-    let mut names: BTreeSet<Vec<u8>> = names.collect();
     for tree in &parts[1..] {
-        names.extend(tree.directory(path.clone(), &mut |_, _| Ok(()))?.1);
+        tree.directory(&path, &mut names, &mut |_, _| Ok(()))?;
     }
-    let names = names.into_iter().collect::<Vec<_>>().into_iter();
+    let names = names.sorted()?;
     Ok(Some(Open { path, names, trees: parts }))
 }

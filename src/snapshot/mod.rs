@@ -8,12 +8,17 @@
 //! what the instance changed. Or it is the root file system as the instance
 //! sees it, in one tarball ([`merged`] lays the trees on each other). Everything
 //! is read from trees that no longer change, so a first walk tells how large each
-//! layer will be, and the second streams it: nothing is kept on the way. Or it
-//! is a disk of the base image's layout ([`disk`]), which is made in a file first.
+//! layer will be, and the second streams it. What a walk must keep on its way,
+//! names of files with several and of full directories, it keeps in a file, as
+//! the tree's owner decides how much that is. Or the snapshot is a disk of the
+//! base image's layout ([`disk`]), which is made in a file first.
 
 pub mod disk;
 mod image_archive;
+mod links;
 mod merged;
+mod names;
+mod scratch;
 mod tree;
 mod tree_tar;
 

@@ -36,7 +36,7 @@ fn members(bytes: &[u8]) -> Vec<(String, MemberKind, Vec<u8>)> {
 fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, MemberKind, Vec<u8>)> {
     let tree = |(path, left_out): &(&Path, &[&str])| {
         let left_out = left_out.iter().map(|path| path.as_bytes().to_vec()).collect();
-        Tree::new(File::open(path).unwrap().into(), left_out)
+        Tree::new(File::open(path).unwrap().into(), left_out, std::env::temp_dir())
     };
     let contents = Contents {
         layers: trees.iter().map(tree).collect(),
@@ -135,7 +135,11 @@ fn a_sink_that_fails_ends_it() {
         }
     }
     let dir = tempfile::tempdir().unwrap();
-    let layers = vec![Tree::new(File::open(dir.path()).unwrap().into(), Default::default())];
+    let layers = vec![Tree::new(
+        File::open(dir.path()).unwrap().into(),
+        Default::default(),
+        std::env::temp_dir(),
+    )];
     let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };
     for format in [SnapshotFormat::DockerArchive, SnapshotFormat::RootfsTar] {
         assert!(write(format, &contents, &mut Full, &|_, _| {}).is_err());
@@ -178,7 +182,7 @@ fn root_a_tarball_holds_what_the_layers_show_together() {
     let mut left_out = std::collections::BTreeSet::new();
     left_out.insert(b"etc/seeded".to_vec());
     let tree = |layer: usize, left_out| {
-        Tree::new(File::open(dirs[layer].path()).unwrap().into(), left_out)
+        Tree::new(File::open(dirs[layer].path()).unwrap().into(), left_out, std::env::temp_dir())
     };
     let layers = vec![tree(0, Default::default()), tree(1, Default::default()), tree(2, left_out)];
     let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };

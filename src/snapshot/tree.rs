@@ -1,10 +1,10 @@
 //! A tree of files as a layer sees it: read in a fixed order, overlayfs's own
 //! marks taken for what they mean.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::vec;
+use std::path::PathBuf;
 
 use rustix::fs::{
     Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat,
@@ -12,6 +12,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::links::Links;
+use super::names::Unsorted;
+use super::scratch::Scratch;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::tar_reader::printable;
 use crate::image::whiteout::{self, Meaning, OPAQUE_VALUE, OPAQUE_XATTR};
@@ -21,11 +24,20 @@ use crate::image::xattr;
 const LONGEST: usize = 4095;
 /// Most pieces of a file with holes; one with more is read as if it had none.
 const MOST_PIECES: usize = 4096;
+/// Most bytes of a file's extended attributes, a little less than the reader of
+/// archives takes in a header.
+const MOST_ATTRIBUTES: usize = 960 << 10;
+/// What each takes in a header besides its name and value, at most.
+const RECORD: usize = 24;
+
+/// Is shown each file, with its content.
+pub(super) type Visit<'v> = dyn FnMut(&Node, Option<&File>) -> Result<()> + 'v;
 
 /// A tree that no longer changes.
 pub struct Tree {
     root: OwnedFd,
     left_out: BTreeSet<Vec<u8>>,
+    scratch: PathBuf,
 }
 
 /// One file of a tree.
@@ -80,21 +92,30 @@ pub(super) enum Here {
 }
 
 impl Tree {
-    /// The tree below a directory. `left_out` are paths without a leading slash.
-    pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>) -> Tree {
-        Tree { root, left_out }
+    /// The tree below a directory. `left_out` are paths without a leading slash;
+    /// `scratch` is a directory for files without a name.
+    pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>, scratch: PathBuf) -> Tree {
+        Tree { root, left_out, scratch }
+    }
+
+    /// For what a walk keeps.
+    pub(super) fn scratch(&self) -> Scratch {
+        Scratch::new(&self.scratch)
     }
 
     /// Shows each file with its content, the directory before what is in it,
     /// names in the order of their bytes: always the same.
-    pub(super) fn walk(
-        &self,
-        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
-    ) -> Result<()> {
-        let mut links = HashMap::new();
-        let mut open = vec![self.directory(Vec::new(), visit)?];
+    pub(super) fn walk(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let scratch = self.scratch();
+        let mut links = Links::new(&scratch);
+        let enter = |path: Vec<u8>, visit: &mut Visit<'_>| -> Result<_> {
+            let mut names = Unsorted::new(&scratch);
+            self.directory(&path, &mut names, visit)?;
+            Ok((path, names.sorted()?))
+        };
+        let mut open = vec![enter(Vec::new(), visit)?];
         while let Some((path, names)) = open.last_mut() {
-            let Some(name) = names.next() else {
+            let Some(name) = names.next()? else {
                 open.pop();
                 continue;
             };
@@ -107,7 +128,7 @@ impl Tree {
             }
             too_long(&path)?;
             if self.file(&path, &mut links, visit)? {
-                open.push(self.directory(path, visit)?);
+                open.push(enter(path, visit)?);
             }
         }
         Ok(())
@@ -136,37 +157,36 @@ impl Tree {
         look().or_fault(format_args!("reading /{}", printable(path)))
     }
 
-    /// Shows a directory, and gives the names in it.
+    /// Shows a directory, and adds the names in it.
     pub(super) fn directory(
         &self,
-        path: Vec<u8>,
-        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
-    ) -> Result<(Vec<u8>, vec::IntoIter<Vec<u8>>)> {
-        let doing = || format!("reading the directory /{}", printable(&path));
-        let directory = self.open(&path, OFlags::RDONLY | OFlags::DIRECTORY).or_fault(doing())?;
+        path: &[u8],
+        names: &mut Unsorted<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<()> {
+        let doing = || format!("reading the directory /{}", printable(path));
+        let directory = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).or_fault(doing())?;
         let stat = fstat(&directory).or_fault(doing())?;
         let opaque = is_opaque(&directory).or_fault(doing())?;
-        let xattrs = xattrs(&directory, &path).or_fault(doing())?;
-        visit(&Node::new(&path, NodeKind::Directory { opaque }, &stat, xattrs), None)?;
-        let mut names = Vec::new();
+        let xattrs = xattrs(&directory, path)?;
+        visit(&Node::new(path, NodeKind::Directory { opaque }, &stat, xattrs), None)?;
         for entry in Dir::read_from(&directory).or_fault(doing())? {
             let entry = entry.or_fault(doing())?;
             let name = entry.file_name().to_bytes();
             // In an archive, other names with the prefix would mean deletions.
             if !matches!(name, b"." | b"..") && whiteout::meaning(name) == Meaning::Plain {
-                names.push(name.to_vec());
+                names.add(name)?;
             }
         }
-        names.sort_unstable();
-        Ok((path, names.into_iter()))
+        Ok(())
     }
 
     /// Shows anything but a directory; whether it is one.
     pub(super) fn file(
         &self,
         path: &[u8],
-        links: &mut HashMap<(u64, u64), Vec<u8>>,
-        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
+        links: &mut Links<'_>,
+        visit: &mut Visit<'_>,
     ) -> Result<bool> {
         let doing = || format!("reading /{}", printable(path));
         let fd = self.open(path, OFlags::PATH).or_fault(doing())?;
@@ -175,19 +195,16 @@ impl Tree {
             FileType::Directory => return Ok(true),
             FileType::RegularFile => {
                 if stat.st_nlink > 1
-                    && let Some(first) = links.get(&(stat.st_dev, stat.st_ino))
+                    && let Some(first) = links.first((stat.st_dev, stat.st_ino), path)?
                 {
-                    let kind = NodeKind::Hardlink(first.clone());
+                    let kind = NodeKind::Hardlink(first);
                     visit(&Node::new(path, kind, &stat, Vec::new()), None)?;
                     return Ok(false);
-                }
-                if stat.st_nlink > 1 {
-                    links.insert((stat.st_dev, stat.st_ino), path.to_vec());
                 }
                 let file = File::from(self.open(path, OFlags::RDONLY).or_fault(doing())?);
                 let size = stat.st_size.unsigned_abs();
                 let pieces = pieces(&file, &stat).or_fault(doing())?;
-                let xattrs = xattrs(&file, path).or_fault(doing())?;
+                let xattrs = xattrs(&file, path)?;
                 let node = Node::new(path, NodeKind::File { size, pieces }, &stat, xattrs);
                 return visit(&node, Some(&file)).map(|()| false);
             }
@@ -246,23 +263,36 @@ fn is_opaque(directory: &impl AsFd) -> rustix::io::Result<bool> {
 }
 
 /// The attributes that an image keeps, and in the form that it keeps.
-fn xattrs(file: &impl AsFd, path: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn xattrs(file: &impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let doing = || format!("reading the extended attributes of /{}", printable(path));
     let mut list = vec![0; 1 << 16];
     let length = match flistxattr(file, &mut list[..]) {
         Err(Errno::OPNOTSUPP) => 0,
-        other => other?,
+        other => other.or_fault(doing())?,
     };
     let mut names: Vec<&[u8]> =
         list[..length].split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
     names.sort_unstable();
-    let mut kept = Vec::new();
+    let (mut kept, mut bytes) = (Vec::new(), 0);
     for name in names {
         if name.starts_with(b"trusted.") {
             continue;
         }
-        let value = attribute(file, name)?;
+        let value = attribute(file, name).or_fault(doing())?;
         // What no image may have, overlayfs's own for one, is not of the instance.
         if let Ok(Some(value)) = xattr::kept(name, &value, path) {
+            bytes += name.len() + value.len() + RECORD;
+            if bytes > MOST_ATTRIBUTES {
+                return Err(Fault::new(
+                    FaultKind::InstanceUnsupported,
+                    format!(
+                        "/{} has more than {} KiB of extended attributes, which no image holds; \
+                         remove some",
+                        printable(path),
+                        MOST_ATTRIBUTES >> 10
+                    ),
+                ));
+            }
             kept.push((name.to_vec(), value));
         }
     }

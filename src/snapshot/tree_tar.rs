@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use tar::EntryType;
 
 use super::merged;
-use super::tree::{Node, NodeKind, Tree};
+use super::tree::{Node, NodeKind, Tree, Visit};
 use crate::fault::{OrFault, Result};
 use crate::image::tar_writer::{Head, TarWriter};
 
@@ -24,10 +24,7 @@ pub(super) enum Files<'a> {
 }
 
 impl Files<'_> {
-    pub(super) fn walk(
-        self,
-        visit: &mut dyn FnMut(&Node, Option<&File>) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn walk(self, visit: &mut Visit<'_>) -> Result<()> {
         match self {
             Files::Layer(tree) => tree.walk(visit),
             Files::Merged(trees) => merged::walk(trees, visit),

@@ -150,13 +150,15 @@ const FIFREEZE: libc::c_ulong = 0xC004_5877; // _IOWR('X', 119, int)
 const FITHAW: libc::c_ulong = 0xC004_5878; // _IOWR('X', 120, int)
 
 /// Writes all of the file system that holds `directory` to its device and
-/// holds whoever wants to change it until [`thaw`]. Frozen already is success.
-pub fn freeze(directory: BorrowedFd<'_>) -> io::Result<()> {
+/// holds whoever wants to change it until [`thaw`]; false, when it is frozen
+/// already, or about to be. It returns when the writes under way have ended, and
+/// no signal ends it before.
+pub fn freeze(directory: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: the request's argument is unused.
     match unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE, 0) } {
-        0 => Ok(()),
+        0 => Ok(true),
         _ => match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+            e if e.raw_os_error() == Some(libc::EBUSY) => Ok(false),
             e => Err(e),
         },
     }

@@ -19,8 +19,14 @@ use crate::sys::ns;
 
 /// Destroys an instance and all that is its own.
 pub fn destroy(parts: &HostParts, record: &Record) -> Result<()> {
+    let ended = end_processes(parts, record.id);
+    destroy_rest(parts, record, ended)
+}
+
+/// The rest of [`destroy`], after [`end_processes`].
+pub fn destroy_rest(parts: &HostParts, record: &Record, ended: Result<()>) -> Result<()> {
     let mut teardown = Teardown::default();
-    teardown.step("ending its processes", end_processes(parts, record.id));
+    teardown.step("ending its processes", ended);
     for vif in &record.definition.vifs {
         teardown.step(format_args!("removing {}", vif.devname), parts.network.detach(vif));
     }

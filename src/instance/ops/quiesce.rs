@@ -41,5 +41,5 @@ pub fn unquiesce(parts: &HostParts, mut record: Record) -> Result<Record> {
 /// quiesce or a snapshot have been cut short.
 pub fn restore(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
-    if record.quiesced { parts.freeze_disks(&paths) } else { parts.thaw_disks(&paths) }
+    if record.quiesced { parts.freeze_disks_again(&paths) } else { parts.thaw_disks(&paths) }
 }

@@ -65,14 +65,16 @@ fn access(destination: &ImageDestination) -> (Access<'_>, Uuid) {
     (access, *image_id)
 }
 
-/// Makes a snapshot and sends it. `let_go` is called once the instance is
-/// needed no longer; what it gives is kept to the end. `report` is told the
-/// stage, the bytes done and those in all.
-pub fn snapshot<T>(
+/// Makes a snapshot and sends it. What `slot` gives is kept while the host
+/// works, and not while the instance's disk comes to rest. `let_go` is called
+/// once the instance is needed no longer; what it gives is kept to the end.
+/// `report` is told the stage, the bytes done and those in all.
+pub fn snapshot<S, T>(
     parts: &HostParts,
     record: &Record,
     wanted: &Snapshot,
     report: &dyn Fn(&str, u64, Option<u64>),
+    slot: &dyn Fn() -> Result<S>,
     let_go: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
     check_format(parts, record, wanted.format)?;
@@ -83,12 +85,12 @@ pub fn snapshot<T>(
     // The instance may be deleted meanwhile, and its image after it.
     let _pins = parts.images.keep_layers(&record.layers)?;
     report("copying", 0, None);
-    let upper = copy_upper(parts, record)?;
+    let upper = copy_upper(parts, record, slot)?;
     report("waiting", 0, None);
     let _permit = let_go()?;
     let left_out = create::seed(record).untouched(upper.as_fd());
     let mut layers = base_layers(parts, record)?;
-    layers.push(Tree::new(upper, left_out));
+    layers.push(Tree::new(upper, left_out, parts.layout.images_temporary()));
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
     let disk = disk.map(|kept| {
@@ -111,9 +113,16 @@ pub fn snapshot<T>(
 
 /// What the instance had written at one moment, running or not: the upper
 /// directory on a copy of its disk.
-fn copy_upper(parts: &HostParts, record: &Record) -> Result<OwnedFd> {
+fn copy_upper<S>(
+    parts: &HostParts,
+    record: &Record,
+    slot: &dyn Fn() -> Result<S>,
+) -> Result<OwnedFd> {
     let copy = parts.paths(record).root_disk_copy();
-    let opened = copy_disk(parts, record, &copy).and_then(|()| parts.disks.open_copy(&copy));
+    let opened = copy_disk(parts, record, &copy, slot).and_then(|()| {
+        let _slot = slot()?;
+        parts.disks.open_copy(&copy)
+    });
     if opened.is_err() {
         // The fault says what was wrong; the next start of the service removes it too.
         let _ = atomic::remove_file(&copy);
@@ -121,20 +130,29 @@ fn copy_upper(parts: &HostParts, record: &Record) -> Result<OwnedFd> {
     opened
 }
 
-fn copy_disk(parts: &HostParts, record: &Record, copy: &Path) -> Result<()> {
+fn copy_disk<S>(
+    parts: &HostParts,
+    record: &Record,
+    copy: &Path,
+    slot: &dyn Fn() -> Result<S>,
+) -> Result<()> {
     let paths = parts.paths(record);
     let disk = paths.root_disk();
     if record.quiesced || !parts.has_mounted_disks(&paths)? {
+        let _slot = slot()?;
         return parts.disks.copy(&disk, copy);
     }
     // What is there by now is copied while the instance goes on writing; it is
     // held only while what it wrote meanwhile follows.
     parts.sync_disks(&paths)?;
+    let taken = slot()?;
     let ahead = parts.disks.copy_ahead(&disk, copy)?;
+    drop(taken);
     parts.sync_disks(&paths)?;
     let begun = Instant::now();
     parts.freeze_disks(&paths)?;
     let flush_us = begun.elapsed().as_micros();
+    // Without a slot: the instance waits, and nobody may keep it waiting.
     let finished = ahead.catch_up();
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
@@ -148,7 +166,7 @@ fn base_layers(parts: &HostParts, record: &Record) -> Result<Vec<Tree>> {
     let open = |digest: &String| {
         let path = parts.images.layer_dir(digest);
         let layer = File::open(&path).or_fault(format_args!("opening {}", path.display()))?;
-        Ok(Tree::new(layer.into(), BTreeSet::new()))
+        Ok(Tree::new(layer.into(), BTreeSet::new(), parts.layout.images_temporary()))
     };
     record.layers.iter().map(open).collect()
 }

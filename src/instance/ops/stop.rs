@@ -42,8 +42,14 @@ pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
 /// Ends whatever of it runs and takes its root file system down; its disks,
 /// namespaces and interfaces stay.
 pub fn power_off(parts: &HostParts, record: Record) -> Result<Record> {
+    let ended = destroy::end_processes(parts, record.id);
+    take_down(parts, record, ended)
+}
+
+/// The rest of [`power_off`], after [`destroy::end_processes`].
+pub fn take_down(parts: &HostParts, record: Record, ended: Result<()>) -> Result<Record> {
     let mut teardown = Teardown::default();
-    teardown.step("ending its processes", destroy::end_processes(parts, record.id));
+    teardown.step("ending its processes", ended);
     teardown.step("taking its file systems down", parts.unmount(&parts.paths(&record)));
     teardown.into_result()?;
     silence(parts, &record);
@@ -62,8 +68,13 @@ fn silence(parts: &HostParts, record: &Record) {
 
 /// After its first process ended by itself: what is left is taken down and the
 /// end recorded. `unasked`: nobody asked for it, so Nova's last wish is void.
-pub fn clean_up_after_end(parts: &HostParts, record: Record, unasked: bool) -> Result<Record> {
-    let mut record = power_off(parts, record)?;
+pub fn clean_up_after_end(
+    parts: &HostParts,
+    record: Record,
+    ended: Result<()>,
+    unasked: bool,
+) -> Result<Record> {
+    let mut record = take_down(parts, record, ended)?;
     if unasked {
         record.desired = Desired::Stopped;
         record.save(&parts.paths(&record))?;
