@@ -8,6 +8,7 @@ use crate::instance::teardown::undone;
 use crate::instance::validate;
 use crate::monitor::Monitor;
 use crate::network::Rates;
+use crate::runtime::walls::Walls;
 use crate::types::Flavor;
 
 /// What an instance shall be, checked.
@@ -31,6 +32,7 @@ impl FlavorChange {
         let limits = parts.limits(&new)?;
         // Rates that cannot be had are found now.
         Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
+        Walls::from_extra_specs(&new.definition.flavor.extra_specs)?;
         sizes(record, &mut new, running)?;
         policy(record, &new)?;
         Ok(FlavorChange { new, limits })
