@@ -25,6 +25,7 @@ use crate::host;
 use crate::monitor::Monitor;
 use crate::network;
 use crate::rootfs::{idmap, seed};
+use crate::runtime::walls::Walls;
 use crate::types::{
     Check, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate, InstanceStats,
     Operation, TaskState,
@@ -161,6 +162,7 @@ impl Backend for Manager {
             record.pinned_cpus.as_deref(),
         )?;
         network::Rates::from_extra_specs(&definition.flavor.extra_specs)?;
+        Walls::from_extra_specs(&definition.flavor.extra_specs)?;
         let (operation, writer) =
             shared.operations.begin("instance.create", id, &context.request_id);
         let view =

@@ -21,6 +21,7 @@ pub mod probe;
 pub mod role;
 pub mod seccomp;
 pub mod spec;
+pub mod walls;
 
 /// A way to make containers out of bundles.
 ///

@@ -21,6 +21,7 @@ use oci_spec::runtime::{
 };
 
 use super::role::Role;
+use super::walls::Walls;
 
 /// Calls that every instance may make, whatever the arguments.
 const ALLOWED: &[&str] = &[
@@ -328,7 +329,6 @@ const ALLOWED: &[&str] = &[
     "setreuid32",
     "setrlimit",
     "setsid",
-    "setsockopt",
     "setuid",
     "setuid32",
     "setxattr",
@@ -399,7 +399,6 @@ const ALLOWED: &[&str] = &[
 
 /// Calls that only an instance with an init program may make.
 const SYSTEM: &[&str] = &[
-    "clone3",
     "fanotify_init",
     "fsconfig",
     "fsmount",
@@ -418,9 +417,11 @@ const SYSTEM: &[&str] = &[
     "statmount",
     "umount",
     "umount2",
-    "unshare",
     "vhangup",
 ];
+
+/// Calls of such an instance that make namespaces. `clone3` hides which behind a pointer.
+const NAMESPACES: &[&str] = &["clone", "unshare"];
 
 /// Calls that fail with EPERM for all.
 const DENIED: &[&str] = &[
@@ -474,6 +475,16 @@ const DENIED: &[&str] = &[
 /// NEWPID, NEWNET, NEWNS. (`CLONE_NEWTIME` exists only for `unshare` and `clone3`.)
 const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
 
+/// `CLONE_NEWUSER`.
+const NEW_USER: u64 = 0x1000_0000;
+
+/// `SOL_PACKET`, a level of options of sockets.
+const SOL_PACKET: u64 = 263;
+
+/// Its options `PACKET_RX_RING` (5) and `PACKET_TX_RING` (13): all of an option's bits that they
+/// have in common, and what these are.
+const RING: (u64, u64) = (INT & !8, 5);
+
 /// Personalities: Linux, 32-bit Linux, each also as UNAME26; and "ask".
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
@@ -493,45 +504,71 @@ const OTHER_FAMILIES: [(u64, u64); 10] =
 /// All of an argument of 32 bits.
 const INT: u64 = 0xffff_ffff;
 
-/// The profile of an instance with this role, for programs of this machine's architecture.
-pub fn profile(role: Role) -> Result<LinuxSeccomp, OciSpecError> {
+/// The profile of an instance with this role and walls, for programs of this machine's architecture.
+pub fn profile(role: Role, walls: Walls) -> Result<LinuxSeccomp, OciSpecError> {
     // First: libseccomp has what is said of `socket` count for a part of `socketcall` too, unless
     // all of it is decided.
     let mut calls = vec![deny(DENIED)?, allow(ALLOWED, None)?];
     if role.is_system() {
         calls.push(allow(SYSTEM, None)?);
-        calls.push(allow(&["clone"], None)?);
+        if walls.nesting {
+            calls.push(allow(NAMESPACES, None)?);
+            calls.push(allow(&["clone3"], None)?);
+        } else {
+            calls.push(allow(NAMESPACES, Some(masked(0, NEW_USER, 0)?))?);
+            calls.push(fail(NAMESPACES, libc::EPERM, Some(masked(0, NEW_USER, NEW_USER)?))?);
+        }
     } else {
-        calls.push(allow(&["clone"], Some(masked(NAMESPACE_FLAGS, 0)?))?);
-        let reserved: Vec<_> = SYSTEM.iter().copied().filter(|name| *name != "clone3").collect();
-        calls.push(deny(&reserved)?);
+        calls.push(allow(&["clone"], Some(masked(0, NAMESPACE_FLAGS, 0)?))?);
+        calls.push(deny(SYSTEM)?);
+        calls.push(deny(&["unshare"])?);
+    }
+    if walls.packet_rings {
+        calls.push(allow(&["setsockopt"], None)?);
+    } else {
+        calls.extend(options_but_rings()?);
     }
     for value in PERSONALITIES {
-        calls.push(allow(&["personality"], Some(masked(INT, value)?))?);
+        calls.push(allow(&["personality"], Some(masked(0, INT, value)?))?);
     }
     for family in FAMILIES {
-        calls.push(allow(SOCKETS, Some(masked(INT, family)?))?);
+        calls.push(allow(SOCKETS, Some(masked(0, INT, family)?))?);
     }
     for (first, size) in OTHER_FAMILIES {
-        let block = masked(INT & !(size - 1), first)?;
+        let block = masked(0, INT & !(size - 1), first)?;
         calls.push(fail(SOCKETS, libc::EAFNOSUPPORT, Some(block))?);
     }
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(libc::ENOSYS.cast_unsigned())
-        .architectures(architectures())
+        .architectures(architectures(walls.compat_syscalls))
         .syscalls(calls)
         .build()
 }
 
-/// This machine's architecture and its 32-bit one. Not x32, which nothing uses:
-/// its calls have numbers of their own, and a filter to get wrong.
-fn architectures() -> Vec<Arch> {
-    match std::env::consts::ARCH {
-        "x86_64" => vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86],
-        "aarch64" => vec![Arch::ScmpArchAarch64, Arch::ScmpArchArm],
-        _ => vec![Arch::ScmpArchNative],
-    }
+/// `setsockopt` for all that is no ring: whatever has a bit that differs from theirs, in the
+/// level or in the option. A rule for each bit, since rules of a call that look at two arguments
+/// or at a number's inverse do not add up to this.
+fn options_but_rings() -> Result<Vec<LinuxSyscall>, OciSpecError> {
+    let (common, ring) = RING;
+    let differing = |index: usize, bits: u64, value: u64| {
+        (0..32)
+            .map(|bit| 1 << bit)
+            .filter(move |bit| bits & bit != 0)
+            .map(move |bit| allow(&["setsockopt"], Some(masked(index, bit, !value & bit)?)))
+    };
+    differing(1, INT, SOL_PACKET).chain(differing(2, common, ring)).collect()
+}
+
+/// This machine's architecture and, if they are wanted, its 32-bit one. Not x32, which nothing
+/// uses: its calls have numbers of their own, and a filter to get wrong.
+fn architectures(compat: bool) -> Vec<Arch> {
+    let (own, other) = match std::env::consts::ARCH {
+        "x86_64" => (Arch::ScmpArchX86_64, Some(Arch::ScmpArchX86)),
+        "aarch64" => (Arch::ScmpArchAarch64, Some(Arch::ScmpArchArm)),
+        _ => (Arch::ScmpArchNative, None),
+    };
+    [own].into_iter().chain(other.filter(|_| compat)).collect()
 }
 
 fn allow(names: &[&str], argument: Option<LinuxSeccompArg>) -> Result<LinuxSyscall, OciSpecError> {
@@ -563,10 +600,10 @@ fn rule(
     }
 }
 
-/// Whether these bits of the first argument are those of `value`.
-fn masked(mask: u64, value: u64) -> Result<LinuxSeccompArg, OciSpecError> {
+/// Whether these bits of an argument are those of `value`.
+fn masked(index: usize, mask: u64, value: u64) -> Result<LinuxSeccompArg, OciSpecError> {
     LinuxSeccompArgBuilder::default()
-        .index(0usize)
+        .index(index)
         .op(LinuxSeccompOperator::ScmpCmpMaskedEq)
         .value(mask)
         .value_two(value)
@@ -574,113 +611,5 @@ fn masked(mask: u64, value: u64) -> Result<LinuxSeccompArg, OciSpecError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::InitKind;
-    use std::collections::BTreeMap;
-
-    /// Name → actions of its rules.
-    fn rules(role: Role) -> BTreeMap<String, Vec<(LinuxSeccompAction, bool)>> {
-        let mut rules: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for call in profile(role).unwrap().syscalls().as_ref().unwrap() {
-            for name in call.names() {
-                rules.entry(name.clone()).or_default().push((call.action(), call.args().is_some()));
-            }
-        }
-        rules
-    }
-
-    const NEVER: &[&str] = &[
-        "add_key",
-        "keyctl",
-        "request_key",
-        "bpf",
-        "perf_event_open",
-        "userfaultfd",
-        "kexec_load",
-        "kexec_file_load",
-        "init_module",
-        "finit_module",
-        "delete_module",
-        "swapon",
-        "swapoff",
-        "open_by_handle_at",
-        "iopl",
-        "ioperm",
-        "io_uring_setup",
-        "settimeofday",
-        "acct",
-        "socketcall",
-    ];
-
-    #[test]
-    fn nobody_gets_what_is_not_namespaced() {
-        for role in [Role::Application, Role::System(InitKind::Systemd)] {
-            let rules = rules(role);
-            for name in NEVER {
-                let allowed = rules.get(*name).is_some_and(|rules| {
-                    rules.iter().any(|(action, _)| *action == LinuxSeccompAction::ScmpActAllow)
-                });
-                assert!(!allowed, "{name} for {role:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn applications_make_no_namespaces_and_no_mounts() {
-        let application = rules(Role::Application);
-        let system = rules(Role::System(InitKind::Other));
-        for name in ["mount", "umount2", "unshare", "setns", "pivot_root", "reboot", "fsopen"] {
-            assert_eq!(application[name], [(LinuxSeccompAction::ScmpActErrno, false)], "{name}");
-            assert_eq!(system[name], [(LinuxSeccompAction::ScmpActAllow, false)], "{name}");
-        }
-        assert_eq!(application["clone"], [(LinuxSeccompAction::ScmpActAllow, true)]);
-        assert!(!application.contains_key("clone3"), "ENOSYS, so that glibc falls back to clone");
-    }
-
-    /// What the rules of a call, which compare bits of its first argument, say of a value.
-    fn verdict(name: &str, value: u64) -> Vec<(LinuxSeccompAction, Option<u32>)> {
-        let profile = profile(Role::Application).unwrap();
-        let rules = profile.syscalls().as_ref().unwrap().iter();
-        let named = rules.filter(|rule| rule.names().iter().any(|n| n == name));
-        named
-            .filter(|rule| {
-                let [arg] = rule.args().as_deref().unwrap() else { panic!("{rule:?}") };
-                assert_eq!((arg.index(), arg.op()), (0, LinuxSeccompOperator::ScmpCmpMaskedEq));
-                value & arg.value() == arg.value_two().unwrap()
-            })
-            .map(|rule| (rule.action(), rule.errno_ret()))
-            .collect()
-    }
-
-    #[test]
-    fn a_sockets_family_is_looked_at_as_the_kernel_does() {
-        let allowed =
-            [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET];
-        let refused = (LinuxSeccompAction::ScmpActErrno, Some(libc::EAFNOSUPPORT.cast_unsigned()));
-        for family in 0..64 {
-            let wanted = if allowed.contains(&family) {
-                (LinuxSeccompAction::ScmpActAllow, None)
-            } else {
-                refused
-            };
-            for above in [0, 1 << 32, 0xffff_ffff << 32] {
-                let value = above | u64::from(family.cast_unsigned());
-                assert_eq!(verdict("socket", value), [wanted], "{value:#x}");
-                assert_eq!(verdict("socketpair", value), [wanted], "{value:#x}");
-            }
-        }
-        assert_eq!(verdict("socket", 1 << 31), []);
-        assert_eq!(verdict("personality", u64::MAX), [(LinuxSeccompAction::ScmpActAllow, None)]);
-        assert_eq!(verdict("personality", 0x4_0000), []);
-    }
-
-    #[test]
-    fn no_call_has_two_opinions() {
-        for role in [Role::Application, Role::System(InitKind::Systemd)] {
-            for (name, rules) in rules(role) {
-                assert!(rules.len() == 1 || rules.iter().all(|(_, args)| *args), "{name}");
-            }
-        }
-    }
-}
+#[path = "seccomp_tests.rs"]
+mod tests;

@@ -17,6 +17,7 @@ use oci_spec::runtime::{
 };
 
 use super::role::Role;
+use super::walls::Walls;
 use super::{capabilities, seccomp};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::layout::InstanceLayout;
@@ -74,10 +75,16 @@ pub struct SpecInput<'a> {
 pub fn build(input: &SpecInput<'_>) -> Result<Spec> {
     let role = Role::of(input.image, input.definition.command.as_deref());
     let arguments = arguments(input, role)?;
-    assemble(input, role, arguments).or_fault("making the runtime specification")
+    let walls = Walls::from_extra_specs(&input.definition.flavor.extra_specs)?;
+    assemble(input, role, walls, arguments).or_fault("making the runtime specification")
 }
 
-fn assemble(input: &SpecInput<'_>, role: Role, args: Vec<String>) -> Result<Spec, OciSpecError> {
+fn assemble(
+    input: &SpecInput<'_>,
+    role: Role,
+    walls: Walls,
+    args: Vec<String>,
+) -> Result<Spec, OciSpecError> {
     SpecBuilder::default()
         // What both runc 1.1 and crun 1.8 know.
         .version("1.0.2")
@@ -85,7 +92,7 @@ fn assemble(input: &SpecInput<'_>, role: Role, args: Vec<String>) -> Result<Spec
         .hostname(input.hostname)
         .process(process(input, role, args)?)
         .mounts(mounts(input, role)?)
-        .linux(linux(input, role)?)
+        .linux(linux(input, role, walls)?)
         .build()
 }
 
@@ -242,7 +249,7 @@ fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, Oc
         .build()
 }
 
-fn linux(input: &SpecInput<'_>, role: Role) -> Result<Linux, OciSpecError> {
+fn linux(input: &SpecInput<'_>, role: Role, walls: Walls) -> Result<Linux, OciSpecError> {
     let resources = LinuxResourcesBuilder::default().devices(devices()?).build()?;
     let mapping = vec![mapping(input.block)?];
     LinuxBuilder::default()
@@ -252,7 +259,7 @@ fn linux(input: &SpecInput<'_>, role: Role) -> Result<Linux, OciSpecError> {
         .gid_mappings(mapping)
         .cgroups_path(input.cgroups_path)
         .resources(resources)
-        .seccomp(seccomp::profile(role)?)
+        .seccomp(seccomp::profile(role, walls)?)
         .masked_paths(strings(&MASKED))
         .readonly_paths(read_only(role))
         .build()

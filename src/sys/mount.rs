@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, mount_bind, mount_change, move_mount, open_tree,
-    unmount as unmount_once,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_fd,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick, mount_bind, mount_change,
+    move_mount, open_tree, unmount as unmount_once,
 };
 
 use crate::fault::{OrFault, Result};
@@ -136,6 +136,19 @@ fn messages(mut context: File) -> String {
         );
     }
     said.join("; ")
+}
+
+/// Lets nobody write to the FUSE file system whose root is at `path`, by whatever mount of it.
+pub fn make_fuse_read_only(path: &Path) -> Result<()> {
+    const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
+    let doing = || format!("making {} read-only", path.display());
+    let found = rustix::fs::statfs(path).or_fault(doing())?;
+    if found.f_type as u64 != FUSE_SUPER_MAGIC {
+        return Err(Errno::NOTSUP).or_fault(format_args!("{}: it is not FUSE", doing()));
+    }
+    let context = fspick(CWD, path, FsPickFlags::FSPICK_CLOEXEC).or_fault(doing())?;
+    fsconfig_set_flag(context.as_fd(), "ro").or_fault(doing())?;
+    fsconfig_reconfigure(context.as_fd()).or_fault(doing())
 }
 
 /// Puts a detached mount at `path`, which must exist.

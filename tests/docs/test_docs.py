@@ -65,6 +65,26 @@ def test_a_link_to_a_test_names_one_that_is_there(path: Path):
             assert text.strip("`").removeprefix("test_") in source, f"[{text}]({target})"
 
 
+def walls() -> list[list[str]]:
+    """The rows of the table of walls, without its head."""
+    text = (ROOT / "docs/security.md").read_text().partition("## The walls of an instance")[2]
+    rows = [line.strip("|").split(" | ") for line in text.partition("\n#")[0].splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def test_each_wall_is_compared_and_has_a_proof_that_is_there():
+    table = walls()
+    assert len(table) > 15
+    for wall, ours, *others, proof in table:
+        assert len(others) == 3 and all(others), wall
+        if ours == "none":
+            assert not proof, wall
+            continue
+        [(name, file)] = re.findall(r"\[`([^`]+)`\]\(([^)]+)\)", proof)
+        source = (ROOT / "docs" / file).read_text()
+        assert f"def {name}(" in source or file.endswith(name), f"{wall}: {proof}"
+
+
 @functools.cache
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))

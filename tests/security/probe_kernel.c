@@ -9,11 +9,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
-#include <linux/if_packet.h>
 #include <linux/memfd.h>
 #include <mqueue.h>
 #include <net/if.h>
-#include <net/ethernet.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -168,18 +166,6 @@ static long tcp(void)
     return -1;
 }
 
-/* A ring of 4 MiB that packets of an interface are put into. */
-static long ring(void)
-{
-    int fd = socket(AF_PACKET, SOCK_RAW, htons(ETH_P_ALL));
-    if (fd < 0)
-        return -1;
-    struct tpacket_req req = {
-        .tp_block_size = 1 << 16, .tp_block_nr = 64, .tp_frame_size = 2048, .tp_frame_nr = 2048,
-    };
-    return setsockopt(fd, SOL_PACKET, PACKET_RX_RING, &req, sizeof req) < 0 ? -1 : 4096;
-}
-
 /* Neighbours of the interface's network, which nobody is. */
 static long neighbour(void)
 {
@@ -202,7 +188,7 @@ static long neighbour(void)
 static const struct { const char *name; long (*take)(void); } kinds[] = {
     {"inotify", inotify}, {"timer", timer}, {"queue", queue}, {"terminal", terminal}, {"aio", aio},
     {"file", file}, {"huge-map", huge_map}, {"huge-file", huge_file}, {"udp", udp}, {"tcp", tcp},
-    {"ring", ring}, {"neighbour", neighbour},
+    {"neighbour", neighbour},
 };
 
 static void take(long (*one)(void), long most, int report)

@@ -1,14 +1,12 @@
 """Root inside an instance tries to get out in every classic way, and is refused each time.
 
 Every attempt runs inside, as root, through `berth exec`. Attempts that need
-system calls are in probe.c; the others are shell.
+system calls are in probe.c; files of the kernel are in test_kernel_files.py.
 """
 
 from __future__ import annotations
 
 import base64
-import ctypes
-import platform
 import subprocess
 from pathlib import Path
 
@@ -39,16 +37,45 @@ def neighbour(service, busybox):
     instance.discard()
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        "mknod", "module", "bpf", "perf", "handle", "reboot", "kexec", "swap", "acct", "syslog",
-        "quota", "settime", "ioport", "setns", "fds", "mount", "tty", "map",
-    ],
-)  # fmt: skip
-def test_a_system_call_is_refused(prisoner, attempt):
+# Each gets through where nothing forbids it, which the host is asked first.
+CALLS = [
+    "mknod", "module", "bpf", "perf", "handle", "reboot", "kexec", "swap", "acct", "syslog",
+    "quota", "settime", "ioport", "mount", "keyring",
+]  # fmt: skip
+
+
+@pytest.fixture
+def ctrl_alt_del():
+    """What the attempt at restarting changes on the host."""
+    file = Path("/proc/sys/kernel/ctrl-alt-del")
+    before = file.read_text()
+    yield
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("attempt", CALLS)
+def test_a_system_call_is_refused(prisoner, probe_file, ctrl_alt_del, attempt):
+    command = ["unshare", "--mount", "--propagation", "private", probe_file, attempt]
+    outside = subprocess.run(command, capture_output=True, text=True)
+    if not outside.stdout.startswith("POSSIBLE"):
+        pytest.skip(f"nor is it possible on this host: {outside.stdout}")
     result = prisoner.run("/bin/probe", attempt)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("refused"), result.stdout + result.stderr
+
+
+def test_no_descriptor_of_the_host_is_open(prisoner, probe_file):
+    with probe_file.open() as file:
+        outside = subprocess.run(
+            [probe_file, "fds"], pass_fds=[file.fileno()], stdout=subprocess.PIPE, text=True
+        )
+    assert outside.stdout.startswith("POSSIBLE")
+    result = prisoner.run("/bin/probe", "fds")
+    assert result.stdout.startswith("refused"), result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("attempt", ["setns", "map"])
+def test_its_user_namespace_is_not_left(prisoner, attempt):
+    result = prisoner.run("/bin/probe", attempt)
     assert result.stdout.startswith("refused"), result.stdout + result.stderr
 
 
@@ -80,63 +107,6 @@ def test_no_socket_is_of_a_family_that_reaches_further(prisoner, confined, probe
     assert usual.startswith("refused" if way == "socketcall" else "POSSIBLE"), usual
 
 
-def refused(instance, script: str) -> None:
-    """The script must fail inside, and for a reason of permission or absence."""
-    result = instance.run("/bin/sh", "-c", script)
-    output = result.stdout + result.stderr
-    assert result.returncode != 0, f"{script}: was possible\n{output}"
-    reasons = (
-        "denied", "not permitted", "Read-only", "nonexistent", "No such", "can't create",
-        "Invalid argument", "not found", "unknown file", "No such device", "can't find",
-    )  # fmt: skip
-    assert any(reason in output for reason in reasons), f"{script}: {output}"
-
-
-# Each would change the host if it were possible: the value written is the one that is there.
-KERNEL_FILES = [
-    "/proc/sysrq-trigger",
-    "/proc/sys/kernel/core_pattern",
-    "/proc/sys/kernel/modprobe",
-    "/proc/sys/kernel/panic",
-    "/proc/sys/kernel/sysrq",
-    "/proc/sys/vm/overcommit_memory",
-    "/proc/sys/vm/drop_caches",
-    "/proc/sys/fs/binfmt_misc/register",
-    "/proc/sys/fs/file-max",
-    "/proc/irq/default_smp_affinity",
-    "/sys/kernel/uevent_helper",
-    "/sys/power/state",
-    "/sys/kernel/mm/transparent_hugepage/enabled",
-    "/sys/module/printk/parameters/time",
-    "/proc/mtrr",
-    "/proc/acpi/wakeup",
-]
-
-
-@pytest.mark.parametrize("path", KERNEL_FILES)
-def test_a_kernel_file_cannot_be_written(prisoner, path):
-    # Opening for writing is enough: nothing is written even if it succeeds.
-    refused(prisoner, f": >> {path}")
-
-
-KERNEL_READS = [
-    "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug",
-    "/proc/kmsg", "/dev/mem", "/dev/kmsg", "/dev/port", "/sys/firmware/dmi/tables/DMI",
-    "/sys/kernel/debug/tracing", "/proc/scsi/scsi", "/proc/latency_stats",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("path", KERNEL_READS)
-def test_a_kernel_file_gives_nothing_away(prisoner, path):
-    result = prisoner.run("/bin/sh", "-c", f"timeout 2 head -c 64 {path} | wc -c")
-    assert result.stdout.strip() in ("0", ""), f"{path} can be read"
-
-
-def test_dmesg_is_not_readable(prisoner):
-    result = prisoner.run("dmesg")
-    assert result.returncode != 0 or result.stdout == ""
-
-
 def test_only_the_usual_devices_are_there(prisoner):
     listed = prisoner.sh("find /dev -type c -o -type b").split()
     usual = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"}
@@ -145,71 +115,12 @@ def test_only_the_usual_devices_are_there(prisoner):
     assert prisoner.sh("find /dev -type b") == ""
 
 
-@pytest.mark.parametrize("device", ["b 254 0", "b 8 0", "b 7 0", "c 1 1", "c 10 237", "c 10 200"])
-def test_a_raw_device_cannot_be_made_and_opened(prisoner, device):
-    refused(prisoner, f"rm -f /tmp/n; mknod /tmp/n {device} && head -c 1 /tmp/n")
-
-
 def test_the_hosts_mounts_are_not_there(prisoner):
     mounts = prisoner.sh("cat /proc/mounts")
     points = [line.split()[1] for line in mounts.splitlines()]
     for point in points:
         assert point == "/" or point.startswith(("/proc", "/sys", "/dev", "/run", "/tmp")), point
     assert str(prisoner.service.base) not in mounts
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        "mkdir -p /tmp/x && mount -t proc proc /tmp/x && : >> /tmp/x/sysrq-trigger",
-        "mkdir -p /tmp/x && mount -t sysfs sys /tmp/x && : >> /tmp/x/kernel/uevent_helper",
-        "mount -o remount,rw /sys && : >> /sys/kernel/uevent_helper",
-        "mount -o remount,rw,bind /proc/sys && : >> /proc/sys/kernel/core_pattern",
-        "umount /proc/sysrq-trigger && : >> /proc/sysrq-trigger",
-        "umount -l /proc/kcore && head -c 1 /proc/kcore",
-        "mkdir -p /tmp/x && mount -t cgroup -o rdma cgroup /tmp/x && : >> /tmp/x/release_agent",
-        "mkdir -p /tmp/x && mount -t cgroup -o memory cgroup /tmp/x && : >> /tmp/x/release_agent",
-        "mkdir -p /tmp/x && mount -t debugfs none /tmp/x",
-        "losetup /dev/loop0 /bin/busybox",
-        "swapon /bin/busybox",
-        "insmod /bin/busybox",
-        "modprobe dummy",
-        "hwclock -w",
-        # It prints the date it could not set, and its status does not tell.
-        "date -s 2001-01-01; test $(date +%Y) = 2001",
-        "sysctl -w kernel.core_pattern='|/bin/x'",
-        "echo -1000 > /proc/self/oom_score_adj",
-    ],
-)
-def test_a_shells_attempt_is_refused(prisoner, script):
-    refused(prisoner, f"trap 'umount -l /tmp/x 2>/dev/null' EXIT; {script}")
-
-
-def cgroup_controls():
-    names = {
-        "memory": "memory.limit_in_bytes memory.max",
-        "pids": "pids.max",
-        "cpu": "cpu.cfs_quota_us cpu.max cpu.shares",
-        "devices": "devices.allow",
-        "cpuset": "cpuset.cpus",
-        "freezer": "freezer.state",
-    }
-    return [(c, f) for c, files in names.items() for f in files.split()]
-
-
-@pytest.mark.parametrize("controller,file", cgroup_controls())
-def test_its_own_limits_cannot_be_raised(prisoner, controller, file):
-    # Not visible inside is as good as not writable.
-    for path in prisoner.run("find", "/sys/fs/cgroup", "-name", file).stdout.split():
-        if controller in path or file.startswith(controller):
-            refused(prisoner, f": >> {path}")
-
-
-def test_release_agent_cannot_be_set(prisoner):
-    found = prisoner.run("find", "/sys/fs/cgroup", "-name", "release_agent").stdout.split()
-    for path in found:
-        refused(prisoner, f": >> {path}")
-    refused(prisoner, "mkdir -p /tmp/cg && mount -t cgroup -o none,name=mine none /tmp/cg")
 
 
 def test_its_root_is_nobody_outside(prisoner):
@@ -243,7 +154,7 @@ def test_seccomp_is_on_and_no_new_capabilities(prisoner):
     assert prisoner.sh("grep Seccomp: /proc/self/status").split()[1] == "2"
 
 
-# Docker's fourteen, and what a system container's init needs beside them inside its user namespace.
+# Docker's fourteen (moby's `DefaultCapabilities`), and what a system container's init needs beside them.
 DOCKER = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
 SYSTEM = DOCKER | {2, 9, 11, 12, 14, 15, 19, 21, 22, 23, 24, 26, 28, 30, 37}
 NEVER = {16: "SYS_MODULE", 17: "SYS_RAWIO", 20: "SYS_PACCT", 25: "SYS_TIME", 33: "MAC_ADMIN", 34: "SYSLOG",
@@ -262,7 +173,7 @@ def test_an_application_gets_no_more_than_docker_gives(service, application):
     # Until then it may still be the runtime's.
     instance.wait_console("hello from")
     held = int(status(instance)["CapBnd"], 16)
-    assert not {bit for bit in range(64) if held >> bit & 1} - SYSTEM
+    assert {bit for bit in range(64) if held >> bit & 1} <= DOCKER
     assert int(status(instance)["CapEff"], 16) == 0, "a user that is not root has capabilities"
     instance.discard()
 
@@ -273,8 +184,9 @@ def test_processes_of_others_are_not_visible_and_cannot_be_traced(prisoner, neig
     target = neighbour.get()["pid"]
     result = prisoner.run("/bin/probe", "ptrace", str(target))
     assert result.stdout.startswith("refused"), result.stdout
-    refused(prisoner, f"kill -0 {target}")
-    refused(prisoner, f"ls /proc/{target}/root")
+    assert subprocess.run(["kill", "-0", str(target)]).returncode == 0
+    assert "No such process" in prisoner.run("kill", "-0", str(target)).stderr
+    assert not prisoner.run("ls", f"/proc/{target}/root").stdout
 
 
 def enter_as(first: int, attempt: list[str]) -> subprocess.CompletedProcess:
@@ -312,19 +224,6 @@ def test_ids_of_another_block_cannot_be_taken(prisoner, neighbour, attempt):
     for identity in (65_536, 70_000, other, other + 5):
         result = prisoner.run("/bin/probe", attempt, str(identity))
         assert result.stdout.startswith("refused"), f"{identity}: {result.stdout}"
-
-
-def test_keyrings_are_not_shared(prisoner, neighbour, service):
-    libc = ctypes.CDLL(None, use_errno=True)
-    numbers = {"x86_64": 248, "aarch64": 217}  # add_key
-    payload = b"of the host"
-    key = libc.syscall(numbers[platform.machine()], b"user", b"berth-secret", payload, len(payload), -3)
-    try:
-        result = prisoner.run("/bin/probe", "keyring", "get")
-        assert result.stdout.startswith("refused"), result.stdout
-    finally:
-        if key > 0:
-            libc.syscall({"x86_64": 250, "aarch64": 219}[platform.machine()], 3, key)  # revoke
 
 
 def test_the_runtimes_own_program_cannot_be_overwritten(prisoner):

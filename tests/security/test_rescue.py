@@ -37,7 +37,7 @@ def prisoner(service, busybox, probe_file):
 
 ATTEMPTS = [
     "mknod", "module", "bpf", "perf", "handle", "reboot", "kexec", "swap", "acct", "syslog",
-    "quota", "settime", "ioport", "setns", "fds", "mount", "tty", "map",
+    "quota", "settime", "ioport", "setns", "fds", "mount", "map",
 ]  # fmt: skip
 
 

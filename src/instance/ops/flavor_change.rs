@@ -7,6 +7,7 @@ use crate::instance::teardown::undone;
 use crate::instance::validate;
 use crate::monitor::Monitor;
 use crate::network::Rates;
+use crate::runtime::walls::Walls;
 use crate::types::Flavor;
 
 /// What an instance shall be, checked.
@@ -29,6 +30,7 @@ impl FlavorChange {
         // Limits and rates that cannot be had are found now.
         parts.limits(&new)?;
         Rates::from_extra_specs(&new.definition.flavor.extra_specs)?;
+        Walls::from_extra_specs(&new.definition.flavor.extra_specs)?;
         sizes(record, &mut new, running)?;
         policy(record, &new)?;
         Ok(FlavorChange { new })

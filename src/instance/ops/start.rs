@@ -1,6 +1,7 @@
 //! Starting: root file system, cgroup, bundle, monitor, first process.
 
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::thread;
 
 use crate::cgroup::{CgroupLayout, DeviceNumber};
@@ -15,6 +16,7 @@ use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
 use crate::runtime::{init, lxcfs};
 use crate::store::atomic;
+use crate::sys::mount;
 
 use super::{cold_resize, create, stop};
 
@@ -95,12 +97,26 @@ fn monitor_spec(
     })
 }
 
+/// What lxcfs offers. It writes below `/sys/devices/system/cpu` as the host's root for whoever opens a
+/// file there, and what a runtime mounts read-only, root inside mounts writable again; so all
+/// of lxcfs is made read-only. One that cannot be is not for instances.
+fn lxcfs_files(parts: &HostParts, record: &Record) -> Vec<(PathBuf, PathBuf)> {
+    let Some(path) = parts.lxcfs() else { return Vec::new() };
+    match mount::make_fuse_read_only(&path) {
+        Ok(()) => lxcfs::files(&path),
+        Err(fault) => {
+            tracing::warn!(instance = %record.id, fault = %fault.in_full(), "it gets nothing of lxcfs");
+            Vec::new()
+        }
+    }
+}
+
 fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     let paths = parts.paths(record);
     let boot = record.boot();
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, &boot.config.user)?;
-    let lxcfs = parts.lxcfs().map(|path| lxcfs::files(&path)).unwrap_or_default();
+    let lxcfs = lxcfs_files(parts, record);
     let cgroup_view = match parts.hierarchy.layout() {
         CgroupLayout::V1 => CgroupView::V1,
         CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,

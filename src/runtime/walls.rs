@@ -1,0 +1,68 @@
+//! `berth:*` of a flavor that opens or closes a way into the kernel; pure.
+
+use crate::fault::{Fault, Result};
+use crate::types::ExtraSpecs;
+
+/// What the flavor says of its instances' walls. It holds from the next start on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walls {
+    /// Programs may make the system calls of the 32-bit architecture (`berth:compat_syscalls`, true).
+    pub compat_syscalls: bool,
+    /// Programs may make user namespaces within the instance's (`berth:nesting`, true): their
+    /// root has no right over anything that the instance's has not.
+    pub nesting: bool,
+    /// Programs may have rings of packet sockets (`berth:packet_rings`, false): the kernel charges
+    /// their memory to nobody, so that with them an instance takes all that the host has.
+    pub packet_rings: bool,
+}
+
+impl Default for Walls {
+    fn default() -> Self {
+        Walls { compat_syscalls: true, nesting: true, packet_rings: false }
+    }
+}
+
+impl Walls {
+    /// What the flavor's extra specs say.
+    pub fn from_extra_specs(specs: &ExtraSpecs) -> Result<Walls> {
+        let usual = Walls::default();
+        let flag = |name: &str, usual: bool| match specs.get(name).map(|text| text.trim()) {
+            None => Ok(usual),
+            Some(text) if text.eq_ignore_ascii_case("true") => Ok(true),
+            Some(text) if text.eq_ignore_ascii_case("false") => Ok(false),
+            Some(text) => Err(Fault::invalid(
+                format!("flavor.extra_specs.{name}"),
+                format!("{text:?} must be true or false"),
+            )),
+        };
+        Ok(Walls {
+            compat_syscalls: flag("berth:compat_syscalls", usual.compat_syscalls)?,
+            nesting: flag("berth:nesting", usual.nesting)?,
+            packet_rings: flag("berth:packet_rings", usual.packet_rings)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(name: &str, value: &str) -> Result<Walls> {
+        Walls::from_extra_specs(&[(name.into(), value.into())].into())
+    }
+
+    #[test]
+    fn a_flavor_says_it() {
+        let usual = Walls::default();
+        assert_eq!(Walls::from_extra_specs(&ExtraSpecs::new()).unwrap(), usual);
+        let without = Walls { compat_syscalls: false, ..usual };
+        assert_eq!(of("berth:compat_syscalls", "False").unwrap(), without);
+        assert_eq!(of("berth:nesting", " false ").unwrap(), Walls { nesting: false, ..usual });
+        assert_eq!(
+            of("berth:packet_rings", "true").unwrap(),
+            Walls { packet_rings: true, ..usual }
+        );
+        let fault = of("berth:nesting", "no").unwrap_err();
+        assert_eq!(fault.field.unwrap(), "flavor.extra_specs.berth:nesting");
+    }
+}
