@@ -18,6 +18,7 @@ use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
 use crate::snapshot::{self, Contents, Tree};
 use crate::store::atomic;
+use crate::store::room::Claim;
 use crate::types::{ImageConfig, ImageDestination, Snapshot, SnapshotFormat};
 
 /// Checks where a snapshot shall go, before anything is done for it.
@@ -83,7 +84,7 @@ pub fn snapshot<T>(
     // The instance may be deleted meanwhile, and its image after it.
     let _pins = parts.images.keep_layers(&record.layers)?;
     report("copying", 0, None);
-    let upper = copy_upper(parts, record)?;
+    let (upper, _room) = copy_upper(parts, record)?;
     report("waiting", 0, None);
     let _permit = let_go()?;
     let left_out = create::seed(record).untouched(upper.as_fd());
@@ -111,9 +112,10 @@ pub fn snapshot<T>(
 
 /// What the instance had written at one moment, running or not: the upper
 /// directory on a copy of its disk.
-fn copy_upper(parts: &HostParts, record: &Record) -> Result<OwnedFd> {
+fn copy_upper(parts: &HostParts, record: &Record) -> Result<(OwnedFd, Option<Claim>)> {
     let copy = parts.paths(record).root_disk_copy();
-    let opened = copy_disk(parts, record, &copy).and_then(|()| parts.disks.open_copy(&copy));
+    let opened =
+        copy_disk(parts, record, &copy).and_then(|claim| parts.disks.open_copy(&copy, claim));
     if opened.is_err() {
         // The fault says what was wrong; the next start of the service removes it too.
         let _ = atomic::remove_file(&copy);
@@ -121,7 +123,7 @@ fn copy_upper(parts: &HostParts, record: &Record) -> Result<OwnedFd> {
     opened
 }
 
-fn copy_disk(parts: &HostParts, record: &Record, copy: &Path) -> Result<()> {
+fn copy_disk(parts: &HostParts, record: &Record, copy: &Path) -> Result<Claim> {
     let paths = parts.paths(record);
     let disk = paths.root_disk();
     if record.quiesced || !parts.has_mounted_disks(&paths)? {
@@ -138,10 +140,10 @@ fn copy_disk(parts: &HostParts, record: &Record, copy: &Path) -> Result<()> {
     let finished = ahead.catch_up();
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
-    let changed = finished?;
+    let (changed, claim) = finished?;
     tracing::info!(instance = %record.id, frozen_us, flush_us, changed,
         "copied the disk for a snapshot");
-    thawed
+    thawed.map(|()| claim)
 }
 
 fn base_layers(parts: &HostParts, record: &Record) -> Result<Vec<Tree>> {
