@@ -293,7 +293,7 @@ def write(instance: Instance) -> None:
     instance.sh(
         "rm -f /old; [ ! -e /new ] || mv /new /old;"
         "dd if=/dev/urandom of=/new bs=1M count=200 conv=fsync 2>/dev/null && sum=$(md5sum < /new) &&"
-        "sync && dd if=/new iflag=direct bs=1M 2>/dev/null | md5sum | grep -qF \"$sum\"",
+        'sync && dd if=/new iflag=direct bs=1M 2>/dev/null | md5sum | grep -qF "$sum"',
         timeout=300,
     )
 
