@@ -142,6 +142,10 @@ pub struct Storage {
     pub preallocate: bool,
     /// GiB that an instance with `root_gb = 0` gets above its image's size.
     pub slack_gb: u64,
+    /// MiB of the state directory's file system that are given to nobody.
+    pub reserved_host_disk_mb: u64,
+    /// Bytes promised to disks for each that they can have.
+    pub disk_allocation_ratio: f64,
 }
 
 /// The storage back ends.
@@ -289,6 +293,8 @@ impl Default for Storage {
             filesystem: "ext4".into(),
             preallocate: false,
             slack_gb: 10,
+            reserved_host_disk_mb: 1024,
+            disk_allocation_ratio: 1.0,
         }
     }
 }
@@ -469,6 +475,11 @@ impl Config {
             self.storage.slack_gb >= 1 && self.storage.slack_gb <= 65_536,
             "storage.slack_gb",
             "must be 1 to 65536",
+        )?;
+        check(
+            (1.0..=1000.0).contains(&self.storage.disk_allocation_ratio),
+            "storage.disk_allocation_ratio",
+            "must be 1.0 to 1000.0",
         )?;
         let m = &self.images;
         check(m.max_bytes >= 1 << 20, "images.max_bytes", "must be at least 1048576 (1 MiB)")?;

@@ -10,6 +10,7 @@ use berth::image::ImageStore;
 use berth::image::disk;
 use berth::image::jail::Jail;
 use berth::store::layout::Layout;
+use berth::store::room::Room;
 use berth::types::{Image, ImageFormat, ImageImport, ImageSource};
 use uuid::Uuid;
 
@@ -27,7 +28,8 @@ impl Store {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
         let helper = Jail::Program(env!("CARGO_BIN_EXE_berth").into());
-        let store = ImageStore::open_with(&layout, &config, helper).unwrap();
+        let room = Room::open(&layout, &config::Storage::default());
+        let store = ImageStore::open_with(&layout, &config, room, helper).unwrap();
         Store { dir, store }
     }
 

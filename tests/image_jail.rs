@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use berth::config;
 use berth::fault::FaultKind;
@@ -12,14 +13,19 @@ use berth::image::ImageStore;
 use berth::image::jail::{COMMAND, Jail, Task, Work};
 use berth::image::unpack::UnpackLimits;
 use berth::store::layout::Layout;
+use berth::store::room::Room;
 use berth::types::{Image, ImageImport, ImageSource};
 use uuid::Uuid;
 
 const BERTH: &str = env!("CARGO_BIN_EXE_berth");
 
+fn room(layout: &Layout) -> Arc<Room> {
+    Room::open(layout, &config::Storage::default())
+}
+
 fn store(dir: &Path, config: &config::Images) -> ImageStore {
     let layout = Layout::new(dir.join("state"), dir.join("run"));
-    ImageStore::open_with(&layout, config, Jail::Program(BERTH.into())).unwrap()
+    ImageStore::open_with(&layout, config, room(&layout), Jail::Program(BERTH.into())).unwrap()
 }
 
 fn import(dir: &Path, store: &ImageStore, file: &str) -> berth::fault::Result<Image> {
@@ -192,7 +198,9 @@ fn a_child_that_is_no_jail_is_a_fault_not_a_hang() {
     let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
     for program in ["/bin/true", "/bin/false", "/nonexistent"] {
         let helper = Jail::Program(program.into());
-        let store = ImageStore::open_with(&layout, &config::Images::default(), helper).unwrap();
+        let store =
+            ImageStore::open_with(&layout, &config::Images::default(), room(&layout), helper)
+                .unwrap();
         let fault = import(dir.path(), &store, "i.tar").unwrap_err();
         assert_eq!(fault.kind, FaultKind::Internal, "{program}: {fault}");
     }

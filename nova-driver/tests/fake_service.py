@@ -141,7 +141,7 @@ class FakeService:
             'inventory': {
                 'vcpus': 6, 'pcpus': 2, 'memory_mb': 8192, 'local_gb': 100, 'vcpus_used': 1,
                 'pcpus_used': 0, 'memory_mb_used': 512, 'local_gb_used': 10,
-                'disk_available_gb': 80, 'instances': len(self.instances),
+                'disk_available_gb': 80, 'disk_reserved_gb': 1, 'instances': len(self.instances),
                 'running_instances': 0, 'cpu_model': 'A CPU', 'cpu_vendor': 'A vendor',
                 'cpu_flags': ['sse', 'sse4_1', 'pni', 'avx2', 'svm', 'fma', 'not_a_trait'],
                 'cpu_sockets': 1, 'cpu_cores': 4, 'cpu_threads': 2},

@@ -591,6 +591,10 @@ def test_provider_tree(driver, tree):
         'VCPU': (6, 1, 3.0), 'PCPU': (2, 0, 1.0),
         'MEMORY_MB': (8192, 512, CONF.initial_ram_allocation_ratio),
         'DISK_GB': (100, 2, CONF.initial_disk_allocation_ratio)}
+    # What the service cannot promise, if that is more.
+    CONF.set_override('reserved_host_disk_mb', 0)
+    driver.update_provider_tree(tree, 'compute1')
+    assert tree.data('compute1').inventory['DISK_GB']['reserved'] == 1
     # AVX512F is gone from the host; the two others are not the driver's.
     assert found.traits == {
         'CUSTOM_OPERATORS', 'HW_CPU_X86_VMX', 'HW_CPU_X86_SSE', 'HW_CPU_X86_SSE41',

@@ -25,6 +25,8 @@ pub struct Usage {
     pub memory_mb: u64,
     /// Sum of the disks, GiB.
     pub local_gb: u64,
+    /// What no disk can be promised, GiB.
+    pub disk_reserved_gb: u64,
     /// Number of instances.
     pub instances: u32,
     /// Number of instances that run.
@@ -48,6 +50,7 @@ pub fn inventory(config: &Config, state_dir: &Path, used: &Usage) -> Result<Inve
         memory_mb_used: used.memory_mb,
         local_gb_used: used.local_gb,
         disk_available_gb: disk.available / GIB,
+        disk_reserved_gb: used.disk_reserved_gb,
         instances: used.instances,
         running_instances: used.running,
         cpu_model: first_of(&cpus, &["model name", "Model", "cpu"]),
@@ -141,11 +144,18 @@ mod tests {
     fn this_host_and_what_the_manager_says() {
         let mut config = Config::default();
         config.host.cpu_dedicated_set = "0".into();
-        let used =
-            Usage { vcpus: 3, pcpus: 1, memory_mb: 64, local_gb: 2, instances: 2, running: 1 };
+        let used = Usage {
+            vcpus: 3,
+            pcpus: 1,
+            memory_mb: 64,
+            local_gb: 2,
+            disk_reserved_gb: 5,
+            instances: 2,
+            running: 1,
+        };
         let i = inventory(&config, Path::new("/absent/dir"), &used).unwrap();
         assert_eq!((i.pcpus, i.vcpus_used, i.pcpus_used), (1, 3, 1));
-        assert_eq!((i.memory_mb_used, i.local_gb_used), (64, 2));
+        assert_eq!((i.memory_mb_used, i.local_gb_used, i.disk_reserved_gb), (64, 2, 5));
         assert_eq!((i.instances, i.running_instances), (2, 1));
         assert!(i.memory_mb > 0 && i.local_gb > 0 && i.disk_available_gb <= i.local_gb);
         assert!(!i.cpu_flags.is_empty());

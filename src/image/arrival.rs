@@ -30,6 +30,7 @@ use super::jail::{self, Feed, Input, Jail, Running, Work};
 use super::progress::{Listener, Meter};
 use super::recognise;
 use super::source::Source;
+use super::space::Space;
 use super::sparse::write_sparsely;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::ImageImport;
@@ -57,6 +58,8 @@ pub(super) struct Reception<'a> {
     pub request: &'a ImageImport,
     /// Most bytes, when the request does not say how many.
     pub max_bytes: u64,
+    /// Asked before anything is written.
+    pub space: &'a Space,
     /// Where progress goes.
     pub report: Listener<'a>,
 }
@@ -67,6 +70,7 @@ pub(super) struct Arriving<'a> {
     head: Cursor<Vec<u8>>,
     stream: Stream,
     keeping: &'a Keeping,
+    space: &'a Space,
 }
 
 enum Stream {
@@ -101,7 +105,8 @@ pub(super) fn receive<T>(
         let hashes = scope.spawn(|| hash(reception.request, to_hash, spare, &keeping));
         let reading = Reading { reception, feed: Some(feed), pieces, spares, keeping: &keeping };
         let size = scope.spawn(|| reading.run(&head, source, &refused));
-        let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping };
+        let space = reception.space;
+        let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping, space };
         let taken = take(&mut arriving);
         refused.store(taken.is_err(), Ordering::Relaxed);
         // Nobody takes more, and the thread learns it.
@@ -253,6 +258,7 @@ impl Reading<'_> {
                 file = self.begin_to_keep(size)?;
             }
             if let Some(file) = &file {
+                self.reception.space.take(n as u64)?;
                 write_sparsely(file, size, &buffer[..n]).or_fault("keeping the content")?;
                 self.keeping.change(|kept| kept.upto = size + n as u64);
             } else {
@@ -346,6 +352,7 @@ impl Arriving<'_> {
             if size + n as u64 > most {
                 return refuse();
             }
+            self.space.take(n as u64)?;
             write_sparsely(file, size, &buffer[..n]).or_fault(doing)?;
             size += n as u64;
         }
@@ -459,6 +466,8 @@ fn too_long(request: &ImageImport, most: u64) -> Fault {
 mod tests {
     use super::*;
     use crate::config;
+    use crate::store::layout::Layout;
+    use crate::store::room::Room;
     use crate::types::{ImageHash, ImageSource};
     use std::io::Seek;
     use std::os::unix::fs::MetadataExt;
@@ -480,11 +489,14 @@ mod tests {
     /// Keeps content in a file.
     fn keep(directory: &Path, request: &ImageImport, most: u64) -> Result<(Verified, File)> {
         let source = Source::open(&request.source, Uuid::nil(), &config::Images::default())?;
+        let layout = Layout::new(directory.join("state"), directory.join("run"));
+        let room = Room::open(&layout, &config::Storage::default());
         let reception = Reception {
             jail: &Jail::Thread,
             directory,
             request,
             max_bytes: 1 << 30,
+            space: &Space::new(&room, None)?,
             report: &|_| {},
         };
         let file = tempfile::tempfile_in(directory).unwrap();

@@ -14,6 +14,7 @@ use super::digest::{Algorithm, Hasher};
 use super::disk::frame::{BOOT_BLOCK, Frame, MOST_KEPT, PIECE, Patch};
 use super::files::create_file;
 use super::jail::{Input, Jail, Outcome, Running, Work};
+use super::space::Space;
 use super::sparse::write_sparsely;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic;
@@ -47,11 +48,12 @@ pub(super) fn keep_frame(
     empty: PathBuf,
     image: File,
     path: &Path,
+    space: &Space,
 ) -> Result<KeptFrame> {
     let mut jail = jail.start(empty, Work::Frame, Input::File(image))?;
     let file = create_file(path)?;
     let mut hasher = Hasher::new(Algorithm::Sha256)?;
-    let received = receive(&mut Output(&mut jail), &file, &mut hasher);
+    let received = receive(&mut Output(&mut jail), &file, &mut hasher, space);
     // Its own word on why it ended goes first.
     let outcome = jail.finish();
     let (Ok(Outcome::Frame(frame)), Ok(end)) = (&outcome, &received) else {
@@ -81,7 +83,7 @@ pub(super) fn put_in_place(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// Keeps the pieces that the jail gives; where the last of them ends.
-fn receive(source: &mut impl Read, file: &File, hasher: &mut Hasher) -> Result<u64> {
+fn receive(source: &mut impl Read, file: &File, hasher: &mut Hasher, space: &Space) -> Result<u64> {
     let (mut end, mut bytes) = (0, 0);
     let mut piece = vec![0; PIECE];
     loop {
@@ -102,6 +104,7 @@ fn receive(source: &mut impl Read, file: &File, hasher: &mut Hasher) -> Result<u
         source.read_exact(piece).or_fault(KEEPING)?;
         hasher.update(&at.to_le_bytes())?;
         hasher.update(piece)?;
+        space.take(length as u64)?;
         write_sparsely(file, at, piece).or_fault(KEEPING)?;
         end = at + length as u64;
     }

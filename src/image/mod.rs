@@ -49,6 +49,7 @@ mod records;
 pub mod refusal;
 #[cfg(feature = "service")]
 mod source;
+mod space;
 mod sparse;
 pub mod stacked;
 pub mod stage;

@@ -23,12 +23,14 @@ use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic;
 use crate::store::layout::Layout;
+use crate::store::room::Room;
 use crate::types::{Image, ImageDisk, ImageFormat, ImageImport};
 
 /// The image store. One for a host; all methods may be called from any blocking thread.
 pub struct ImageStore {
     layout: Layout,
     config: config::Images,
+    room: Arc<Room>,
     jail: Jail,
     layers: Layers,
     /// Imports under way that did not have to wait.
@@ -39,13 +41,18 @@ pub struct ImageStore {
 
 impl ImageStore {
     /// Opens the store, and removes what imports left that a crash cut off.
-    pub fn open(layout: &Layout, config: &config::Images) -> Result<ImageStore> {
+    pub fn open(layout: &Layout, config: &config::Images, room: Arc<Room>) -> Result<ImageStore> {
         // Not what it links to: after an upgrade that is another program, or none.
-        ImageStore::open_with(layout, config, Jail::Program("/proc/self/exe".into()))
+        ImageStore::open_with(layout, config, room, Jail::Program("/proc/self/exe".into()))
     }
 
     /// [`ImageStore::open`] with another way into the jail than this program.
-    pub fn open_with(layout: &Layout, config: &config::Images, jail: Jail) -> Result<ImageStore> {
+    pub fn open_with(
+        layout: &Layout,
+        config: &config::Images,
+        room: Arc<Room>,
+        jail: Jail,
+    ) -> Result<ImageStore> {
         // Layers hold set-user-id programs of user 0: nobody else may walk in.
         for directory in [
             layout.images(),
@@ -64,6 +71,7 @@ impl ImageStore {
         let store = ImageStore {
             layout: layout.clone(),
             config: config.clone(),
+            room,
             jail,
             layers: Layers::new(layout, Catalogue::load(layout)?),
             running: Mutex::new(0),
@@ -241,8 +249,8 @@ impl ImageStore {
     }
 
     fn means<'a>(&'a self, report: Listener<'a>) -> Means<'a> {
-        let ImageStore { layout, config, jail, layers, .. } = self;
-        Means { layers, jail, config, layout, report }
+        let ImageStore { layout, config, room, jail, layers, .. } = self;
+        Means { layers, jail, config, room, layout, report }
     }
 
     fn running(&self) -> MutexGuard<'_, usize> {
@@ -252,6 +260,11 @@ impl ImageStore {
     /// A directory to make a disk in; what is left of it goes at the next start.
     pub fn workspace(&self) -> Result<Workspace> {
         Workspace::new(&self.layout.images_temporary())
+    }
+
+    /// Who gives the space that is written to.
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
     }
 
     /// The way into the jail.

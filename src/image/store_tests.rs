@@ -70,7 +70,8 @@ impl Store {
 
 fn open(dir: &tempfile::TempDir, config: &config::Images) -> Result<ImageStore> {
     let layout = Layout::new(dir.path().join("state"), dir.path().join("run"));
-    ImageStore::open_with(&layout, config, Jail::Thread)
+    let room = Room::open(&layout, &config::Storage::default());
+    ImageStore::open_with(&layout, config, room, Jail::Thread)
 }
 
 fn sha256(bytes: &[u8]) -> String {

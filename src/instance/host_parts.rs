@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::cgroup::{CgroupLimits, DeviceNumber, Group, Hierarchy};
 use crate::config::Config;
@@ -15,6 +16,7 @@ use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
 use crate::runtime::{cli::CliRuntime, probe};
 use crate::store::layout::{InstanceLayout, Layout};
+use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
 use crate::types::{RuntimeInfo, Vif};
@@ -29,6 +31,8 @@ pub struct HostParts {
     pub config: Config,
     /// Every path.
     pub layout: Layout,
+    /// Space below the state directory, which all that write there ask for.
+    pub room: Arc<Room>,
     /// The image store.
     pub images: ImageStore,
     /// Disks of a hard size.
@@ -75,9 +79,11 @@ impl HostParts {
         let network = Network::new(&config.bridge)?;
         let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
         let info = probe::probe(&config.runtime, layout.run(), trial_ids)?;
+        let room = Room::open(&layout, &config.storage);
         Ok(HostParts {
-            images: ImageStore::open(&layout, &config.images)?,
-            disks: Disks::new(&layout, &config.storage)?,
+            images: ImageStore::open(&layout, &config.images, Arc::clone(&room))?,
+            disks: Disks::new(&layout, &config.storage, Arc::clone(&room))?,
+            room,
             network,
             runtime: CliRuntime {
                 program: info.path.clone().into(),

@@ -24,7 +24,8 @@ pub fn describe(
     checks: &[Check],
     service_started_at: DateTime<Utc>,
 ) -> Result<HostInfo> {
-    let usage = usage(registry);
+    let disk_reserved_gb = parts.room.reserved()?.div_ceil(1 << 30);
+    let usage = Usage { disk_reserved_gb, ..usage(registry) };
     Ok(HostInfo {
         hypervisor_hostname: host::hypervisor_hostname(&parts.config)?,
         hypervisor_type: "berth".into(),

@@ -3,12 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-
-use rustix::fs::fstatvfs;
+use std::sync::Arc;
 
 use super::disk::{DiskBackup, temporary_of};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::sync_parent;
+use crate::store::room::{Claim, Room};
 use crate::sys::copy::{copy_data, share_extents};
 use crate::sys::fs::preallocate;
 use crate::sys::loopdev::lock_detached;
@@ -27,10 +27,11 @@ struct BackupCopy<'a> {
 pub(super) fn make(
     disks: &[DiskBackup],
     whole: bool,
+    room: &Arc<Room>,
     progress: &dyn Fn(u64, u64) -> bool,
 ) -> Result<()> {
     let copies = disks.iter().map(begin).collect::<Result<Vec<_>>>()?;
-    check_room(&copies, whole)?;
+    let claims = claim(&copies, whole, room)?;
     let total = copies.iter().map(|copy| copy.data).sum();
     let mut done = 0;
     for copy in &copies {
@@ -39,7 +40,8 @@ pub(super) fn make(
             progress(done, total)
         })?;
     }
-    copies.iter().try_for_each(give_its_name)
+    let claimed = copies.iter().zip(claims);
+    claimed.into_iter().try_for_each(|(copy, claim)| give_its_name(copy, claim))
 }
 
 fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {
@@ -59,29 +61,15 @@ fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {
 }
 
 /// Asked before anything is copied: a full disk would hit every instance.
-fn check_room(copies: &[BackupCopy], whole: bool) -> Result<()> {
-    let Some(first) = copies.first() else { return Ok(()) };
-    let doing = "asking for the room to keep disks";
-    let mut needed = 0;
-    for copy in copies {
-        let size = copy.from.metadata().or_fault(doing)?.len();
-        needed += if whole { size.max(copy.data) } else { copy.data };
-    }
-    let found = fstatvfs(&first.to).or_fault(doing)?;
-    let free = found.f_bavail * found.f_frsize;
-    if needed <= free {
-        return Ok(());
-    }
-    Err(Fault::new(
-        FaultKind::ResourcesExhausted,
-        format!(
-            "to keep the disks until the resize is confirmed takes {} MiB, and {} has {} MiB: \
-             make room there, or resize without keep",
-            needed.div_ceil(1 << 20),
-            first.disk.copy.parent().unwrap_or(&first.disk.copy).display(),
-            free >> 20,
-        ),
-    ))
+fn claim(copies: &[BackupCopy], whole: bool, room: &Arc<Room>) -> Result<Vec<Claim>> {
+    let claimed = copies.iter().map(|copy| {
+        let found = copy.from.metadata().or_fault("asking for the room to keep disks")?;
+        let data = found.blocks() * 512;
+        let bytes = if whole { data.max(found.len()) } else { data };
+        let file = temporary_of(&copy.disk.copy);
+        room.for_copy(bytes, &file, "keeping a disk until the resize is confirmed")
+    });
+    claimed.collect()
 }
 
 fn fill(copy: &BackupCopy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
@@ -102,8 +90,9 @@ fn fill(copy: &BackupCopy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -
     copy.to.sync_all().or_fault(doing())
 }
 
-fn give_its_name(copy: &BackupCopy) -> Result<()> {
+fn give_its_name(copy: &BackupCopy, claim: Claim) -> Result<()> {
     let doing = || format!("keeping {}", copy.disk.file.display());
     let kept = &copy.disk.copy;
-    fs::rename(temporary_of(kept), kept).and_then(|()| sync_parent(kept)).or_fault(doing())
+    let renamed = claim.settle(|| fs::rename(temporary_of(kept), kept));
+    renamed.and_then(|()| sync_parent(kept)).or_fault(doing())
 }

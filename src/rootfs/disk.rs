@@ -1,12 +1,14 @@
 //! What is said of disks: devices, copies, backups, use.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{OrFault, Result};
 use crate::store::atomic::TEMPORARY;
+use crate::store::room::Claim;
 use crate::sys::copy::{copy_changes, copy_data, share_extents};
 
 /// A block device of the host, as limits and statistics name it.
@@ -29,34 +31,54 @@ pub struct DiskBackup {
     pub copy: PathBuf,
 }
 
+/// What a copy of a disk is called where it finds no room.
+pub(super) const COPY: &str = "the copy of a disk";
+
 /// A copy of a disk that is in use.
 pub struct DiskCopy {
     from: File,
     to: File,
+    claim: Claim,
 }
 
 impl DiskCopy {
     /// Fills the empty file `to` with what is on the disk `from` by now, if
     /// that takes any time.
-    pub(super) fn ahead(from: File, to: File) -> Result<DiskCopy> {
+    pub(super) fn ahead(from: File, to: File, claim: Claim) -> Result<DiskCopy> {
         let doing = "copying a disk that is in use";
         if share_extents(&from, &to) {
             // Faster into an empty file than over extents that differ by now.
             to.set_len(0).or_fault(doing)?;
         } else {
-            copy_data(&from, &to, &mut |_| true).or_fault(doing)?;
+            let mut room = Ok(());
+            let copied = copy_data(&from, &to, &mut |_| {
+                room = keep_up(&from, &claim);
+                room.is_ok()
+            });
+            // Cut short for it.
+            room?;
+            copied.or_fault(doing)?;
         }
-        Ok(DiskCopy { from, to })
+        Ok(DiskCopy { from, to, claim })
     }
 
     /// Makes it what the disk is now, which takes no change meanwhile. The
     /// bytes that had to be copied again.
-    pub fn catch_up(self) -> Result<u64> {
-        if share_extents(&self.from, &self.to) {
-            return Ok(0);
+    pub fn catch_up(self) -> Result<(u64, Claim)> {
+        let DiskCopy { from, to, claim } = self;
+        keep_up(&from, &claim)?;
+        if share_extents(&from, &to) {
+            return Ok((0, claim));
         }
-        copy_changes(&self.from, &self.to).or_fault("copying what changed on a disk")
+        let changed = copy_changes(&from, &to).or_fault("copying what changed on a disk")?;
+        Ok((changed, claim))
     }
+}
+
+/// Asks for the room of what the disk came to hold meanwhile.
+fn keep_up(from: &File, claim: &Claim) -> Result<()> {
+    let holds = from.metadata().or_fault("copying a disk that is in use")?.blocks() * 512;
+    claim.raise(holds, COPY)
 }
 
 /// What a mounted disk's file system holds.

@@ -7,17 +7,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, fstatvfs, major, minor, openat};
 
 use super::backup;
-use super::disk::{BlockDevice, DiskBackup, DiskCopy, DiskUsage, temporary_of};
+use super::disk::{BlockDevice, COPY, DiskBackup, DiskCopy, DiskUsage, temporary_of};
 use super::overlay::UPPER;
 use super::template::{Filesystem, Templates, run};
 use crate::config::{Storage, StorageBackend};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::remove_file;
 use crate::store::layout::{InstanceLayout, Layout};
+use crate::store::room::{Claim, Room};
 use crate::sys::copy::copy_sparse;
 use crate::sys::fs::{grow_ext4, grow_xfs, preallocate};
 use crate::sys::loopdev::{self, LoopDevice};
@@ -32,11 +34,12 @@ const DIRECT_IO: bool = true;
 pub struct Disks {
     templates: Templates,
     preallocate: bool,
+    room: Arc<Room>,
 }
 
 impl Disks {
     /// Opens the configured back end; what a crash left half made is removed.
-    pub fn new(layout: &Layout, config: &Storage) -> Result<Disks> {
+    pub fn new(layout: &Layout, config: &Storage, room: Arc<Room>) -> Result<Disks> {
         // The only one: another makes this line a matter of choice.
         let StorageBackend::Loop = config.backend;
         loopdev::check_available()?;
@@ -44,10 +47,12 @@ impl Disks {
         Ok(Disks {
             templates: Templates::open(layout.templates(), filesystem)?,
             preallocate: config.preallocate,
+            room,
         })
     }
 
-    /// Makes an empty disk of `size` bytes. One that exists with that size is success.
+    /// Makes an empty disk of `size` bytes, which are promised to it from then on.
+    /// One that exists with that size is success.
     pub fn create(&self, file: &Path, size: u64) -> Result<()> {
         let doing = || format!("making the disk {}", file.display());
         match fs::metadata(file) {
@@ -55,10 +60,12 @@ impl Disks {
             Ok(_) => return Err(Fault::internal(doing(), "it exists with another size")),
             Err(_) => {}
         }
-        let template = self.templates.get(size)?;
         let temporary = temporary_of(file);
-        let made =
-            self.fill(&template, &temporary, size).and_then(|()| fs::rename(&temporary, file));
+        let claim = self.room.for_disk(size, vec![temporary.clone()], "a disk")?;
+        let template = self.templates.get(size)?;
+        let made = self
+            .fill(&template, &temporary, size)
+            .and_then(|()| claim.settle(|| fs::rename(&temporary, file)));
         made.or_fault(doing()).inspect_err(|_| {
             // The reason is told already; `remove` and the next `create` also do away with it.
             let _ = fs::remove_file(&temporary);
@@ -105,7 +112,7 @@ impl Disks {
             _ => {
                 // Should the file system fail to grow, the file stays large:
                 // growing again finishes it.
-                self.extend(&disk, before, size).or_fault(doing())?;
+                self.extend(&disk, before, size)?.or_fault(doing())?;
                 grow_unmounted(file, size)
             }
         }
@@ -113,24 +120,36 @@ impl Disks {
 
     /// Copies a disk as it lies, which must be consistent, to `copy`: in no
     /// time where the host's file system shares extents between files.
-    pub fn copy(&self, file: &Path, copy: &Path) -> Result<()> {
+    pub fn copy(&self, file: &Path, copy: &Path) -> Result<Claim> {
+        let claim = self.claim_copy(file, copy)?;
         let (from, to) = open_for_copy(file, copy)?;
-        copy_sparse(&from, &to).or_fault(format_args!("copying {}", file.display()))
+        copy_sparse(&from, &to).or_fault(format_args!("copying {}", file.display()))?;
+        Ok(claim)
+    }
+
+    fn claim_copy(&self, file: &Path, copy: &Path) -> Result<Claim> {
+        let from = fs::metadata(file).or_fault(format_args!("copying {}", file.display()))?;
+        self.room.for_copy(from.blocks() * 512, copy, COPY)
     }
 
     /// Copies a disk that is in use to `copy`, up to [`DiskCopy::catch_up`].
     pub fn copy_ahead(&self, file: &Path, copy: &Path) -> Result<DiskCopy> {
+        let claim = self.claim_copy(file, copy)?;
         let (from, to) = open_for_copy(file, copy)?;
-        DiskCopy::ahead(from, to)
+        DiskCopy::ahead(from, to, claim)
     }
 
     /// Mounts a root disk's copy read-only, at no place, and opens what the
     /// instance wrote: the upper directory. The file is removed, and all of it
-    /// goes with the descriptor.
-    pub fn open_copy(&self, copy: &Path) -> Result<OwnedFd> {
+    /// goes with the descriptor, as what is given beside it shall: a copy's claim
+    /// where it can still come to take space.
+    pub fn open_copy(&self, copy: &Path, claim: Claim) -> Result<(OwnedFd, Option<Claim>)> {
+        let claim = self.room.copies_share().then_some(claim);
         let mount = mount_copy(copy)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(mount, UPPER, flags, Mode::empty()).or_fault("opening the copy of a disk")
+        let upper =
+            openat(mount, UPPER, flags, Mode::empty()).or_fault("opening the copy of a disk")?;
+        Ok((upper, claim))
     }
 
     /// Copies detached disks as they are, each to the path it comes with, all
@@ -138,7 +157,7 @@ impl Disks {
     /// system shares extents between files. `progress` is told of the bytes
     /// copied and those in all, and says whether to go on.
     pub fn back_up(&self, disks: &[DiskBackup], progress: &dyn Fn(u64, u64) -> bool) -> Result<()> {
-        backup::make(disks, self.preallocate, progress).inspect_err(|_| {
+        backup::make(disks, self.preallocate, &self.room, progress).inspect_err(|_| {
             // The reason is told already; whoever asked removes them too.
             let _ = disks.iter().try_for_each(|disk| self.remove(&disk.copy));
         })
@@ -191,7 +210,7 @@ impl Disks {
             disk.metadata().or_fault(doing())?.len(),
             fstatvfs(&directory).or_fault(doing())?.f_blocks,
         );
-        self.extend(disk, length, size).or_fault(doing())?;
+        self.extend(disk, length, size)?.or_fault(doing())?;
         device.update_size().or_fault(doing())?;
         grow_filesystem(directory.as_fd(), Filesystem::of(file)?, size).map_err(|error| {
             // Cutting the file is safe only if the file system is all as it was.
@@ -204,16 +223,18 @@ impl Disks {
         })
     }
 
-    /// Makes the file larger, or leaves it as it was.
-    fn extend(&self, disk: &File, length: u64, size: u64) -> std::io::Result<()> {
-        disk.set_len(size)?;
-        if self.preallocate {
-            preallocate(disk, size).inspect_err(|_| {
+    /// Makes the file larger, or leaves it as it was: without room, or as the
+    /// host says.
+    fn extend(&self, disk: &File, length: u64, size: u64) -> Result<std::io::Result<()>> {
+        let claim = self.room.for_disk(size.saturating_sub(length), vec![], "a larger disk")?;
+        let mut done = claim.settle(|| disk.set_len(size));
+        if done.is_ok() && self.preallocate {
+            done = preallocate(disk, size).inspect_err(|_| {
                 // Nothing is in the new part yet.
                 let _ = disk.set_len(length);
-            })?;
+            });
         }
-        Ok(())
+        Ok(done)
     }
 }
 

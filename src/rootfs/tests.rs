@@ -15,6 +15,7 @@ use super::*;
 use crate::config::Storage;
 use crate::fault::{FaultKind, OrFault, Result};
 use crate::store::layout::{InstanceLayout, Layout};
+use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
 use crate::sys::{loopdev, mount, ns, thread};
 use crate::types::{Dns, InjectedFile};
@@ -73,7 +74,7 @@ impl Drop for Host {
 
 fn disks(layout: &Layout, filesystem: &str) -> Disks {
     let config = Storage { filesystem: filesystem.into(), ..Default::default() };
-    Disks::new(layout, &config).unwrap()
+    Disks::new(layout, &config, Room::open(layout, &config)).unwrap()
 }
 
 fn as_root_inside(f: impl FnOnce() -> std::io::Result<()> + Send) -> Result<()> {
@@ -363,7 +364,7 @@ fn root_a_copy_of_a_disk_with_all_its_space_has_all_its_space() {
     let dir = tempfile::tempdir_in("/var/tmp").unwrap();
     let layout = Layout::new(dir.path(), dir.path());
     let config = Storage { preallocate: true, ..Default::default() };
-    let disks = Disks::new(&layout, &config).unwrap();
+    let disks = Disks::new(&layout, &config, Room::open(&layout, &config)).unwrap();
     let kept = DiskBackup { file: dir.path().join("disk"), copy: dir.path().join("copy") };
     disks.create(&kept.file, 64 * MIB).unwrap();
     disks.back_up(std::slice::from_ref(&kept), &|_, _| true).unwrap();
@@ -379,7 +380,8 @@ fn root_a_copy_that_does_not_fit_the_host_is_refused_before_it_is_begun() {
     let small = mount::create("tmpfs", &[option], mount::Attributes::empty()).unwrap();
     mount::attach(std::os::fd::AsFd::as_fd(&small), &point).unwrap();
     let layout = Layout::new(&point, dir.path().join("run"));
-    let disks = Disks::new(&layout, &Storage::default()).unwrap();
+    let config = Storage { reserved_host_disk_mb: 1, ..Default::default() };
+    let disks = Disks::new(&layout, &config, Room::open(&layout, &config)).unwrap();
     let kept = DiskBackup { file: point.join("disk"), copy: point.join("copy") };
     fs::write(&kept.file, vec![7; 25 << 20]).unwrap();
     let begun = std::cell::Cell::new(false);
@@ -407,7 +409,7 @@ fn root_a_disk_that_does_not_fit_the_host_is_refused_and_removed() {
     mount::attach(std::os::fd::AsFd::as_fd(&small), &point).unwrap();
     let layout = Layout::new(&point, dir.path().join("run"));
     let config = Storage { preallocate: true, ..Default::default() };
-    let disks = Disks::new(&layout, &config).unwrap();
+    let disks = Disks::new(&layout, &config, Room::open(&layout, &config)).unwrap();
     let file = point.join("disk");
     let fault = disks.create(&file, 64 * MIB).unwrap_err();
     let left = fs::read_dir(&point).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();

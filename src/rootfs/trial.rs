@@ -10,6 +10,7 @@ use super::{Disks, Rootfs, Seed};
 use crate::config::Storage;
 use crate::fault::{OrFault, Result};
 use crate::store::layout::Layout;
+use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
 use crate::sys::{mount, ns};
 
@@ -37,7 +38,7 @@ fn in_directory(base: &Path, storage: &Storage, first_id: u32) -> Result<()> {
     for dir in [paths.state(), paths.run(), &layer.join("etc")] {
         fs::create_dir_all(dir).or_fault(format_args!("making {}", dir.display()))?;
     }
-    let disks = Disks::new(&layout, storage)?;
+    let disks = Disks::new(&layout, storage, Room::open(&layout, storage))?;
     let block = IdBlock { first: first_id, size: 65_536 };
     let rootfs = Rootfs::new(vec![layer], block, paths.clone());
     let tried = (|| {

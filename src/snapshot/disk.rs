@@ -22,10 +22,15 @@ use crate::image::disk::frame::GROWTH;
 use crate::image::jail::{Input, Outcome, Running, Work};
 use crate::image::{ImageStore, KeptDisk, Workspace};
 use crate::store::atomic;
+use crate::store::room::Claim;
 use crate::sys::loopdev;
 
 /// How often the root file system is made larger when the content does not fit.
 const TRIES: u32 = 4;
+/// The disk byte by byte.
+const RAW: &str = "disk.raw";
+/// The disk in QEMU's format.
+const QCOW2: &str = "disk.qcow2";
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 18;
 
@@ -60,7 +65,7 @@ pub fn make(
 ) -> Result<DiskImage> {
     let need = measure(trees, kept.frame.layout.block)?;
     let maker = Maker { images, kept, trees, work: images.workspace()?, need };
-    maker.check_space()?;
+    let _claim = maker.claim()?;
     maker.raw(progress)?;
     maker.qcow2()
 }
@@ -100,21 +105,12 @@ fn measure(trees: &[Tree], block: u64) -> Result<Need> {
 
 impl Maker<'_> {
     /// Refuses early what would fail late: a device over a full disk only says
-    /// that a write failed.
-    fn check_space(&self) -> Result<()> {
-        let found = rustix::fs::statvfs(self.work.empty()).or_fault("looking for space")?;
-        let free = found.f_bavail * found.f_frsize;
-        if free >= self.need.bytes + (64 << 20) {
-            return Ok(());
-        }
-        Err(Fault::new(
-            FaultKind::ResourcesExhausted,
-            format!(
-                "making the disk takes {} MiB below service.state_dir, where {} MiB are free",
-                (self.need.bytes >> 20) + 64,
-                free >> 20
-            ),
-        ))
+    /// that a write failed. The disk is there twice for a while, byte by byte and
+    /// compressed.
+    fn claim(&self) -> Result<Claim> {
+        let files = vec![self.work.path(RAW), self.work.path(QCOW2)];
+        let bytes = 2 * self.need.bytes + (64 << 20);
+        self.images.room().for_files(bytes, files, "making the disk")
     }
 
     /// The disk byte by byte, its root partition as large as it must be.
@@ -162,7 +158,7 @@ impl Maker<'_> {
 
     fn attempt(&self, by: u64, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let doing = "making the disk";
-        let path = self.work.path("disk.raw");
+        let path = self.work.path(RAW);
         // That of an earlier attempt may keep its device for a moment.
         atomic::remove_file(&path)?;
         let disk = File::create(&path).or_fault(doing)?;
@@ -209,7 +205,7 @@ impl Maker<'_> {
 
     fn qcow2(self) -> Result<DiskImage> {
         let doing = "reading the disk";
-        let (raw, path) = (self.work.path("disk.raw"), self.work.path("disk.qcow2"));
+        let (raw, path) = (self.work.path(RAW), self.work.path(QCOW2));
         let mut command = Command::new("qemu-img");
         // The format is said: what the instance wrote decides nothing.
         command

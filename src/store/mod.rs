@@ -4,4 +4,5 @@
 
 pub mod atomic;
 pub mod layout;
+pub mod room;
 pub mod volatile;

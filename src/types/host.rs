@@ -52,6 +52,10 @@ pub struct Inventory {
     pub local_gb_used: u64,
     /// GiB free on that file system now (Nova's `disk_available_least`).
     pub disk_available_gb: u64,
+    /// GiB that no disk can be promised: the reserve, images, and what is not
+    /// berth's (Placement's `reserved`).
+    #[serde(default)]
+    pub disk_reserved_gb: u64,
     /// Number of instances.
     pub instances: u32,
     /// Number of instances that run.

@@ -202,7 +202,8 @@ def small_disk(tmp_path):
 
 
 def test_an_import_into_a_full_disk_leaves_nothing_and_names_the_remedy(runtime, lxcfs, small_disk, disk):
-    service = Service(runtime, lxcfs.mount_point, base=small_disk / "b")
+    storage = {"reserved_host_disk_mb": 0}
+    service = Service(runtime, lxcfs.mount_point, base=small_disk / "b", settings={"storage": storage})
     service.run_dir.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", service.run_dir], check=True)
     filler = small_disk / "filler"

@@ -157,5 +157,9 @@ def small_file_system(disk: Path, mib: int) -> Iterator[Path]:
     try:
         yield base
     finally:
-        subprocess.run(["umount", base], check=True)
+        # A mount namespace that another worker's test just makes holds all mounts for a moment.
+        for _ in range(50):
+            if subprocess.run(["umount", base], check=False).returncode == 0:
+                break
+            time.sleep(0.2)
         base.rmdir()

@@ -95,7 +95,8 @@ class Service:
                 "lxcfs": str(lxcfs) if lxcfs else "",
                 "cgroup": self.cgroup,
             },
-            "storage": {},
+            # A test's host has a small disk. Tests of the admission have it promised once.
+            "storage": {"reserved_host_disk_mb": 16, "disk_allocation_ratio": 16.0},
             "images": {},
             "bridge": {
                 "enabled": True,

@@ -76,8 +76,12 @@ def inventories(host, ratios, reserved_disk_gb):
     """Placement's inventories; a class of which there is nothing is left out.
 
     :param ratios: allocation ratios by resource class
+    :param reserved_disk_gb: what Nova's configuration keeps back; the service says what
+        it cannot give, the reserve of its own included
     """
     has = host['inventory']
+    # A service of before 0.2 does not say.
+    reserved_disk_gb = max(reserved_disk_gb, has.get('disk_reserved_gb', 0))
     wanted = {
         orc.VCPU: (has['vcpus'], CONF.reserved_host_cpus, ratios[orc.VCPU]),
         orc.PCPU: (has['pcpus'], 0, 1.0),

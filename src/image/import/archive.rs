@@ -118,6 +118,9 @@ fn unpack_layer(
 fn take_apart(assembly: &Assembly<'_>, content: &Path) -> Result<Staged> {
     assembly.meter("recognising").at(0, None);
     let file = File::open(content).or_fault("opening the content")?;
+    // Members with holes get files of their own, of data that is in the content.
+    let size = file.metadata().or_fault("looking at the content")?.len();
+    let _room = assembly.space.hold(size)?;
     let (directory, work) = (assembly.workspace.staged(), Work::Stage { limits: assembly.left });
     match assembly.means.jail.start(directory, work, Input::File(file))?.finish()? {
         Outcome::Staged(staged) => Ok(staged),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -16,10 +17,12 @@ use crate::image::jail::{Input, Jail, Outcome, Running, Work};
 use crate::image::layers::{Layers, Pin};
 use crate::image::progress::{Listener, Meter};
 use crate::image::records::{LAYER_RECORD, LAYER_ROOT, LayerRecord, SCHEMA};
+use crate::image::space::Space;
 use crate::image::unpack::{UnpackLimits, UnpackReport, mark_opaque};
 use crate::image::workspace::Workspace;
 use crate::store::atomic;
 use crate::store::layout::Layout;
+use crate::store::room::Room;
 
 /// Bytes that are handed on at once.
 pub(super) const PIECE: usize = 1 << 17;
@@ -33,6 +36,8 @@ pub(in crate::image) struct Means<'a> {
     pub jail: &'a Jail,
     /// What is allowed.
     pub config: &'a config::Images,
+    /// Who gives the space.
+    pub room: &'a Arc<Room>,
     /// Where everything lies.
     pub layout: &'a Layout,
     /// Where progress goes.
@@ -43,6 +48,8 @@ pub(in crate::image) struct Means<'a> {
 pub(super) struct Assembly<'a> {
     pub means: Means<'a>,
     pub workspace: Workspace,
+    /// Asked before anything is written there.
+    pub space: Arc<Space>,
     /// Opened before anything is written, it tells of every write that fails later.
     disk_of_layers: File,
     /// What further layers may need.
@@ -72,13 +79,14 @@ pub(super) struct Unpacked {
 }
 
 impl<'a> Assembly<'a> {
-    pub(super) fn new(means: Means<'a>) -> Result<Assembly<'a>> {
+    pub(super) fn new(means: Means<'a>, space: Arc<Space>) -> Result<Assembly<'a>> {
         let workspace = Workspace::new(&means.layout.images_temporary())?;
         Ok(Assembly {
             means,
             disk_of_layers: File::open(workspace.top())
                 .or_fault("opening a temporary directory")?,
             workspace,
+            space,
             left: UnpackLimits {
                 entries: means.config.max_entries,
                 bytes: means.config.max_unpacked_bytes,
@@ -133,6 +141,7 @@ impl<'a> Assembly<'a> {
         loop {
             let n = read(&mut buffer)?;
             hasher.update(&buffer[..n])?;
+            self.space.take_unpacked(n as u64)?;
             if n == 0 || !jail.give(&buffer[..n])? {
                 break;
             }

@@ -106,6 +106,8 @@ fn pack(assembly: &mut Assembly<'_>, path: &Path, work: Work) -> Result<()> {
     let (mut given, mut whole) = (0, false);
     // From child to child: nobody else need see the bytes.
     while let (false, Some(n)) = (whole, reader.forward(&mut unpacker)?) {
+        // Most of them are in the pipe still.
+        assembly.space.take_unpacked(n as u64)?;
         (given, whole) = (given + n as u64, n == 0);
         meter.at(given, None);
     }
@@ -126,7 +128,7 @@ fn pack(assembly: &mut Assembly<'_>, path: &Path, work: Work) -> Result<()> {
 fn keep_layout(assembly: &Assembly<'_>, path: &Path) -> Result<Remains> {
     let image = File::open(path).or_fault("opening the disk image")?;
     let (empty, to) = (assembly.workspace.empty(), place_of_remains(assembly));
-    Ok(match kept_disk::keep_frame(assembly.means.jail, empty, image, &to) {
+    Ok(match kept_disk::keep_frame(assembly.means.jail, empty, image, &to, &assembly.space) {
         // It boots all the same; only its snapshots are no disks.
         Err(fault) if fault.kind == FaultKind::ImageUnacceptable => Err(fault.detail),
         other => Ok(other?),
@@ -145,8 +147,10 @@ fn convert(assembly: &Assembly<'_>, path: &Path, format: DiskFormat) -> Result<P
         Work::Convert { image: path.to_owned(), format, disk: disk.clone(), limits: assembly.left };
     (assembly.means.report)(Progress { stage: "converting", done: 0, total: None });
     let input = File::open(path).or_fault("opening the disk image")?;
+    let follow = assembly.space.follow(&disk)?;
     let program = assembly.start(work, Input::File(input))?;
-    program.finish_program().map_err(|fault| fault.context("converting the disk image"))?;
+    let finished = program.finish_program(&|| follow.keep_ahead());
+    finished.map_err(|fault| fault.context("converting the disk image"))?;
     remove_tree(path)?;
     Ok(disk)
 }
@@ -189,6 +193,7 @@ fn extract(assembly: &Assembly<'_>, path: &Path, root: &RootPlace) -> Result<Pat
         if !pieces.fill(&mut buffer[..length])? {
             return Err(wrong_answer());
         }
+        assembly.space.take(length as u64)?;
         write_sparsely(&file, offset, &buffer[..length]).or_fault("keeping the partition")?;
     }
     remove_tree(path)?;

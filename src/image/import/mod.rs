@@ -10,6 +10,7 @@ mod plain;
 mod policy;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use chrono::Utc;
 use uuid::Uuid;
@@ -32,6 +33,7 @@ use super::recognise::{self, Content};
 use super::records::{ImageRecord, SCHEMA};
 use super::refusal;
 use super::source::Source;
+use super::space::Space;
 use crate::config;
 use crate::fault::{Fault, Result};
 use crate::types::{Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport};
@@ -84,14 +86,16 @@ pub(super) fn run<'a>(
     id: Uuid,
     request: &ImageImport,
 ) -> Result<(ImageRecord, Vec<Pin<'a>>)> {
-    let mut assembly = Assembly::new(means)?;
     let source = Source::open(&request.source, id, means.config)?;
+    let space = Arc::new(Space::new(means.room, request.size.or(source.total()))?);
+    let mut assembly = Assembly::new(means, Arc::clone(&space))?;
     let directory = assembly.workspace.empty();
     let reception = Reception {
         jail: means.jail,
         directory: &directory,
         request,
         max_bytes: means.config.max_bytes,
+        space: &space,
         report: means.report,
     };
     let (content, arrived) =

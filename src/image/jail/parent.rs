@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::SpliceFlags;
@@ -22,6 +22,8 @@ use crate::sys::process::{ChildSetup, guests_oom_score_adj};
 
 /// How long a child may neither take nor give a byte: a disk that is very slow, not a hang.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a program is looked at that gives nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Bytes that a pipe holds, as many as `pipe-max-size` lets anybody have.
 const PIPE: usize = 1 << 20;
 /// Most bytes of a verdict.
@@ -212,10 +214,20 @@ impl Running {
     }
 
     /// Waits for the end of a program that the child became, of which only
-    /// success and words are known.
-    pub fn finish_program(mut self) -> Result<()> {
+    /// success and words are known. `watch` is asked time and again whether it
+    /// may go on.
+    pub fn finish_program(mut self, watch: &dyn Fn() -> Result<()>) -> Result<()> {
         drop(self.input.take());
         let mut buffer = [0; 4096];
+        let begun = Instant::now();
+        while let Some(output) = &self.output
+            && !has_come_within(output, PollFlags::IN, LOOK_AGAIN)?
+        {
+            if begun.elapsed() > PATIENCE {
+                return Err(stands_still());
+            }
+            watch()?;
+        }
         while self.take(&mut buffer)? > 0 {}
         let said = self.said()?;
         if let Ok(Verdict::Failed { kind, detail }) = serde_json::from_slice(&said) {
@@ -318,7 +330,11 @@ fn died(status: Option<ExitStatus>, said: &[u8]) -> Fault {
 
 /// Waits for a pipe; false when nothing happens.
 fn has_come(fd: impl AsFd, flags: PollFlags) -> Result<bool> {
-    let timeout = Timespec::try_from(PATIENCE).ok();
+    has_come_within(fd, flags, PATIENCE)
+}
+
+fn has_come_within(fd: impl AsFd, flags: PollFlags, time: Duration) -> Result<bool> {
+    let timeout = Timespec::try_from(time).ok();
     loop {
         match poll(&mut [PollFd::new(&fd, flags)], timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => {}

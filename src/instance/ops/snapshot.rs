@@ -18,6 +18,7 @@ use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
 use crate::snapshot::{self, Contents, Tree};
 use crate::store::atomic;
+use crate::store::room::Claim;
 use crate::types::{ImageConfig, ImageDestination, Snapshot, SnapshotFormat};
 
 /// Checks where a snapshot shall go, before anything is done for it.
@@ -85,7 +86,7 @@ pub fn snapshot<S, T>(
     // The instance may be deleted meanwhile, and its image after it.
     let _pins = parts.images.keep_layers(&record.layers)?;
     report("copying", 0, None);
-    let upper = copy_upper(parts, record, slot)?;
+    let (upper, _room) = copy_upper(parts, record, slot)?;
     report("waiting", 0, None);
     let _permit = let_go()?;
     let left_out = create::seed(record).untouched(upper.as_fd());
@@ -117,11 +118,11 @@ fn copy_upper<S>(
     parts: &HostParts,
     record: &Record,
     slot: &dyn Fn() -> Result<S>,
-) -> Result<OwnedFd> {
+) -> Result<(OwnedFd, Option<Claim>)> {
     let copy = parts.paths(record).root_disk_copy();
-    let opened = copy_disk(parts, record, &copy, slot).and_then(|()| {
+    let opened = copy_disk(parts, record, &copy, slot).and_then(|claim| {
         let _slot = slot()?;
-        parts.disks.open_copy(&copy)
+        parts.disks.open_copy(&copy, claim)
     });
     if opened.is_err() {
         // The fault says what was wrong; the next start of the service removes it too.
@@ -135,7 +136,7 @@ fn copy_disk<S>(
     record: &Record,
     copy: &Path,
     slot: &dyn Fn() -> Result<S>,
-) -> Result<()> {
+) -> Result<Claim> {
     let paths = parts.paths(record);
     let disk = paths.root_disk();
     if record.quiesced || !parts.has_mounted_disks(&paths)? {
@@ -156,10 +157,10 @@ fn copy_disk<S>(
     let finished = ahead.catch_up();
     let thawed = parts.thaw_disks(&paths);
     let frozen_us = begun.elapsed().as_micros();
-    let changed = finished?;
+    let (changed, claim) = finished?;
     tracing::info!(instance = %record.id, frozen_us, flush_us, changed,
         "copied the disk for a snapshot");
-    thawed
+    thawed.map(|()| claim)
 }
 
 fn base_layers(parts: &HostParts, record: &Record) -> Result<Vec<Tree>> {
