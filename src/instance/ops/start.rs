@@ -13,7 +13,7 @@ use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
-use crate::runtime::{init, lxcfs};
+use crate::runtime::{init, lxcfs, targets};
 use crate::store::atomic;
 
 use super::{cold_resize, create, stop};
@@ -103,7 +103,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
         CgroupLayout::V1 => CgroupView::V1,
         CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,
     };
-    let spec = spec::build(&SpecInput {
+    let mut spec = spec::build(&SpecInput {
         definition: &boot.definition,
         image: boot.config,
         user: &user,
@@ -115,6 +115,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
         lxcfs: &lxcfs,
         rescued: record.rescue.is_some(),
     })?;
+    targets::follow_links(&mut spec, &paths.rootfs())?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;
     let file = paths.bundle().join("config.json");
     let text = serde_json::to_vec(&spec).or_fault("serialising the bundle")?;
