@@ -54,6 +54,8 @@ pub mod stacked;
 pub mod stage;
 #[cfg(feature = "service")]
 mod store;
+#[cfg(feature = "service")]
+mod supply;
 pub mod tar_reader;
 pub mod tar_writer;
 #[cfg(test)]
@@ -69,7 +71,7 @@ pub mod xattr;
 #[cfg(feature = "service")]
 pub use kept_disk::KeptDisk;
 #[cfg(feature = "service")]
-pub use progress::Progress;
+pub use progress::{Progress, Watcher};
 #[cfg(feature = "service")]
 pub use store::ImageStore;
 #[cfg(feature = "service")]

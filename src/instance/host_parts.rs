@@ -12,7 +12,7 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
 use crate::network::{Network, Rates};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
-use crate::runtime::{cli::CliRuntime, probe};
+use crate::runtime::{cli::CliRuntime, lxcfs, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
@@ -94,10 +94,10 @@ impl HostParts {
         })
     }
 
-    /// lxcfs's mount point, when it is mounted there.
+    /// lxcfs's mount point, when it is mounted there and answers.
     pub fn lxcfs(&self) -> Option<PathBuf> {
         let path = &self.config.instances.lxcfs;
-        (!path.as_os_str().is_empty() && path.join("proc/meminfo").exists()).then(|| path.clone())
+        (!path.as_os_str().is_empty() && lxcfs::answers(path)).then(|| path.clone())
     }
 
     /// Paths of an instance.

@@ -18,6 +18,7 @@ use super::trials::Trials;
 use crate::cgroup::{Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::runtime::lxcfs::{ANSWER as ANSWERS, within};
 use crate::types::Check;
 
 /// Runtimes that `runtime.program = "auto"` looks for, the preferred first.
@@ -304,9 +305,11 @@ fn lxcfs(path: &Path, mountinfo: &str) -> Check {
     if !mounted {
         return warning("lxcfs", format!("not mounted on {}", path.display()), remedy);
     }
-    match fs::read(path.join("proc/uptime")) {
-        Ok(_) => ok("lxcfs", format!("mounted on {}", path.display())),
-        Err(e) => warning("lxcfs", format!("does not answer: {e}"), remedy),
+    let file = path.join("proc/uptime");
+    match within(ANSWERS, move || fs::read(file)) {
+        Some(Ok(_)) => ok("lxcfs", format!("mounted on {}", path.display())),
+        Some(Err(e)) => warning("lxcfs", format!("does not answer: {e}"), remedy),
+        None => warning("lxcfs", "does not answer: it hangs", remedy),
     }
 }
 

@@ -143,7 +143,7 @@ fn convert(assembly: &Assembly<'_>, path: &Path, format: DiskFormat) -> Result<P
     fs::set_permissions(path, Permissions::from_mode(0o444)).or_fault(doing)?;
     let work =
         Work::Convert { image: path.to_owned(), format, disk: disk.clone(), limits: assembly.left };
-    (assembly.means.report)(Progress { stage: "converting", done: 0, total: None });
+    assembly.means.report.progress(Progress { stage: "converting", done: 0, total: None });
     let input = File::open(path).or_fault("opening the disk image")?;
     let program = assembly.start(work, Input::File(input))?;
     program.finish_program().map_err(|fault| fault.context("converting the disk image"))?;
