@@ -192,7 +192,7 @@ pub struct Images {
     pub max_unpacked_bytes: u64,
     /// Files and directories that an image may have.
     pub max_entries: u64,
-    /// Imports that run at the same time; further ones wait.
+    /// Imports that work at the same time, and uploads; further ones wait.
     pub concurrency: usize,
     /// Bytes of unpacked layers above which unused images go, those unused the longest first; 0: never.
     pub cache_bytes: u64,

@@ -14,6 +14,7 @@ use berth::image::jail::{COMMAND, Jail, Task, Work};
 use berth::image::unpack::UnpackLimits;
 use berth::store::layout::Layout;
 use berth::store::room::Room;
+use berth::sys::process::spawn_alone;
 use berth::types::{Image, ImageImport, ImageSource};
 use uuid::Uuid;
 
@@ -144,25 +145,27 @@ fn root_the_child_has_given_up_its_privileges() {
     let dir = tempfile::tempdir().unwrap();
     let work = Work::Layer { limits: UnpackLimits { entries: 10, bytes: 1 << 20 } };
     let task = Task { work, directory: dir.path().to_owned() };
-    let mut child = Command::new(BERTH)
+    let mut command = Command::new(BERTH);
+    command
         .args([OsString::from(COMMAND), serde_json::to_string(&task).unwrap().into()])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::null());
+    let mut child = spawn_alone(&mut command).unwrap();
     let proc = format!("/proc/{}", child.id());
     let field = |name: &str| {
         let status = fs::read_to_string(format!("{proc}/status")).unwrap();
         let line = status.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
         line.split_once(':').unwrap().1.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    // The last thing it gives up is the right to new privileges.
-    while field("NoNewPrivs") != ["1"] {
+    // The last thing is the filter.
+    while field("Seccomp") != ["2"] {
         assert!(child.try_wait().unwrap().is_none(), "it ended");
         std::thread::yield_now();
     }
-    assert_eq!(field("Uid"), ["65534", "65534", "65534", "0"]);
+    assert_eq!(field("NoNewPrivs"), ["1"]);
+    assert_eq!(field("Uid"), ["65529", "65529", "65529", "0"]);
+    assert_eq!(field("NSpid")[1..], ["1"]);
     assert_eq!(field("Groups"), [""; 0]);
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD, SETFCAP.
     let caps = (1_u64 << 0) | (1 << 1) | (1 << 3) | (1 << 4) | (1 << 27) | (1 << 31);
@@ -172,7 +175,7 @@ fn root_the_child_has_given_up_its_privileges() {
     for set in ["CapBnd", "CapInh", "CapAmb"] {
         assert_eq!(u64::from_str_radix(&field(set)[0], 16).unwrap(), 0, "{set}");
     }
-    for namespace in ["mnt", "net", "ipc", "uts"] {
+    for namespace in ["mnt", "net", "ipc", "uts", "pid"] {
         let link = |process: &str| fs::read_link(format!("{process}/ns/{namespace}")).unwrap();
         assert_ne!(link(&proc), link("/proc/self"), "{namespace}");
     }

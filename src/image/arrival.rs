@@ -32,6 +32,7 @@ use super::recognise;
 use super::source::Source;
 use super::space::Space;
 use super::sparse::write_sparsely;
+use super::supply::Supply;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::ImageImport;
 
@@ -82,10 +83,11 @@ enum Stream {
 /// came of that when the content is the one that was asked for.
 pub(super) fn receive<T>(
     reception: &Reception<'_>,
-    mut source: Source,
+    source: Source,
     take: impl FnOnce(&mut Arriving<'_>) -> Result<T>,
 ) -> Result<(Verified, T)> {
-    let head = head_of(&mut source)?;
+    let mut supply = Supply::new(source, reception.report);
+    let head = head_of(&mut supply)?;
     let (feed, stream) = match compression(&head)? {
         None => {
             let (feed, reader) = jail::pipe()?;
@@ -104,7 +106,7 @@ pub(super) fn receive<T>(
     std::thread::scope(|scope| {
         let hashes = scope.spawn(|| hash(reception.request, to_hash, spare, &keeping));
         let reading = Reading { reception, feed: Some(feed), pieces, spares, keeping: &keeping };
-        let size = scope.spawn(|| reading.run(&head, source, &refused));
+        let size = scope.spawn(|| reading.run(&head, supply, &refused));
         let space = reception.space;
         let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping, space };
         let taken = take(&mut arriving);
@@ -235,15 +237,15 @@ impl Drop for Reading<'_> {
 
 impl Reading<'_> {
     /// Reads all; its size. Refuses more than was asked for.
-    fn run(mut self, head: &[u8], source: Source, refused: &AtomicBool) -> Result<u64> {
-        let size = self.read(head, source, refused)?;
+    fn run(mut self, head: &[u8], supply: Supply<'_>, refused: &AtomicBool) -> Result<u64> {
+        let size = self.read(head, supply, refused)?;
         self.keeping.change(|kept| kept.whole = Some(size));
         Ok(size)
     }
 
-    fn read(&mut self, head: &[u8], mut source: Source, refused: &AtomicBool) -> Result<u64> {
+    fn read(&mut self, head: &[u8], mut supply: Supply<'_>, refused: &AtomicBool) -> Result<u64> {
         let request = self.reception.request;
-        let mut meter = Meter::new(self.reception.report, source.stage());
+        let mut meter = Meter::new(self.reception.report, supply.source().stage());
         let most = request.size.unwrap_or(self.reception.max_bytes);
         // Of what was refused, the rest tells whether it was the image at all.
         let declared = request.size.is_some() || request.hash.is_some();
@@ -267,10 +269,10 @@ impl Reading<'_> {
                 self.hash(ToHash::Piece(std::mem::replace(&mut buffer, next), n))?;
             }
             size += n as u64;
-            meter.at(size, request.size.or(source.total()));
+            meter.at(size, request.size.or(supply.source().total()));
             n = match &self.feed {
-                Some(mouth) => mouth.starving(|| source.read(&mut buffer))?,
-                None => source.read(&mut buffer)?,
+                Some(mouth) => mouth.starving(|| supply.read(&mut buffer))?,
+                None => supply.read(&mut buffer)?,
             };
         }
         self.feed = None;
@@ -388,11 +390,11 @@ impl Stream {
 }
 
 /// The first bytes, as many as tell what it is.
-fn head_of(source: &mut Source) -> Result<Vec<u8>> {
+fn head_of(supply: &mut Supply<'_>) -> Result<Vec<u8>> {
     let mut head = vec![0; recognise::HEAD];
     let mut length = 0;
     while length < head.len() {
-        match source.read(&mut head[length..])? {
+        match supply.read(&mut head[length..])? {
             0 => break,
             n => length += n,
         }

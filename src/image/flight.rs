@@ -2,7 +2,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::progress::Progress;
+use super::progress::{Listener, Progress};
 use crate::fault::{Fault, Result};
 use crate::types::{Image, ImageImport};
 
@@ -43,7 +43,9 @@ impl Flight {
     }
 
     /// Waits for the end, passing progress on.
-    pub fn wait(&self, progress: &(dyn Fn(Progress) + Sync)) -> Result<Image> {
+    pub(super) fn wait(&self, watcher: Listener<'_>) -> Result<Image> {
+        // The other one works.
+        watcher.idle();
         let mut state = self.lock();
         loop {
             if let Some(result) = &state.result {
@@ -52,7 +54,7 @@ impl Flight {
             if let Some(news) = state.progress.take() {
                 // The callback may do anything; it must not stop the import.
                 drop(state);
-                progress(news);
+                watcher.progress(news);
                 state = self.lock();
                 continue;
             }

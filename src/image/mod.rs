@@ -55,6 +55,8 @@ pub mod stacked;
 pub mod stage;
 #[cfg(feature = "service")]
 mod store;
+#[cfg(feature = "service")]
+mod supply;
 pub mod tar_reader;
 pub mod tar_writer;
 #[cfg(test)]
@@ -70,7 +72,7 @@ pub mod xattr;
 #[cfg(feature = "service")]
 pub use kept_disk::KeptDisk;
 #[cfg(feature = "service")]
-pub use progress::Progress;
+pub use progress::{Progress, Watcher};
 #[cfg(feature = "service")]
 pub use store::ImageStore;
 #[cfg(feature = "service")]

@@ -15,8 +15,24 @@ pub struct Progress {
     pub total: Option<u64>,
 }
 
+/// Whoever looks on while an import goes on.
+pub trait Watcher: Sync {
+    /// How far it is.
+    fn progress(&self, progress: Progress);
+    /// Its content keeps it waiting: until [`Watcher::busy`] it does no work.
+    fn idle(&self) {}
+    /// It goes on, once this returns.
+    fn busy(&self) {}
+}
+
+impl<F: Fn(Progress) + Sync> Watcher for F {
+    fn progress(&self, progress: Progress) {
+        self(progress);
+    }
+}
+
 /// Where progress goes.
-pub(super) type Listener<'a> = &'a (dyn Fn(Progress) + Sync);
+pub(super) type Listener<'a> = &'a dyn Watcher;
 
 /// Reports progress, not too often.
 pub(super) struct Meter<'a> {
@@ -44,7 +60,7 @@ impl<'a> Meter<'a> {
         if done >= self.next {
             self.next = done + REPORT_EVERY;
             let total = self.total.or(total);
-            (self.report)(Progress { stage: self.stage, done: self.before + done, total });
+            self.report.progress(Progress { stage: self.stage, done: self.before + done, total });
         }
     }
 }

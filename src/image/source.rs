@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use uuid::Uuid;
@@ -50,6 +51,14 @@ impl Source {
         match self {
             Source::File(..) => "reading",
             Source::Glance(_) => "downloading",
+        }
+    }
+
+    /// Whether there are bytes, or the end, within this time.
+    pub fn comes_within(&mut self, limit: Duration) -> bool {
+        match self {
+            Source::File(..) => true,
+            Source::Glance(download) => download.comes_within(limit),
         }
     }
 

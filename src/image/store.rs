@@ -16,7 +16,7 @@ use super::import::{self, Means};
 use super::jail::Jail;
 use super::kept_disk::KeptDisk;
 use super::layers::{Layers, Pin};
-use super::progress::{Listener, Progress};
+use super::progress::{Listener, Progress, Watcher};
 use super::records::ImageRecord;
 use super::workspace::Workspace;
 use crate::config;
@@ -341,10 +341,7 @@ impl ImageStore {
     ) -> Result<Image> {
         // Lands the flight however this ends, a panic included.
         let mut landing = Landing { store: self, id, flight, result: None };
-        let report = |news: Progress| {
-            flight.report(news);
-            progress(news);
-        };
+        let report = Flying { store: self, flight, watcher: progress };
         let slot = self.slot(&report);
         let result = import::run(self.means(&report), id, request)
             .and_then(|(record, _pins)| self.add(record))
@@ -366,17 +363,26 @@ impl ImageStore {
 
     /// Waits until one more import may run.
     fn slot(&self, report: Listener<'_>) -> Slot<'_> {
+        self.take_slot(report);
+        Slot { store: self }
+    }
+
+    fn take_slot(&self, report: Listener<'_>) {
         let mut running = self.running();
         if *running >= self.config.concurrency {
             drop(running);
-            report(Progress { stage: "waiting", done: 0, total: None });
+            report.progress(Progress { stage: "waiting", done: 0, total: None });
             running = self.running();
         }
         while *running >= self.config.concurrency {
             running = self.landed.wait(running).unwrap_or_else(PoisonError::into_inner);
         }
         *running += 1;
-        Slot { store: self }
+    }
+
+    fn give_slot_up(&self) {
+        *self.running() -= 1;
+        self.landed.notify_all();
     }
 
     /// Says what to do when there is no room for an image.
@@ -403,14 +409,38 @@ impl ImageStore {
     }
 }
 
+/// Who looks on while an import runs: those who joined, and who began it. Its
+/// slot is another's while it only waits.
+struct Flying<'a> {
+    store: &'a ImageStore,
+    flight: &'a Flight,
+    watcher: Listener<'a>,
+}
+
+impl Watcher for Flying<'_> {
+    fn progress(&self, progress: Progress) {
+        self.flight.report(progress);
+        self.watcher.progress(progress);
+    }
+
+    fn idle(&self) {
+        self.store.give_slot_up();
+        self.watcher.idle();
+    }
+
+    fn busy(&self) {
+        self.watcher.busy();
+        self.store.take_slot(self);
+    }
+}
+
 struct Slot<'a> {
     store: &'a ImageStore,
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        *self.store.running() -= 1;
-        self.store.landed.notify_all();
+        self.store.give_slot_up();
     }
 }
 

@@ -14,7 +14,7 @@ use crate::image::ImageStore;
 use crate::network::{Network, Rates};
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
-use crate::runtime::{cli::CliRuntime, probe};
+use crate::runtime::{cli::CliRuntime, lxcfs, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
@@ -102,10 +102,10 @@ impl HostParts {
         })
     }
 
-    /// lxcfs's mount point, when it is mounted there.
+    /// lxcfs's mount point, when it is mounted there and answers.
     pub fn lxcfs(&self) -> Option<PathBuf> {
         let path = &self.config.instances.lxcfs;
-        (!path.as_os_str().is_empty() && path.join("proc/meminfo").exists()).then(|| path.clone())
+        (!path.as_os_str().is_empty() && lxcfs::answers(path)).then(|| path.clone())
     }
 
     /// Paths of an instance.

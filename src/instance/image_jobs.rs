@@ -1,10 +1,10 @@
 //! Work on images that no instance waits for: import, the later part of a
 //! snapshot, expiry. It runs on threads of its own, a few at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -14,10 +14,38 @@ use super::ops;
 use super::record::Record;
 use super::shared::Shared;
 use crate::fault::{OrFault, Result};
+use crate::image::{Progress, Watcher};
 use crate::types::{ImageImport, Snapshot};
 
 /// The longest pause between two looks for images that were unused for too long.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// An import's slot, which it holds while it works.
+struct Turn<'a> {
+    shared: Arc<Shared>,
+    writer: &'a OperationWriter,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl Watcher for Turn<'_> {
+    fn progress(&self, progress: Progress) {
+        self.writer.stage(progress.stage);
+        self.writer.progress(progress.done, progress.total);
+    }
+
+    fn idle(&self) {
+        drop(self.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn busy(&self) {
+        let mut permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
+        if permit.is_none() {
+            let slots = self.shared.import_slots.clone();
+            // Closed it is never.
+            *permit = self.shared.runtime.block_on(slots.acquire_owned()).ok();
+        }
+    }
+}
 
 /// Has an image in the store.
 pub fn import(
@@ -29,15 +57,13 @@ pub fn import(
     let (operation, writer) = shared.operations.begin("image.import", id, &context.request_id);
     let theirs = shared.clone();
     shared.runtime.spawn(async move {
-        let Ok(permit) = theirs.image_slots.clone().acquire_owned().await else { return };
+        let Ok(permit) = theirs.import_slots.clone().acquire_owned().await else { return };
         let parts = theirs.parts.clone();
-        theirs.runtime.spawn_blocking(move || {
-            let _permit = permit;
+        theirs.runtime.clone().spawn_blocking(move || {
             writer.stage("fetching");
-            let outcome = parts.images.import(id, &request, &|progress| {
-                writer.stage(progress.stage);
-                writer.progress(progress.done, progress.total);
-            });
+            let turn = Turn { shared: theirs, writer: &writer, permit: Mutex::new(Some(permit)) };
+            let outcome = parts.images.import(id, &request, &turn);
+            drop(turn);
             writer.finish(outcome.map(|image| {
                 info!(image = %id, bytes = image.size, layers = image.layers.len(), "image imported");
             }));
@@ -69,7 +95,7 @@ pub async fn snapshot(
         let go_on = || {
             // The actor may be gone with the service.
             let _ = let_go.send(());
-            wait(&theirs.image_slots)
+            wait(&theirs.upload_slots)
         };
         let outcome =
             ops::snapshot::snapshot(&theirs.parts, &record, &wanted, &report, &slot, go_on);

@@ -32,8 +32,11 @@ pub struct Shared {
     pub events: Arc<EventLog>,
     /// Work on the host that may be under way at once.
     pub host_slots: Arc<Semaphore>,
-    /// Images that may be on their way in or out at once.
-    pub image_slots: Arc<Semaphore>,
+    /// Images that may be on their way in at once.
+    pub import_slots: Arc<Semaphore>,
+    /// Images that may be on their way out at once: of their own, for one that is taken
+    /// slowly is not to keep others from coming in.
+    pub upload_slots: Arc<Semaphore>,
     /// Where actors run.
     pub runtime: Runtime,
 }
@@ -53,7 +56,8 @@ impl Shared {
             operations: Operations::default(),
             events: EventLog::new(),
             host_slots: Arc::new(Semaphore::new(slots)),
-            image_slots: Arc::new(Semaphore::new(parts.config.images.concurrency)),
+            import_slots: Arc::new(Semaphore::new(parts.config.images.concurrency)),
+            upload_slots: Arc::new(Semaphore::new(parts.config.images.concurrency)),
             runtime: Runtime::current(),
             parts,
         })

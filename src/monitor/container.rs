@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, symlinkat};
 use rustix::io::Errno;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::runtime::{Create, Runtime};
+use crate::runtime::{Create, Runtime, targets};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
 use crate::sys::ids::IdBlock;
@@ -65,6 +65,8 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
     let listener =
         UnixListener::bind(&socket).or_fault(format_args!("binding {}", socket.display()))?;
     let id = spec.instance.to_string();
+    // Each time: the instance may have changed its files since the last.
+    targets::check(&layout.bundle())?;
     let created = spec.runtime.create(&Create {
         id: &id,
         bundle: &layout.bundle(),

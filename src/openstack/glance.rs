@@ -20,6 +20,7 @@ use bytes::{Buf, Bytes};
 use reqwest::header::{CONTENT_RANGE, HeaderMap, RANGE};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::access::{Access, Granted};
@@ -46,6 +47,8 @@ pub struct Download {
     url: Url,
     pause: Duration,
     response: Option<Response>,
+    /// What came of waiting for the next piece.
+    next: Option<reqwest::Result<Option<Bytes>>>,
     /// Bytes that arrived and were not taken.
     arrived: Bytes,
     /// Bytes of the content that arrived.
@@ -87,6 +90,7 @@ impl Download {
             image,
             pause: PAUSE,
             response: None,
+            next: None,
             arrived: Bytes::new(),
             offset: 0,
             repeated: 0,
@@ -118,13 +122,29 @@ impl Download {
         Ok(n)
     }
 
+    /// Whether there are bytes within this time, or it is known that none come.
+    pub fn comes_within(&mut self, limit: Duration) -> bool {
+        if !self.arrived.is_empty() || self.next.is_some() {
+            return true;
+        }
+        let Some(response) = &mut self.response else { return false };
+        // Inside the event loop, whose timer it is.
+        let next = self.runtime.block_on(async { timeout(limit, response.chunk()).await });
+        self.next = next.ok();
+        self.next.is_some()
+    }
+
     /// Waits for the next piece; false at the end.
     fn more(&mut self) -> Result<bool, Failure> {
         if self.response.is_none() {
             self.connect()?;
         }
         let Some(response) = &mut self.response else { return Ok(false) };
-        match self.runtime.block_on(response.chunk()) {
+        let next = match self.next.take() {
+            Some(next) => next,
+            None => self.runtime.block_on(response.chunk()),
+        };
+        match next {
             Ok(Some(mut piece)) => {
                 let again = piece.len().min(usize::try_from(self.repeated).unwrap_or(usize::MAX));
                 piece.advance(again);

@@ -1,6 +1,9 @@
 //! What lxcfs offers: files of /proc and /sys that show the instance, not the host.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 /// Files and directories below lxcfs's mount point, which are also the paths
 /// below the instance's root that they cover.
@@ -14,14 +17,61 @@ const OFFERED: [&str; 8] = [
     "proc/uptime",
     "sys/devices/system/cpu",
 ];
+/// How long its daemon may take to answer.
+pub const ANSWER: Duration = Duration::from_secs(5);
+/// Threads that may wait for it at once: a stopped daemon does not take all that there are.
+const MOST: usize = 64;
+
+/// Whether lxcfs is mounted there, and answers: whoever touches one of its
+/// files, the runtime program too, waits for its daemon as long as that pleases.
+pub fn answers(mount_point: &Path) -> bool {
+    // Attributes alone could come from the kernel's cache.
+    let file = mount_point.join("proc/meminfo");
+    within(ANSWER, move || std::fs::read(file).is_ok()).unwrap_or_else(|| {
+        tracing::warn!(
+            path = %mount_point.display(),
+            "lxcfs does not answer: until it does, instances start without it and see the host's \
+             /proc/meminfo and the like; restart it"
+        );
+        false
+    })
+}
 
 /// What is there to be bind-mounted: source on the host, and destination inside.
 pub fn files(mount_point: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let path = mount_point.to_owned();
+    within(ANSWER, move || offered(&path)).unwrap_or_default()
+}
+
+fn offered(mount_point: &Path) -> Vec<(PathBuf, PathBuf)> {
     OFFERED
         .iter()
         .map(|path| (mount_point.join(path), Path::new("/").join(path)))
         .filter(|(source, _)| source.exists())
         .collect()
+}
+
+/// Asks a daemon that may not answer; `None` when it does not in time. The
+/// thread that asked stays for as long as the daemon lets it.
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    ask: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    static ASKING: AtomicUsize = AtomicUsize::new(0);
+    if ASKING.fetch_add(1, Ordering::Relaxed) >= MOST {
+        ASKING.fetch_sub(1, Ordering::Relaxed);
+        return None;
+    }
+    let (answer, answers) = channel();
+    let asking = std::thread::Builder::new().name("berth-lxcfs".into()).spawn(move || {
+        // Nobody takes it when it comes too late.
+        let _ = answer.send(ask());
+        ASKING.fetch_sub(1, Ordering::Relaxed);
+    });
+    if asking.is_err() {
+        ASKING.fetch_sub(1, Ordering::Relaxed);
+    }
+    answers.recv_timeout(limit).ok()
 }
 
 #[cfg(test)]
@@ -32,9 +82,31 @@ mod tests {
     fn only_what_is_there() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(files(dir.path()), []);
+        assert!(!answers(dir.path()));
         std::fs::create_dir(dir.path().join("proc")).unwrap();
         std::fs::write(dir.path().join("proc/meminfo"), "").unwrap();
         let expected = (dir.path().join("proc/meminfo"), PathBuf::from("/proc/meminfo"));
         assert_eq!(files(dir.path()), [expected]);
+        assert!(answers(dir.path()));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_waited_for_in_few_threads() {
+        let (hold, held) = channel::<()>();
+        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+        let ask = || {
+            let held = held.clone();
+            within(Duration::from_millis(1), move || {
+                let _ = held.lock().map(|held| held.recv());
+            })
+        };
+        for _ in 0..MOST + 1 {
+            assert_eq!(ask(), None);
+        }
+        assert_eq!(within(Duration::from_secs(10), || 1), None, "no more threads");
+        drop(hold);
+        while within(Duration::from_secs(10), || 1).is_none() {
+            std::thread::yield_now();
+        }
     }
 }

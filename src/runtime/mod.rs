@@ -6,6 +6,7 @@
 //! * [`probe`] finds one that works on this host.
 //! * [`init`] knows what init programs want to be told.
 //! * [`lxcfs`] finds what lxcfs offers.
+//! * [`targets`] looks where the mounts go, before a program does.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,6 +22,7 @@ pub mod probe;
 pub mod role;
 pub mod seccomp;
 pub mod spec;
+pub mod targets;
 pub mod walls;
 
 /// A way to make containers out of bundles.

@@ -1,11 +1,12 @@
 //! What an instance is: a machine's worth of services, or one program.
 
-use std::path::Path;
-
 use crate::types::{ImageConfig, InitKind};
 
-/// Programs that, as the first word of a command, are an init.
-const INITS: [&str; 2] = ["init", "systemd"];
+/// Names of the place at which an image's init is looked for first. `/init` is not one of them:
+/// in images with a command it is an application's supervisor.
+const INIT: [&str; 3] = ["/sbin/init", "/usr/sbin/init", "init"];
+/// Names of systemd itself.
+const SYSTEMD: [&str; 3] = ["/lib/systemd/systemd", "/usr/lib/systemd/systemd", "systemd"];
 
 /// What the instance is, which decides what it may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,22 +19,16 @@ pub enum Role {
 
 impl Role {
     /// The role of an instance: an image that names a command runs that, one
-    /// that does not boots its init; a command that is an init is one.
+    /// that does not boots its init. A command that names the init which was
+    /// found in the image boots it, too; a name alone makes no program an init.
     pub fn of(image: &ImageConfig, command: Option<&[String]>) -> Role {
         let first = image.entrypoint.first().or(match command {
             Some(command) => command.first(),
             None => image.cmd.first(),
         });
-        let is_init = match first {
-            None => image.init.is_some(),
-            Some(first) => Path::new(first)
-                .file_name()
-                .is_some_and(|name| INITS.iter().any(|init| name == *init)),
-        };
-        if is_init {
-            Role::System(image.init.unwrap_or(InitKind::Other))
-        } else {
-            Role::Application
+        match image.init {
+            Some(kind) if first.is_none_or(|first| names(first, kind)) => Role::System(kind),
+            _ => Role::Application,
         }
     }
 
@@ -41,4 +36,9 @@ impl Role {
     pub fn is_system(self) -> bool {
         matches!(self, Role::System(_))
     }
+}
+
+/// Whether the first word of a command names the image's init, which is of this kind.
+fn names(first: &str, kind: InitKind) -> bool {
+    INIT.contains(&first) || (kind == InitKind::Systemd && SYSTEMD.contains(&first))
 }

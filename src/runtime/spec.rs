@@ -405,7 +405,15 @@ mod tests {
             (&[][..], &[][..], systemd, None, Role::System(InitKind::Systemd)),
             (&[], &["bash"], systemd, None, Role::Application),
             (&[], &["/sbin/init"], systemd, None, Role::System(InitKind::Systemd)),
-            (&[], &["/lib/systemd/systemd"], None, None, Role::System(InitKind::Other)),
+            (&[], &["/lib/systemd/systemd"], systemd, None, Role::System(InitKind::Systemd)),
+            (&[], &["init"], systemd, None, Role::System(InitKind::Systemd)),
+            (&[], &["/sbin/init"], Some(InitKind::Other), None, Role::System(InitKind::Other)),
+            // Named so, and no init: none is in the image, or it is another one.
+            (&[], &["/lib/systemd/systemd"], None, None, Role::Application),
+            (&[], &["/sbin/init"], None, None, Role::Application),
+            (&["/init"], &[], systemd, None, Role::Application),
+            (&["/opt/app/init"], &[], systemd, None, Role::Application),
+            (&["/usr/lib/systemd/systemd"], &[], Some(InitKind::Busybox), None, Role::Application),
             (&["/entry"], &["/sbin/init"], systemd, None, Role::Application),
             (&[], &[], systemd, Some(vec!["sleep".into()]), Role::Application),
             (

@@ -8,6 +8,7 @@
 //! jail of images sets itself up with nix throughout: its faults quote nix's errors.
 
 pub mod copy;
+pub mod filter;
 pub mod fs;
 pub mod ids;
 pub mod loopdev;

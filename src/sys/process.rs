@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -17,6 +18,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, set_child_subreaper,
 };
 use serde::{Deserialize, Serialize};
+
+use super::thread;
+use crate::fault::{OrFault, Result};
 
 /// Lets threads share two heaps of glibc, which otherwise makes eight for each CPU,
 /// all of which keep what they once held: a fifth of a service's memory with 500
@@ -249,6 +253,17 @@ pub fn keep_standard_descriptors_only() {
 pub fn guests_oom_score_adj() -> Option<i32> {
     let own = fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse::<i32>().ok()?;
     Some(own.max(0))
+}
+
+/// Starts a command as the first process of a PID namespace of its own: it
+/// sees no other process, and whatever it starts ends with it.
+pub fn spawn_alone(command: &mut Command) -> Result<Child> {
+    // The namespace is for children of the thread that asks for it.
+    thread::on_own_thread(|| {
+        let doing = format!("starting {}", command.get_program().display());
+        unshare(CloneFlags::CLONE_NEWPID).or_fault("taking a PID namespace")?;
+        command.spawn().or_fault(doing)
+    })
 }
 
 /// What a child does to itself before it executes its program.

@@ -17,6 +17,7 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     vec![
         mapped(&ids, &text("/proc/self/uid_map")),
         accounts(&ids, &text("/etc/passwd"), &text("/etc/group")),
+        jail(&text("/etc/passwd"), &text("/etc/group")),
         subordinate(&ids, &text("/etc/subuid"), &text("/etc/subgid")),
     ]
 }
@@ -38,18 +39,30 @@ fn mapped(ids: &Range<u64>, uid_map: &str) -> Check {
     }
 }
 
-/// An account of the host with an id of an instance would own the instance's files.
-fn accounts(ids: &Range<u64>, passwd: &str, group: &str) -> Check {
-    let name = format!("{NAME}: accounts");
-    let clash = [("user", passwd), ("group", group)].into_iter().find_map(|(kind, text)| {
+fn account(ids: &Range<u64>, passwd: &str, group: &str) -> Option<String> {
+    [("user", passwd), ("group", group)].into_iter().find_map(|(kind, text)| {
         text.lines().find_map(|line| {
             let mut fields = line.split(':');
             let account = fields.next()?;
             let id: u64 = fields.nth(1)?.parse().ok()?;
             ids.contains(&id).then(|| format!("{kind} {account} has id {id}"))
         })
-    });
-    match clash {
+    })
+}
+
+/// Processes of an account with the id of the image jail could trace it.
+fn jail(passwd: &str, group: &str) -> Check {
+    let (name, id) = ("the image jail's id", u64::from(crate::image::jail::USER));
+    match account(&(id..id + 1), passwd, group) {
+        None => ok(name, format!("no account has {id}")),
+        Some(found) => warning(name, found, "give that account another id: this one is berth's"),
+    }
+}
+
+/// An account of the host with an id of an instance would own the instance's files.
+fn accounts(ids: &Range<u64>, passwd: &str, group: &str) -> Check {
+    let name = format!("{NAME}: accounts");
+    match account(ids, passwd, group) {
         None => ok(&name, format!("none in {}", show(ids))),
         Some(found) => failed(
             &name,
@@ -109,6 +122,13 @@ mod tests {
         assert_eq!(check.found, "user ann has id 1000005");
         assert_eq!(accounts(&IDS, "root:x:0:0::/:\n", "g:x:1999999:\n").status, Failed);
         assert_eq!(accounts(&IDS, "root:x:0:0::/:\nb:x:2000000:1::/:\n+\n", "").status, Ok);
+    }
+
+    #[test]
+    fn the_jails_id_is_nobodys() {
+        assert_eq!(jail("nobody:x:65534:65534::/:\n", "nogroup:x:65534:\n").status, Ok);
+        assert_eq!(jail("", "g:x:65529:\n").found, "group g has id 65529");
+        assert_eq!(jail("a:x:65529:1::/:\n", "").status, Warning);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! what it found, and the remedy unless it is fine. `serve` refuses to start
 //! when any has failed.
 
+mod advisories;
 mod cgroups;
 mod ids;
 mod kernel;

@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::advisories::{self, Known};
 use super::outcome::{failed, ok, warning};
 use super::trials::Trials;
 use crate::cgroup::{Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::runtime::lxcfs::{ANSWER as ANSWERS, within};
 use crate::types::Check;
 
 /// Runtimes that `runtime.program = "auto"` looks for, the preferred first.
@@ -94,7 +96,10 @@ fn judge(tried: &[Tried], configured: &str) -> Vec<Check> {
         .filter_map(|t| {
             let name = format!("runtime {}", t.name);
             Some(match t.outcome.as_ref()? {
-                Ok(found) => ok(&name, found),
+                Ok(found) => match advisories::known(found) {
+                    Some(known) if t.wanted => with_known_escapes(&name, found, &known),
+                    _ => ok(&name, found),
+                },
                 Err(fault) if works || !t.wanted => {
                     warning(&name, &fault.detail, runtime_remedy(fault))
                 }
@@ -113,6 +118,20 @@ fn judge(tried: &[Tried], configured: &str) -> Vec<Check> {
         checks.push(failed("runtime", found, remedy));
     }
     checks
+}
+
+/// Not a failure: distributions mend versions and leave their numbers, and only they know.
+fn with_known_escapes(name: &str, found: &str, known: &Known) -> Check {
+    let names = known.names.join(", ");
+    warning(
+        name,
+        format!("{found}: by its number it has known ways out of a container: {names}"),
+        format!(
+            "take {} or later, or make sure that your distribution's package has these mended \
+             (its changelog or security tracker names them)",
+            known.mended
+        ),
+    )
 }
 
 fn runtime_remedy(fault: &Fault) -> String {
@@ -286,9 +305,11 @@ fn lxcfs(path: &Path, mountinfo: &str) -> Check {
     if !mounted {
         return warning("lxcfs", format!("not mounted on {}", path.display()), remedy);
     }
-    match fs::read(path.join("proc/uptime")) {
-        Ok(_) => ok("lxcfs", format!("mounted on {}", path.display())),
-        Err(e) => warning("lxcfs", format!("does not answer: {e}"), remedy),
+    let file = path.join("proc/uptime");
+    match within(ANSWERS, move || fs::read(file)) {
+        Some(Ok(_)) => ok("lxcfs", format!("mounted on {}", path.display())),
+        Some(Err(e)) => warning("lxcfs", format!("does not answer: {e}"), remedy),
+        None => warning("lxcfs", "does not answer: it hangs", remedy),
     }
 }
 
@@ -322,6 +343,20 @@ mod tests {
         assert!(checks.last().unwrap().remedy.as_ref().unwrap().contains("runtime.program"));
         let checks = judge(&[tried("crun", true, None)], "auto");
         assert_eq!(checks[0].remedy.as_deref(), Some("apt install crun"));
+    }
+
+    #[test]
+    fn known_escapes_are_told_of_a_program_that_may_be_used() {
+        let tried = |wanted| Tried {
+            name: "runc".into(),
+            wanted,
+            outcome: Some(Ok("runc version 1.1.5+ds1, /usr/sbin/runc".into())),
+        };
+        let checks = judge(&[tried(true)], "auto");
+        assert_eq!(checks[0].status, Warning);
+        assert!(checks[0].found.contains("CVE-2024-21626"), "{:?}", checks[0]);
+        assert!(checks[0].remedy.as_ref().unwrap().contains("distribution"), "{:?}", checks[0]);
+        assert_eq!(judge(&[tried(false)], "crun")[0].status, Fine);
     }
 
     fn script(dir: &Path, text: &str) -> PathBuf {

@@ -17,7 +17,7 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::arrival::Verified;
 use crate::image::disk::{RootPlace, foreign, mounted, part};
 use crate::image::files::{create_file, remove_tree};
-use crate::image::jail::{Input, NOBODY, Outcome, Work};
+use crate::image::jail::{self, Input, Outcome, Work};
 use crate::image::kept_disk::{self, KeptFrame};
 use crate::image::progress::Progress;
 use crate::image::recognise::{Content, DiskFormat, FileSystem};
@@ -139,13 +139,13 @@ fn keep_layout(assembly: &Assembly<'_>, path: &Path) -> Result<Remains> {
 fn convert(assembly: &Assembly<'_>, path: &Path, format: DiskFormat) -> Result<PathBuf> {
     let doing = "preparing the conversion";
     let disk = assembly.workspace.path("converted");
-    // `qemu-img` runs as nobody; only root enters the directory of both.
-    let nobody = Some(NOBODY);
-    std::os::unix::fs::fchown(create_file(&disk)?, nobody, nobody).or_fault(doing)?;
+    // `qemu-img` runs as the jail's user; only root enters the directory of both.
+    let user = Some(jail::USER);
+    std::os::unix::fs::fchown(create_file(&disk)?, user, user).or_fault(doing)?;
     fs::set_permissions(path, Permissions::from_mode(0o444)).or_fault(doing)?;
     let work =
         Work::Convert { image: path.to_owned(), format, disk: disk.clone(), limits: assembly.left };
-    (assembly.means.report)(Progress { stage: "converting", done: 0, total: None });
+    assembly.means.report.progress(Progress { stage: "converting", done: 0, total: None });
     let input = File::open(path).or_fault("opening the disk image")?;
     let follow = assembly.space.follow(&disk)?;
     let program = assembly.start(work, Input::File(input))?;

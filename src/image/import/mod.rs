@@ -157,7 +157,11 @@ fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arri
         Content::Tar if is_root_file_system(assembly, arriving.peek(LOOK)?)? => {
             let (unpacked, digest) = assembly.unpack(|buffer| arriving.read(buffer))?;
             let done = unpacked.report.bytes;
-            (assembly.means.report)(Progress { stage: "unpacking", done, total: Some(done) });
+            assembly.means.report.progress(Progress {
+                stage: "unpacking",
+                done,
+                total: Some(done),
+            });
             assembly.add(Pending::Aside(unpacked, digest));
             let (format, config) = (ImageFormat::RootfsTar, ImageConfig::default());
             Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))

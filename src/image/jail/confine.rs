@@ -12,10 +12,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
+use super::calls;
 use super::task::{Task, Work};
 use crate::fault::{Fault, OrFault, Result};
 use crate::image::disk::{foreign, mounted};
 use crate::image::recognise::FileSystem;
+use crate::sys::filter;
 
 /// Most memory that the child may map. xz may take a quarter of it.
 const ADDRESS_SPACE: u64 = 1 << 30;
@@ -29,11 +31,17 @@ const CONVERTER_STACK: u64 = 1 << 20;
 const CPU_SECONDS: u64 = 4 * 3600;
 /// Files that may be open while a mounted tree is walked: a directory on each level of it.
 const OPEN_DIRECTORIES: u64 = 512;
-/// The user that owns nothing.
-pub(in crate::image) const NOBODY: u32 = 65_534;
+/// The user and group of the jail, which owns nothing. A number of berth's own: `nobody`'s may be
+/// a daemon's, which could then trace the converter. systemd's list of ids leaves 65520 to 65533
+/// unused, so nothing gives it away; `berth check` looks for an account.
+pub const USER: u32 = 65_529;
 
 /// Gives up everything that the task does not need.
 pub(super) fn confine(task: &Task) -> Result<()> {
+    // By its parent, for no process can move itself.
+    if std::process::id() != 1 {
+        return Err(Fault::internal("entering the jail", "it has no PID namespace of its own"));
+    }
     unshare(
         CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
@@ -70,7 +78,9 @@ pub(super) fn confine(task: &Task) -> Result<()> {
     };
     limit(space, bytes, files).or_fault("limiting the jail")?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    drop_privileges(keep)
+    drop_privileges(keep)?;
+    // The last wall: those before it take calls that it has not.
+    filter::hold_to(&calls::of(&task.work)).or_fault("filtering the jail's system calls")
 }
 
 /// What unpacking takes.
@@ -208,13 +218,13 @@ fn drop_privileges(keep: CapabilitySet) -> Result<()> {
         // Capabilities that this kernel does not know cannot be dropped, nor had.
         let _ = rustix::thread::remove_capability_from_bounding_set(capability);
     }
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    let become_nobody = || {
+    let (uid, gid) = (Uid::from_raw(USER), Gid::from_raw(USER));
+    let become_it = || {
         nix::unistd::setgroups(&[])?;
         nix::unistd::setresgid(gid, gid, gid)?;
         nix::unistd::setresuid(uid, uid, uid)
     };
-    become_nobody().or_fault("becoming nobody")?;
+    become_it().or_fault("becoming the jail's user")?;
     nix::unistd::setfsgid(Gid::from_raw(0));
     nix::unistd::setfsuid(Uid::from_raw(0));
     let sets =

@@ -4,8 +4,10 @@
 //! The child is the same program, started anew with a hidden first argument
 //! ([`COMMAND`]). Before it reads a byte it takes mount, network, IPC and
 //! host-name namespaces of its own, makes one directory its whole file
-//! system, mounted `nodev,nosuid,noexec`, becomes nobody, and keeps of root's
-//! capabilities only those that the task needs:
+//! system, mounted `nodev,nosuid,noexec`, becomes a user that owns nothing, keeps of
+//! root's capabilities only those that the task needs, and is held by a seccomp filter
+//! to the system calls that it needs. Its parent starts it in a PID namespace, of which
+//! it is the first process: none other is there, and none outlives it. The tasks:
 //!
 //! * decompression (C libraries read the bytes): none, in an empty read-only
 //!   file system;
@@ -32,9 +34,10 @@
 //! image has the address that the image's own hash gives it, so the bytes go
 //! from the child that reads the disk to the one that unpacks, unseen.
 //!
-//! File accesses are made as user 0 (fsuid), signals as nobody: the child
+//! File accesses are made as user 0 (fsuid), all else as that user: the child
 //! cannot kill the host's processes.
 
+mod calls;
 mod child;
 mod confine;
 pub mod decompress;
@@ -44,7 +47,7 @@ mod task;
 
 pub use child::main;
 #[cfg(feature = "service")]
-pub(super) use confine::NOBODY;
+pub use confine::USER;
 #[cfg(feature = "service")]
 pub use parent::{Feed, Input, Jail, Running, pipe};
 pub use task::{COMMAND, Outcome, Task, Verdict, Work};

@@ -18,7 +18,7 @@ use rustix::pipe::SpliceFlags;
 use super::task::{COMMAND, Outcome, Task, Verdict, Work};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::tar_reader::printable;
-use crate::sys::process::{ChildSetup, guests_oom_score_adj};
+use crate::sys::process::{ChildSetup, guests_oom_score_adj, spawn_alone};
 
 /// How long a child may neither take nor give a byte: a disk that is very slow, not a hang.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -138,15 +138,14 @@ impl Jail {
                 let setup =
                     ChildSetup { oom_score_adj: guests_oom_score_adj(), ..Default::default() };
                 setup.apply(&mut command).or_fault("preparing the jail")?;
-                let child = command
+                command
                     .args([COMMAND, &task])
                     .env_clear()
                     .current_dir("/")
                     .stdin(child_input)
                     .stdout(child_output)
-                    .stderr(Stdio::from(child_verdict))
-                    .spawn()
-                    .or_fault(format_args!("starting {} as jail", program.display()))?;
+                    .stderr(Stdio::from(child_verdict));
+                let child = spawn_alone(&mut command).map_err(|fault| fault.context("the jail"))?;
                 Worker::Process(child)
             }
             #[cfg(test)]

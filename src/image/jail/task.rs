@@ -67,7 +67,7 @@ pub enum Work {
         image: PathBuf,
         /// What it was recognised as.
         format: DiskFormat,
-        /// The file that the raw disk is written to, which nobody owns.
+        /// The file that the raw disk is written to, which the jail's user owns.
         disk: PathBuf,
         /// Most that may be written.
         limits: UnpackLimits,

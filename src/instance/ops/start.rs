@@ -14,7 +14,7 @@ use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec};
 use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
-use crate::runtime::{init, lxcfs};
+use crate::runtime::{init, lxcfs, targets};
 use crate::store::atomic;
 use crate::sys::mount;
 
@@ -121,7 +121,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
         CgroupLayout::V1 => CgroupView::V1,
         CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,
     };
-    let spec = spec::build(&SpecInput {
+    let mut spec = spec::build(&SpecInput {
         definition: &boot.definition,
         image: boot.config,
         user: &user,
@@ -133,6 +133,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
         lxcfs: &lxcfs,
         rescued: record.rescue.is_some(),
     })?;
+    targets::follow_links(&mut spec, &paths.rootfs())?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;
     let file = paths.bundle().join("config.json");
     let text = serde_json::to_vec(&spec).or_fault("serialising the bundle")?;
