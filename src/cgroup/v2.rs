@@ -23,12 +23,17 @@ pub(super) fn memory(dir: &Path, limits: &CgroupLimits) -> Vec<Step> {
 }
 
 /// Unset is the parent's set, so that a CPU which comes later is used too.
+///
+/// Older kernels (6.1) unset no cgroup that has processes (ENOSPC): it gets
+/// all that its parent has now.
 pub(super) fn cpuset(dir: &Path, cpus: Option<&BTreeSet<u32>>) -> Vec<Step> {
     let file = dir.join("cpuset.cpus");
-    match cpus {
-        Some(cpus) => vec![Step::write(file, v1::cpu_list(cpus))],
-        None => vec![Step::try_write(file, "\n")],
+    if let Some(cpus) = cpus {
+        return vec![Step::write(file, v1::cpu_list(cpus))];
     }
+    let parents = dir.parent().and_then(|p| read(&p.join("cpuset.cpus.effective")).ok());
+    let all = parents.filter(|cpus| !cpus.is_empty()).map(|cpus| Step::try_write(&file, cpus));
+    all.into_iter().chain([Step::try_write(&file, "\n")]).collect()
 }
 
 pub(super) fn io(dir: &Path, rates: &DiskRates, devices: &[DeviceNumber]) -> Vec<Step> {
