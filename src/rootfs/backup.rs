@@ -30,8 +30,8 @@ pub(super) fn make(
     room: &Arc<Room>,
     progress: &dyn Fn(u64, u64) -> bool,
 ) -> Result<()> {
+    let claims = claim(disks, whole, room)?;
     let copies = disks.iter().map(begin).collect::<Result<Vec<_>>>()?;
-    let claims = claim(&copies, whole, room)?;
     let total = copies.iter().map(|copy| copy.data).sum();
     let mut done = 0;
     for copy in &copies {
@@ -61,13 +61,14 @@ fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {
 }
 
 /// Asked before anything is copied: a full disk would hit every instance.
-fn claim(copies: &[BackupCopy], whole: bool, room: &Arc<Room>) -> Result<Vec<Claim>> {
-    let claimed = copies.iter().map(|copy| {
-        let found = copy.from.metadata().or_fault("asking for the room to keep disks")?;
+fn claim(disks: &[DiskBackup], whole: bool, room: &Arc<Room>) -> Result<Vec<Claim>> {
+    let claimed = disks.iter().map(|disk| {
+        let doing = format!("keeping {}", disk.file.display());
+        let found = fs::metadata(&disk.file).or_fault(doing)?;
         let data = found.blocks() * 512;
         let bytes = if whole { data.max(found.len()) } else { data };
-        let file = temporary_of(&copy.disk.copy);
-        room.for_copy(bytes, &file, "keeping a disk until the resize is confirmed")
+        let what = "keeping a disk until the resize is confirmed";
+        room.for_copy(bytes, &temporary_of(&disk.copy), what)
     });
     claimed.collect()
 }
