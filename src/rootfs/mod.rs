@@ -9,8 +9,10 @@ mod backup;
 mod disk;
 mod disks;
 pub mod idmap;
+mod mounting;
 pub mod overlay;
 pub mod seed;
+mod still;
 mod template;
 mod trial;
 
