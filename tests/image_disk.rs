@@ -11,7 +11,7 @@ use berth::image::disk;
 use berth::image::jail::Jail;
 use berth::store::layout::Layout;
 use berth::store::room::Room;
-use berth::types::{Image, ImageFormat, ImageImport, ImageSource};
+use berth::types::{Image, ImageFormat, ImageHash, ImageImport, ImageSource, ImageVerification};
 use uuid::Uuid;
 
 struct Store {
@@ -39,13 +39,18 @@ impl Store {
 
     fn import_signed(&self, file: &str, verified: bool) -> berth::fault::Result<Image> {
         let source = ImageSource::File { path: self.dir.path().join(file) };
-        let request = ImageImport {
-            name: file.into(),
-            source,
-            hash: None,
-            size: None,
-            signature_verified: verified,
+        let verification = verified.then(|| ImageVerification {
+            certificate: "the-signer".into(),
+            trusted_certificates: Vec::new(),
+        });
+        let content = std::fs::read(self.dir.path().join(file)).unwrap();
+        let hash = openssl::sha::sha512(&content);
+        let hash = ImageHash {
+            algorithm: "sha512".into(),
+            value: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
+        let request =
+            ImageImport { name: file.into(), source, hash: Some(hash), size: None, verification };
         self.store.import(Uuid::new_v4(), &request, &|_| {})
     }
 

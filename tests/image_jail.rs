@@ -31,13 +31,8 @@ fn store(dir: &Path, config: &config::Images) -> ImageStore {
 
 fn import(dir: &Path, store: &ImageStore, file: &str) -> berth::fault::Result<Image> {
     let source = ImageSource::File { path: dir.join(file) };
-    let request = ImageImport {
-        name: file.into(),
-        source,
-        hash: None,
-        size: None,
-        signature_verified: false,
-    };
+    let request =
+        ImageImport { name: file.into(), source, hash: None, size: None, verification: None };
     store.import(Uuid::new_v4(), &request, &|_| {})
 }
 

@@ -18,14 +18,14 @@ from urllib.parse import parse_qs, urlsplit
 NUMBERS = {'NOSTATE': 0, 'RUNNING': 1, 'PAUSED': 3, 'SHUTDOWN': 4, 'CRASHED': 6, 'SUSPENDED': 7}
 STATUS = {'invalid-input': 400, 'instance-not-found': 404, 'image-not-found': 404,
           'interface-not-found': 404, 'operation-not-found': 404, 'not-found': 404,
-          'instance-exists': 409, 'instance-invalid-state': 409, 'image-in-use': 409,
+          'instance-exists': 409, 'image-exists': 409, 'instance-invalid-state': 409, 'image-in-use': 409,
           'interface-exists': 409, 'events-gone': 410, 'service-unavailable': 503}
 CREATE_FIELDS = {'name', 'hostname', 'image_id', 'flavor', 'vifs', 'dns', 'environment', 'command',
                  'files', 'metadata'}
 FLAVOR_FIELDS = {'name', 'vcpus', 'memory_mb', 'root_gb', 'ephemeral_gb', 'swap_mb', 'extra_specs'}
 RESCUE_FIELDS = {'image_id', 'environment', 'files'}
 VIF_FIELDS = {'id', 'devname', 'address', 'name', 'mtu', 'addresses', 'routes', 'bridge'}
-IMPORT_FIELDS = {'name', 'source', 'hash', 'size', 'signature_verified'}
+IMPORT_FIELDS = {'name', 'source', 'hash', 'size', 'verification'}
 # verb: (states in which it does something, in which it does nothing, state after)
 VERBS = {
     'start': (('SHUTDOWN', 'CRASHED', 'NOSTATE'), ('RUNNING',), 'RUNNING', 'started'),
@@ -222,8 +222,12 @@ class FakeService:
 
     def put_images(self, image_id, body, **_):
         check_fields(body, IMPORT_FIELDS)
-        self.images[image_id] = {'id': image_id, 'name': body['name'], 'users': [],
-                                 'config': self.image_config}
+        if image_id in self.images and body.get('hash') != self.images[image_id]['_hash']:
+            raise Fault('image-exists')
+        image = self.images.setdefault(image_id, {
+            'id': image_id, 'name': body['name'], 'users': [], 'config': self.image_config,
+            '_hash': body.get('hash'), 'verifications': []})
+        image['verifications'] += [body['verification']] if 'verification' in body else []
         return self._operation(image_id, self.images[image_id])
 
     def delete_images(self, image_id, **_):

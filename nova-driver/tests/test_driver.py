@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import datetime
+import hashlib
 import inspect
 import os
 from unittest import mock
@@ -15,6 +16,7 @@ from nova import objects
 from nova.compute import power_state
 from nova.compute import provider_tree
 from nova.compute import task_states
+from nova.network import model
 from nova.virt import driver as nova_driver
 from nova.virt.berth import driver as berth
 from nova.virt.berth import unfinished
@@ -188,7 +190,8 @@ def test_a_verified_image_comes_by_file(spawn, driver, service, meta, context):
     body = service.body('PUT', '/v1/images/' + IMAGE)
     source = body['source']
     assert source['type'] == 'file' and there == [True]
-    assert body['signature_verified'] is True
+    assert body['verification'] == {'certificate': 'unnamed', 'trusted_certificates': []}
+    assert body['hash'] == {'algorithm': 'sha512', 'value': hashlib.sha512(b'').hexdigest()}
     assert not os.path.exists(source['path'])
     assert service.calls('PUT')[0] == 'PUT /v1/images/' + IMAGE
 
@@ -199,6 +202,123 @@ def test_an_image_whose_certificates_fail_never_reaches_the_service(spawn, drive
     with pytest.raises(exception.CertificateValidationFailed):
         spawn(make_instance(trusted_certs=objects.TrustedCerts(ids=['x'])))
     assert service.changes() == []
+
+
+@pytest.fixture
+def signed(driver, monkeypatch):
+    """Nova's own Glance API, with a Glance and certificates of the test's: the
+    image's content, and the ids of those who vouch for it."""
+    from nova.image import glance
+    world = mock.Mock(content=b'signed', vouching={'good'}, downloads=[])
+    service = glance.GlanceImageServiceV2(mock.Mock())
+    monkeypatch.setattr(service, 'show', lambda *a, **k: {
+        'id': IMAGE, 'name': 'debian', 'status': 'active', 'size': 1, 'properties': {
+            'img_signature_certificate_uuid': 'signer'}})
+    service._client.call.side_effect = lambda *a, **k: (
+        world.downloads.append(1), mock.MagicMock(
+            wrapped=True, __iter__=lambda self: iter([world.content])))[1]
+    monkeypatch.setattr(glance.objects.ImageMeta, 'from_dict',
+                        lambda image: mock.Mock(properties=image['properties']))
+    monkeypatch.setattr(glance.signature_utils, 'get_verifier', lambda **k: mock.Mock())
+
+    def verify(context, certificate, trusted):
+        if not world.vouching & set(trusted.ids):
+            raise exception.CertificateValidationFailed(cert_uuid=certificate, reason='untrusted')
+
+    monkeypatch.setattr(glance, '_verify_certs', verify)
+    driver.images.api = mock.Mock(
+        get=service.show, download=lambda context, image_id, **k: service.download(
+            context, image_id, dst_path=k['dest_path'], trusted_certs=k['trusted_certs']))
+    world.body = {'name': '', 'source': {}, 'hash': {
+        'algorithm': 'sha512', 'value': hashlib.sha512(world.content).hexdigest()}}
+    return world
+
+
+def demanding(*ids, **values):
+    return make_instance(trusted_certs=objects.TrustedCerts(ids=list(ids)), **values)
+
+
+@pytest.mark.parametrize('how', ['trusted_certs', 'default', 'signature'])
+def test_what_lies_in_the_cache_unverified_is_verified_when_demanded(
+        spawn, driver, service, signed, how):
+    driver.client.put('/v1/images/' + IMAGE, signed.body)
+    if how == 'default':
+        CONF.set_override('enable_certificate_validation', True, group='glance')
+        CONF.set_override('default_trusted_certificate_ids', ['good'], group='glance')
+    if how == 'signature':
+        CONF.set_override('verify_glance_signatures', True, group='glance')
+    spawn(demanding('good') if how == 'trusted_certs' else make_instance())
+    assert service.images[IMAGE]['verifications'] == [{
+        'certificate': 'signer',
+        'trusted_certificates': [] if how == 'signature' else ['good']}]
+    assert len(signed.downloads) == 1 and UUID in service.instances
+
+
+def test_an_unverified_image_in_the_cache_is_refused_with_the_wrong_certificates(
+        spawn, driver, service, signed):
+    driver.client.put('/v1/images/' + IMAGE, signed.body)
+    for known in ([], [['good']]):
+        service.images[IMAGE]['verifications'] = [
+            {'certificate': 'signer', 'trusted_certificates': ids} for ids in known]
+        with pytest.raises(exception.CertificateValidationFailed):
+            spawn(demanding('bad'))
+        assert service.instances == {}
+
+
+def test_a_verified_image_is_verified_once(spawn, driver, context, service, signed):
+    spawn(demanding('good'))
+    driver.destroy(context, make_instance(), [])
+    spawn(demanding('other', 'good'))
+    driver.power_off(make_instance())
+    driver.rescue(context, demanding('good'), [], objects.ImageMeta(id=IMAGE), None, None, [])
+    assert len(signed.downloads) == 1
+
+
+def test_a_rescue_image_is_as_verified_as_the_servers(spawn, driver, context, service, signed):
+    spawn()
+    driver.power_off(make_instance())
+    with pytest.raises(exception.CertificateValidationFailed):
+        driver.rescue(context, demanding('bad'), [], objects.ImageMeta(id=IMAGE), None, None, [])
+    assert service.instances[UUID]['rescue_image_id'] is None
+
+
+def test_other_content_than_the_verified_gives_way(spawn, driver, service, signed):
+    driver.client.put('/v1/images/' + IMAGE, {'name': '', 'source': {}, 'hash': {
+        'algorithm': 'sha512', 'value': 'of something else'}})
+    spawn(demanding('good'))
+    assert service.images[IMAGE]['_hash'] == signed.body['hash']
+
+
+def test_other_content_than_the_verified_that_is_in_use_is_not_booted(
+        spawn, driver, service, signed):
+    driver.client.put('/v1/images/' + IMAGE, {'name': '', 'source': {}})
+    service.images[IMAGE]['users'] = ['another']
+    with pytest.raises(exception.ImageDeleteConflict):
+        spawn(demanding('good'))
+    assert service.instances == {}
+
+
+def test_what_comes_in_the_place_of_the_verified_image_is_not_started(
+        spawn, driver, service, signed):
+    answer = service.answer
+
+    def exchanged(method, url, body):
+        if (method, url) == ('PUT', PATH):
+            service.images[IMAGE]['verifications'] = []
+        return answer(method, url, body)
+
+    service.answer = exchanged
+    with pytest.raises(exception.ImageUnacceptable):
+        spawn(demanding('good'))
+    assert service.instances == {} and 'POST %s/start' % PATH not in service.calls()
+
+
+def test_certificates_are_to_be_named_where_they_are_to_be_validated(spawn, service, signed):
+    CONF.set_override('verify_glance_signatures', True, group='glance')
+    CONF.set_override('enable_certificate_validation', True, group='glance')
+    with pytest.raises(exception.CertificateValidationFailed):
+        spawn()
+    assert service.requests == []
 
 
 def test_injected_files_and_config_drive(spawn, service, monkeypatch):
@@ -444,7 +564,8 @@ def test_hybrid_plugging(driver, os_vif_calls, monkeypatch):
     linux_net.add_bridge_port.assert_called_once_with('qbr33333333-33', 'tap33333333-33')
 
 
-def test_attach_and_detach(spawn, driver, context, service, meta, os_vif_calls):
+def test_attach_and_detach(spawn, driver, context, service, meta, os_vif_calls, monkeypatch):
+    monkeypatch.setattr(objects.Instance, 'get_network_info', lambda self: [make_vif()])
     service.image_config = {'entrypoint': ['/app'], 'cmd': [], 'init': None}
     instance = make_instance()
     spawn(instance)
@@ -469,9 +590,61 @@ def test_a_failed_attach_leaves_nothing(spawn, driver, context, service, meta, m
     assert service.instances[UUID]['vifs'] == []
 
 
-def test_detach_from_what_is_gone(driver, context):
+def test_detach_from_what_is_gone(driver, context, os_vif_calls):
+    driver.detach_interface(context, make_instance(), make_vif())
+    driver.inject_network_info(make_instance(), [make_vif()])
+    assert [what for what, _ in os_vif_calls] == ['unplug']
+
+
+# What the service lost.
+
+def test_a_lost_instance_is_rebuilt(spawn, driver, context, service):
+    """As Nova's rebuild does it: power off, destroy, spawn."""
+    spawn(network_info=[make_vif()])
+    service.instances.clear()
+    driver.power_off(make_instance(), 60, 10)
+    driver.destroy(context, make_instance(), [make_vif()])
+    spawn(network_info=[make_vif()])
+    assert driver.get_info(make_instance()).state == power_state.RUNNING
+
+
+@pytest.mark.parametrize('method,arguments', [
+    ('power_on', ([],)), ('reboot', ([], 'SOFT')), ('reboot', ([], 'HARD')), ('resume', ([],)),
+    ('suspend', ()), ('unrescue', ()), ('snapshot', ('image', None)),
+    ('rescue', ([], objects.ImageMeta(id=IMAGE), None, None, None)),
+])
+def test_a_lost_instance_is_an_error_that_nova_shows(driver, context, service, method, arguments):
+    """`InstanceNotFound` would count as a delete, and be recorded nowhere."""
+    with pytest.raises(exception.InternalError, match='rebuild the server'):
+        getattr(driver, method)(context, make_instance(), *arguments)
+
+
+@pytest.mark.parametrize('method', ['pause', 'unpause'])
+def test_a_lost_instance_is_not_paused(driver, method):
+    with pytest.raises(exception.InternalError, match='rebuild the server'):
+        getattr(driver, method)(make_instance())
+
+
+def test_nova_records_a_fault_for_a_lost_instance(driver, context, monkeypatch):
+    """Nova's own decorators around the driver."""
+    from nova.compute import manager
+    faults = []
+    monkeypatch.setattr(manager.compute_utils, 'add_instance_fault_from_exc',
+                        lambda context, instance, fault, info: faults.append(fault))
+
+    @manager.wrap_instance_fault
+    def start(self, context, instance):
+        driver.power_on(context, instance, [])
+
+    with pytest.raises(exception.InternalError):
+        start(None, context, make_instance())
+    assert len(faults) == 1
+
+
+def test_whether_an_instance_is_there_is_still_told(driver):
     with pytest.raises(exception.InstanceNotFound):
-        driver.detach_interface(context, make_instance(), make_vif())
+        driver.get_info(make_instance())
+    assert driver.instance_exists(make_instance()) is False
 
 
 # Several default routes.
@@ -488,6 +661,51 @@ def test_a_second_default_route_is_left_out_and_then_disturbs_nothing(
     before = len(service.changes())
     driver.power_on(context, make_instance(), [first, second, third])
     assert service.changes()[before:] == ['POST %s/start' % PATH]
+
+
+def routes_of(service):
+    return {vif['id']: [r['gateway'] for r in vif['routes']]
+            for vif in service.instances[UUID]['vifs']}
+
+
+@pytest.fixture
+def application(spawn, service, monkeypatch):
+    """A running application with two ports, each with a gateway; Nova's cache of them."""
+    service.image_config = {'entrypoint': ['/serve'], 'cmd': [], 'init': None}
+    cache = [make_vif(), make_vif([make_subnet(
+        cidr='10.0.1.0/24', gateway=model.IP('10.0.1.1'), ips=['10.0.1.5'])],
+        port=IMAGE, mac='fa:16:3e:00:00:02')]
+    monkeypatch.setattr(objects.Instance, 'get_network_info', lambda self: cache)
+    spawn(network_info=cache)
+    assert routes_of(service) == {PORT: ['10.0.0.1'], IMAGE: []}
+    return cache
+
+
+def test_the_default_route_of_a_port_that_goes_is_the_next_ones(
+        application, driver, context, service, os_vif_calls):
+    driver.detach_interface(context, make_instance(), application[0])
+    assert routes_of(service) == {IMAGE: ['10.0.1.1']}
+    [vif] = service.instances[UUID]['vifs']
+    assert vif['name'] == 'eth1', 'as the application knows it'
+    assert [what for what, _ in os_vif_calls] == ['plug', 'plug', 'unplug', 'plug']
+
+
+def test_a_port_without_the_default_route_goes_alone(application, driver, context, service):
+    before = len(service.changes())
+    driver.detach_interface(context, make_instance(), application[1])
+    assert service.changes()[before:] == ['DELETE %s/interfaces/%s' % (PATH, IMAGE)]
+    assert routes_of(service) == {PORT: ['10.0.0.1']}
+
+
+def test_a_port_whose_addresses_change_keeps_its_routes(application, driver, service):
+    application[0] = make_vif([make_subnet(ips=['10.0.0.77'])])
+    driver.inject_network_info(make_instance(), application)
+    assert {vif['id']: vif['addresses'] for vif in service.instances[UUID]['vifs']} == {
+        PORT: ['10.0.0.77/24'], IMAGE: ['10.0.1.5/24']}
+    assert routes_of(service) == {PORT: ['10.0.0.1'], IMAGE: []}
+    before = len(service.changes())
+    driver.inject_network_info(make_instance(), application)
+    assert len(service.changes()) == before
 
 
 # Looking in.

@@ -208,7 +208,7 @@ def test_a_service_that_is_away_changes_nothing(nova, service, instance):
 
 def test_an_instance_that_is_gone_is_an_error(nova, service, instance):
     service.instances.clear()
-    with pytest.raises(exception.InstanceNotFound):
+    with pytest.raises(exception.InternalError, match='rebuild'):
         nova.migrate(instance)
     nova.confirm(instance)  # As far as it can be.
 

@@ -130,6 +130,23 @@ def test_only_the_first_default_route_stays():
         ['0.0.0.0/0', '::/0'], ['192.0.2.0/24']]
 
 
+def test_a_port_with_two_subnets_has_one_route_to_each_destination():
+    route = model.Route('192.0.2.0/24', gateway=model.IP('10.0.0.9'))
+    same = model.Route('192.0.2.7/24', gateway=model.IP('10.0.1.9'))
+    nova_vif = make_vif([
+        make_subnet(routes=[route, route]),
+        make_subnet(cidr='10.0.1.0/24', gateway=model.IP('10.0.1.1'), ips=['10.0.1.5'],
+                    routes=[same]),
+        make_subnet(version=6, ips=['fd00::5'])])
+    body = translate.vif(nova_vif, static=True)
+    assert body['addresses'] == ['10.0.0.5/24', '10.0.1.5/24', 'fd00::5/64']
+    assert [(r['destination'], r['gateway']) for r in body['routes']] == [
+        ('192.0.2.0/24', '10.0.0.9'), ('0.0.0.0/0', '10.0.0.1'), ('::/0', 'fd00::1')]
+    # Of another port as well.
+    other = translate.vifs([nova_vif, make_vif([make_subnet(routes=[route])], port=IMAGE)], True)
+    assert other[1]['routes'] == []
+
+
 def test_name_of_a_device_without_one():
     assert translate.device_name({'id': IMAGE, 'devname': None}) == 'nic22222222-22'
 
@@ -184,4 +201,23 @@ def test_image_import(image, expected):
     assert source == {'type': 'glance', 'endpoint': 'http://glance:9292', 'token': 'token'}
     assert translate.glance_access('', 'token', 'other')['service_token'] == 'other'
     assert translate.image_import(image, source) == {**expected, 'source': source}
-    assert translate.image_import(image, source, verified=True)['signature_verified'] is True
+    verification = translate.verification(image, ['b', 'a', 'b'])
+    assert verification == {'certificate': 'unnamed', 'trusted_certificates': ['a', 'b']}
+    assert translate.image_import(image, source, verification)['verification'] == verification
+
+
+@pytest.mark.parametrize('verified_by,demanded,enough', [
+    ([], None, True), ([], [], False), ([], ['a'], False),
+    ([[]], [], True), ([['a']], [], True),
+    # Without any, nobody vouched for it.
+    ([[]], ['a'], False),
+    ([['a']], ['a'], True), ([['a']], ['a', 'b'], True), ([['a']], ['b'], False),
+    # Which of the two it was is not known.
+    ([['a', 'b']], ['a'], False), ([['a', 'b'], ['a']], ['a'], True),
+])
+def test_whether_an_image_is_verified_as_demanded(verified_by, demanded, enough):
+    image = {'verifications': [{'certificate': 'x', 'trusted_certificates': ids}
+                               for ids in verified_by]}
+    assert translate.is_verified(image, demanded) is enough
+    # Of a service that does not tell of any.
+    assert translate.is_verified({}, demanded) is (demanded is None)

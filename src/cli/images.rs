@@ -145,7 +145,7 @@ fn read_source(
         let name = name.or(stem).unwrap_or_default();
         (id.unwrap_or_else(Uuid::new_v4), name, ImageSource::File { path })
     };
-    Ok((id, ImageImport { name, source, hash: None, size: None, signature_verified: false }))
+    Ok((id, ImageImport { name, source, hash: None, size: None, verification: None }))
 }
 
 #[cfg(test)]

@@ -484,7 +484,7 @@ mod tests {
             source: ImageSource::File { path },
             hash: Some(ImageHash { algorithm: "sha384".into(), value: hash.hex().to_owned() }),
             size: None,
-            signature_verified: false,
+            verification: None,
         }
     }
 

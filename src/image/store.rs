@@ -26,6 +26,9 @@ use crate::store::layout::Layout;
 use crate::store::room::Room;
 use crate::types::{Image, ImageDisk, ImageFormat, ImageImport};
 
+/// As many verifications are kept of an image, the latest.
+const VERIFICATIONS: usize = 100;
+
 /// The image store. One for a host; all methods may be called from any blocking thread.
 pub struct ImageStore {
     layout: Layout,
@@ -93,7 +96,7 @@ impl ImageStore {
             let mut catalogue = self.layers.lock();
             if let Some(record) = catalogue.records.get(&id) {
                 same_content(record, request)?;
-                return Ok(catalogue.image(record));
+                return self.verified(&mut catalogue, id, request);
             }
             match catalogue.flights.get(&id) {
                 Some(flight) if flight.serves(request) => Err(Arc::clone(flight)),
@@ -112,13 +115,40 @@ impl ImageStore {
         };
         match flight {
             Err(joined) => {
-                let image = joined.wait(progress)?;
+                joined.wait(progress)?;
                 // What the first request left open, the content has settled by now.
-                self.layers.lock().records.get(&id).map_or(Ok(()), |r| same_content(r, request))?;
-                Ok(image)
+                let mut catalogue = self.layers.lock();
+                let record = catalogue.records.get(&id).ok_or_else(|| not_found(id))?;
+                same_content(record, request)?;
+                self.verified(&mut catalogue, id, request)
             }
             Ok(flight) => self.fly(id, request, &flight, progress),
         }
+    }
+
+    /// An image that is there, with the verification that a request for its content tells of.
+    fn verified(
+        &self,
+        catalogue: &mut Catalogue,
+        id: Uuid,
+        request: &ImageImport,
+    ) -> Result<Image> {
+        let record = catalogue.records.get(&id).ok_or_else(|| not_found(id))?;
+        let mut image = catalogue.image(record);
+        match &request.verification {
+            Some(new) if !record.image.verifications.contains(new) => {
+                let mut changed = record.clone();
+                let all = &mut changed.image.verifications;
+                all.push(new.clone());
+                // An older one that is needed again is made again.
+                all.drain(..all.len().saturating_sub(VERIFICATIONS));
+                image.verifications.clone_from(all);
+                atomic::write_json(&self.layout.image_record(id), &changed)?;
+                catalogue.records.insert(id, changed);
+            }
+            _ => {}
+        }
+        Ok(image)
     }
 
     /// An image. One whose layers were altered is not there any more.

@@ -13,7 +13,7 @@ use super::super::digest::{Algorithm, Digest};
 use super::super::recognise::host_architecture;
 use super::super::testing::Archive;
 use super::*;
-use crate::types::{ImageFormat, ImageHash, ImageSource, InitKind};
+use crate::types::{ImageFormat, ImageHash, ImageSource, ImageVerification, InitKind};
 
 struct Store {
     dir: tempfile::TempDir,
@@ -47,7 +47,7 @@ impl Store {
             source: ImageSource::File { path },
             hash: None,
             size: None,
-            signature_verified: false,
+            verification: None,
         }
     }
 
@@ -396,6 +396,44 @@ fn root_imports_of_one_image_at_once_are_one() {
 }
 
 #[test]
+fn root_an_image_that_is_there_remembers_who_verified_its_content() {
+    let store = Store::new();
+    let content = Archive::new().file("etc/a", b"x").bytes();
+    let id = Uuid::new_v4();
+    let image = store.store.import(id, &store.request(&content), &|_| {}).unwrap();
+    assert!(image.verifications.is_empty(), "nobody said so");
+    let by = |trusted: &[&str]| ImageVerification {
+        certificate: "signer".into(),
+        trusted_certificates: trusted.iter().map(ToString::to_string).collect(),
+    };
+    let verified = |verification: ImageVerification, hash: ImageHash| ImageImport {
+        hash: Some(hash),
+        verification: Some(verification),
+        ..store.request(b"of no interest: the content is here")
+    };
+    for trusted in [&["a"][..], &["b", "c"], &["a"]] {
+        store.store.import(id, &verified(by(trusted), image.hash.clone()), &|_| {}).unwrap();
+    }
+    let kept = [by(&["a"]), by(&["b", "c"])];
+    assert_eq!(store.store.get(id).unwrap().verifications, kept, "each once");
+
+    let other = ImageHash { value: "0".repeat(128), ..image.hash.clone() };
+    let refused = store.store.import(id, &verified(by(&["d"]), other), &|_| {}).unwrap_err();
+    assert_eq!(refused.kind, FaultKind::ImageExists, "that is another content");
+    let vague = ImageImport { hash: None, ..verified(by(&["d"]), image.hash.clone()) };
+    let refused = store.store.import(id, &vague, &|_| {}).unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("hash"), "of which content is not said");
+    for n in 0..VERIFICATIONS {
+        let many = verified(by(&[&n.to_string()]), image.hash.clone());
+        store.store.import(id, &many, &|_| {}).unwrap();
+    }
+    let kept = store.store.get(id).unwrap().verifications;
+    assert_eq!(kept.len(), VERIFICATIONS, "the latest");
+    let store = store.reopen();
+    assert_eq!(store.store.get(id).unwrap().verifications, kept);
+}
+
+#[test]
 fn imports_with_another_hash_do_not_join() {
     let hash =
         |digit: &str| Some(ImageHash { algorithm: "sha256".into(), value: digit.repeat(64) });
@@ -404,7 +442,7 @@ fn imports_with_another_hash_do_not_join() {
         source: ImageSource::File { path: "/x".into() },
         hash,
         size: None,
-        signature_verified: false,
+        verification: None,
     };
     let flight = Flight::new(request(hash("a")));
     assert!(flight.serves(&request(hash("a"))) && flight.serves(&request(None)));

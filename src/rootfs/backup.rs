@@ -5,13 +5,15 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
 use super::disk::{DiskBackup, temporary_of};
+use super::still::Still;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic::sync_parent;
 use crate::store::room::{Claim, Room};
 use crate::sys::copy::{copy_data, share_extents};
 use crate::sys::fs::preallocate;
-use crate::sys::loopdev::lock_detached;
 
 /// A copy at work. It gets its name once it is whole.
 struct BackupCopy<'a> {
@@ -20,6 +22,7 @@ struct BackupCopy<'a> {
     to: File,
     // Bytes to copy; none where the extents are shared.
     data: u64,
+    still: Still,
 }
 
 /// Makes the copies; `whole`: with space for all that may ever be written.
@@ -47,7 +50,7 @@ pub(super) fn make(
 fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {
     let doing = || format!("keeping {}", disk.file.display());
     let from = File::open(&disk.file).or_fault(doing())?;
-    lock_detached(&from).or_fault(doing())?;
+    let still = Still::hold(&from, &disk.file)?;
     let temporary = temporary_of(&disk.copy);
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
@@ -57,7 +60,7 @@ fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {
     } else {
         from.metadata().or_fault(doing())?.blocks() * 512
     };
-    Ok(BackupCopy { disk, from, to, data })
+    Ok(BackupCopy { disk, from, to, data, still })
 }
 
 /// Asked before anything is copied: a full disk would hit every instance.
@@ -94,6 +97,12 @@ fn fill(copy: &BackupCopy, whole: bool, progress: &mut dyn FnMut(u64) -> bool) -
 fn give_its_name(copy: &BackupCopy, claim: Claim) -> Result<()> {
     let doing = || format!("keeping {}", copy.disk.file.display());
     let kept = &copy.disk.copy;
-    let renamed = claim.settle(|| fs::rename(temporary_of(kept), kept));
-    renamed.and_then(|()| sync_parent(kept)).or_fault(doing())
+    claim.settle(|| fs::rename(temporary_of(kept), kept)).or_fault(doing())?;
+    if copy.still.is_mounted_elsewhere() {
+        // Both are the same now. That which others have mounted is kept, so that
+        // what is done to the disk meets nobody.
+        let (kept, disk) = (kept.as_path(), copy.disk.file.as_path());
+        renameat_with(CWD, kept, CWD, disk, RenameFlags::EXCHANGE).or_fault(doing())?;
+    }
+    sync_parent(kept).or_fault(doing())
 }

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, fstatvfs, major, minor, openat};
 
 use super::backup;
 use super::disk::{BlockDevice, COPY, DiskBackup, DiskCopy, DiskUsage, temporary_of};
+use super::mounting::{DIRECT_IO, mount_device};
 use super::overlay::UPPER;
 use super::template::{Filesystem, Templates, run};
 use crate::config::{Storage, StorageBackend};
@@ -21,13 +22,9 @@ use crate::store::atomic::remove_file;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::{Claim, Room};
 use crate::sys::copy::copy_sparse;
-use crate::sys::fs::{grow_ext4, grow_xfs, preallocate};
+use crate::sys::fs::{grow_ext4, grow_xfs, preallocate, thaw};
 use crate::sys::loopdev::{self, LoopDevice};
-use crate::sys::mount::{self, Attributes, FsOption};
-
-/// Goes past the host's page cache: data is cached once, by the file system
-/// on the disk, and counted there.
-const DIRECT_IO: bool = true;
+use crate::sys::mount::{self, Attributes};
 
 /// All disks of this host. A disk is named by a file path of the layout; what
 /// lies there is the business of this module alone.
@@ -260,6 +257,9 @@ fn mount_disk(file: &Path, mount_point: &Path, user_ns: Option<&Path>) -> Result
         let user_ns = File::open(path).or_fault(format_args!("opening {}", path.display()))?;
         mount::set_attributes(mounted.as_fd(), attributes, Some(user_ns.as_fd()))?;
     }
+    // Where others have a copy of the mount, a service that was killed may have left it frozen.
+    thaw(mount::root_of(mounted.as_fd())?.as_fd())
+        .or_fault(format_args!("thawing {}", file.display()))?;
     mount::attach(mounted.as_fd(), mount_point)?;
     Ok(describe(&device))
 }
@@ -286,24 +286,6 @@ fn open_for_copy(file: &Path, copy: &Path) -> Result<(File, File)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(0o600);
     Ok((from, options.open(copy).or_fault(doing())?))
-}
-
-/// The file system `filesystem` on `device` as a mount that is nowhere yet.
-fn mount_device(
-    device: &LoopDevice,
-    filesystem: Filesystem,
-    attributes: Attributes,
-) -> Result<OwnedFd> {
-    let source = FsOption::Text("source", &device.path);
-    // Discard: what is deleted inside becomes a hole in the file.
-    let discard = FsOption::Flag("discard");
-    let own = match filesystem {
-        Filesystem::Ext4 => FsOption::Text("errors", Path::new("remount-ro")),
-        // Copies of a template have its UUID.
-        Filesystem::Xfs => FsOption::Flag("nouuid"),
-    };
-    mount::create(filesystem.name(), &[source, discard, own], attributes)
-        .or_fault(format_args!("mounting the file system on {}", device.path.display()))
 }
 
 /// Grows the mounted file system that holds `directory` into all of its device.

@@ -9,9 +9,11 @@ mod backup;
 mod disk;
 mod disks;
 pub mod idmap;
+mod mounting;
 pub mod overlay;
 pub mod rest;
 pub mod seed;
+mod still;
 mod template;
 mod trial;
 

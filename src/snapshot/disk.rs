@@ -179,9 +179,8 @@ impl Maker<'_> {
             (Outcome::Filled, _) => {}
             _ => return Err(Fault::internal(doing, "the jail answered another question")),
         }
-        drop(device);
         // Unmounted, and all of it in the file.
-        loopdev::lock_detached(&disk).or_fault(doing)?;
+        device.settle().or_fault(doing)?;
         self.kept.write_boot_block(&disk)
     }
 

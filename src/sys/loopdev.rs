@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::mem::zeroed;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -106,11 +106,12 @@ pub fn attach_part(
     Err(Fault::internal(doing(), "another process keeps the file locked"))
 }
 
-/// Waits until no device of ours has `file`, and keeps it from getting one
-/// while `file` is open: what was written to the device is then in the file.
+/// Keeps `file` from getting a device of ours while it is open, once it has none:
+/// what was written to the device is then in the file. A device outlives its last
+/// user for a moment; longer, and somebody else has mounted it, or has a copy of
+/// our mount: [`ErrorKind::ResourceBusy`].
 pub fn lock_detached(file: &File) -> io::Result<()> {
-    // A device outlives its last user for a moment.
-    const TRIES: u32 = 1000;
+    const TRIES: u32 = 100;
     for _ in 0..TRIES {
         match flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(()),
@@ -165,6 +166,21 @@ pub fn open_attached(number: u32, backing: &fs::Metadata) -> io::Result<Option<L
 }
 
 impl LoopDevice {
+    /// Waits until no file system is mounted of the device, and has all that was
+    /// written to it in the file. Others may have it open.
+    pub fn settle(self) -> io::Result<()> {
+        // A file system ends a moment after its last mount.
+        const TRIES: u32 = 1000;
+        for _ in 0..TRIES {
+            match OpenOptions::new().write(true).custom_flags(libc::O_EXCL).open(&self.path) {
+                Ok(device) => return device.sync_all(),
+                Err(e) if e.kind() == ErrorKind::ResourceBusy => sleep(Duration::from_millis(10)),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
     /// Makes the device as large as its file now is.
     pub fn update_size(&self) -> io::Result<()> {
         // SAFETY: the descriptor is open; this request takes no argument.

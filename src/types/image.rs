@@ -22,10 +22,23 @@ pub struct ImageImport {
     /// Size of the content in bytes; when given, other content is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// Nova verified the content's signature: then `images.kernel_mounts = "signed"`
-    /// lets the host's kernel read its file system.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub signature_verified: bool,
+    /// Nova verified the signature of the content that `hash` tells, which must then be
+    /// given. It is kept with the image, also with one that is there already. With it,
+    /// `images.kernel_mounts = "signed"` lets the host's kernel read the file system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<ImageVerification>,
+}
+
+/// By what an image's content was found to be what its owner signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImageVerification {
+    /// Id of the certificate that the content is signed with.
+    pub certificate: String,
+    /// Ids of the trusted certificates, of which one or more vouched for that
+    /// certificate; empty where it was not asked for.
+    #[serde(default)]
+    pub trusted_certificates: Vec<String>,
 }
 
 /// Where an image's content is read from.
@@ -187,6 +200,10 @@ pub struct Image {
     /// older version imported have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<ImageDisk>,
+    /// The verifications of its content's signature that whoever imported it told of.
+    /// Nothing here: the content is not known to be signed.
+    #[serde(default)]
+    pub verifications: Vec<ImageVerification>,
     /// When it was imported.
     pub created_at: DateTime<Utc>,
     /// When it was imported or, if that was later, the last instance that

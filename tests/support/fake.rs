@@ -529,6 +529,7 @@ fn image(id: Uuid, name: &str) -> Image {
         config: ImageConfig::default(),
         disk: None,
         created_at: Utc::now(),
+        verifications: Vec::new(),
         last_used_at: Utc::now(),
         users: vec![],
     }

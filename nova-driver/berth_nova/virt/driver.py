@@ -18,6 +18,7 @@ from nova.compute import task_states
 from nova.compute import vm_states
 from nova.virt import driver
 from nova.virt import hardware
+from nova.virt.berth import absent
 from nova.virt.berth import client as berth_client
 from nova.virt.berth import conf
 from nova.virt.berth import configdrive
@@ -139,6 +140,10 @@ class BerthDriver(driver.ComputeDriver):
             return False
         return True
 
+    @absent.is_an_error
+    def _must_exist(self, instance):
+        self.client.get(_path(instance))
+
     def instance_on_disk(self, instance):
         """GET /v1/instances/{id}: files are on this host with the instance, or nowhere."""
         return self.instance_exists(instance)
@@ -202,6 +207,9 @@ class BerthDriver(driver.ComputeDriver):
             instance, image, network_info, files, block_device_info)
         try:
             self.client.put(_path(instance), body)
+            # From here on nothing else comes in the image's place.
+            if images.demanded_certs(instance.trusted_certs) is not None:
+                self.images.demand(image_id, instance.trusted_certs)
             waited = network_info if power_on else []
             with ports.awaited(self.virtapi, instance, waited):
                 for nova_vif in network_info:
@@ -276,6 +284,7 @@ class BerthDriver(driver.ComputeDriver):
         """DELETE /v1/instances/{id}: it leaves nothing to linger."""
         return self.delete_instance_files(instance)
 
+    @absent.is_an_error
     def power_on(self, context, instance, network_info,
                  block_device_info=None, accel_info=None, share_info=None):
         """GET /v1/instances/{id}; …/interfaces/{port} where Neutron's
@@ -289,10 +298,14 @@ class BerthDriver(driver.ComputeDriver):
         self._plug_all(instance, network_info)
 
     def power_off(self, instance, timeout=0, retry_interval=0):
-        """POST /v1/instances/{id}/stop"""
-        self.client.post(_path(instance, 'stop'), {'timeout': timeout},
-                         seconds=CONF.berth.operation_timeout + timeout)
+        """POST /v1/instances/{id}/stop. What is not there does not run: a rebuild makes it."""
+        try:
+            self.client.post(_path(instance, 'stop'), {'timeout': timeout},
+                             seconds=CONF.berth.operation_timeout + timeout)
+        except exception.InstanceNotFound:
+            LOG.warning('The instance to stop is not there', instance=instance)
 
+    @absent.is_an_error
     def reboot(self, context, instance, network_info, reboot_type,
                block_device_info=None, bad_volumes_callback=None,
                accel_info=None, share_info=None):
@@ -328,18 +341,22 @@ class BerthDriver(driver.ComputeDriver):
             except exception.NovaException:
                 LOG.exception('The hard reboot was refused', instance=instance)
 
+    @absent.is_an_error
     def pause(self, instance):
         """POST /v1/instances/{id}/pause"""
         self.client.post(_path(instance, 'pause'))
 
+    @absent.is_an_error
     def unpause(self, instance):
         """POST /v1/instances/{id}/unpause"""
         self.client.post(_path(instance, 'unpause'))
 
+    @absent.is_an_error
     def suspend(self, context, instance):
         """POST /v1/instances/{id}/suspend"""
         self.client.post(_path(instance, 'suspend'))
 
+    @absent.is_an_error
     def resume(self, context, instance, network_info,
                block_device_info=None, share_info=None):
         """POST /v1/instances/{id}/resume, or as `power_on` after the host was booted."""
@@ -358,6 +375,7 @@ class BerthDriver(driver.ComputeDriver):
 
     # Rescue.
 
+    @absent.is_an_error
     def rescue(self, context, instance, network_info, image_meta,
                rescue_password, block_device_info, share_info):
         """GET, and if absent PUT /v1/images/{id}; …/interfaces/{port} where Neutron's
@@ -376,6 +394,7 @@ class BerthDriver(driver.ComputeDriver):
         if rescue_password and translate.image_boots_init(image):
             self._set_first_password(instance, image_meta, rescue_password)
 
+    @absent.is_an_error
     def unrescue(self, context, instance):
         """POST /v1/instances/{id}/unrescue"""
         self.client.post(_path(instance, 'unrescue'))
@@ -417,9 +436,41 @@ class BerthDriver(driver.ComputeDriver):
                     self.detach_interface(context, instance, vif)
 
     def detach_interface(self, context, instance, vif):
-        """os-vif; DELETE /v1/instances/{id}/interfaces/{port}"""
+        """os-vif; DELETE /v1/instances/{id}/interfaces/{port}. Its routes go to the others."""
         self.unplug_vifs(instance, [vif])
-        self._delete_interface(instance, vif['id'])
+        try:
+            self._delete_interface(instance, vif['id'])
+            self._renew_interfaces(instance, [
+                other for other in instance.get_network_info() if other['id'] != vif['id']])
+        except exception.InstanceNotFound:
+            LOG.warning('The instance of port %s is not there', vif['id'], instance=instance)
+
+    def inject_network_info(self, instance, nw_info):
+        """…/interfaces/{port} of those whose addresses or routes are other ones now; os-vif."""
+        try:
+            self._renew_interfaces(instance, nw_info)
+        except exception.InstanceNotFound:
+            LOG.warning('The instance whose addresses changed is not there', instance=instance)
+
+    def _renew_interfaces(self, instance, network_info):
+        """Makes the addresses and routes that berth sets those that Neutron has now.
+
+        An interface for which nothing changed is not disturbed, nor one that
+        is not Neutron's.
+        """
+        made = self.client.get(_path(instance))
+        known = {v['id']: v for v in made['vifs']}
+        by_id = {v['id']: v for v in network_info}
+        wanted = [body for body in translate.vifs(
+            network_info, static=_is_static(made), named=False) if body['id'] in known]
+        changed = [{**known[body['id']], **body} for body in wanted
+                   if {**known[body['id']], **body} != known[body['id']]]
+        # All go before one comes: an address or a route may move between them.
+        for body in changed:
+            self._delete_interface(instance, body['id'])
+        for body in changed:
+            self.client.put(_path(instance, 'interfaces', body['id']), body)
+            ports.plug(instance, by_id[body['id']])
 
     def _is_running(self, instance):
         try:
@@ -438,7 +489,7 @@ class BerthDriver(driver.ComputeDriver):
         body = known.get(nova_vif['id'])
         if body is None:
             body = translate.vif(nova_vif, static=_is_static(made))
-            body = translate.one_default_route([*made['vifs'], body])[-1]
+            body = translate.one_route_each([*made['vifs'], body])[-1]
         self.client.put(_path(instance, 'interfaces', body['id']), body)
 
     def _delete_interface(self, instance, port_id):
@@ -527,12 +578,15 @@ class BerthDriver(driver.ComputeDriver):
         self.images.evict({instance.image_ref for instance in all_instances})
 
     def snapshot(self, context, instance, image_id, update_task_state):
-        """POST /v1/instances/{id}/snapshot"""
+        """GET /v1/instances/{id}; POST …/snapshot"""
+        # One that goes meanwhile is deleted, and Nova then does away with the image.
+        self._must_exist(instance)
         snapshot.snapshot(self.client, self.images.api, context, instance, image_id,
                           update_task_state, CONF.berth)
 
     # Resize, on this host. The service keeps what the instance was.
 
+    @absent.is_an_error
     def migrate_disk_and_power_off(self, context, instance, dest,
                                    flavor, network_info,
                                    block_device_info=None,
@@ -572,6 +626,7 @@ class BerthDriver(driver.ComputeDriver):
         if instance.vm_state != vm_states.STOPPED:
             self.client.post(_path(instance, 'start'))
 
+    @absent.is_an_error
     def finish_migration(self, context, migration, instance, disk_info,
                          network_info, image_meta, resize_instance,
                          allocations, block_device_info=None, power_on=True,
@@ -596,6 +651,7 @@ class BerthDriver(driver.ComputeDriver):
         except exception.InstanceNotFound:
             LOG.warning('The instance of the resize is not there', instance=instance)
 
+    @absent.is_an_error
     def finish_revert_migration(self, context, instance, network_info,
                                 migration, block_device_info=None,
                                 power_on=True, share_info=None):

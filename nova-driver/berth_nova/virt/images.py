@@ -2,9 +2,11 @@
 
 The service fetches from Glance by itself, with the user's token. Where Nova
 must verify a signature or certificates, nova-compute fetches and verifies, and
-the service reads the file.
+the service reads the file. The service's image remembers by which certificates:
+a server that demands others has the image verified again.
 """
 
+import hashlib
 import os
 import tempfile
 
@@ -21,6 +23,9 @@ from nova.virt.berth import translate
 LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
+# Bytes that are read at once.
+PIECE = 1 << 20
+
 
 def glance_access(context):
     """How the service reaches Glance: with the user's token and, where Nova is
@@ -33,6 +38,33 @@ def glance_access(context):
         headers.get('X-Service-Token'))
 
 
+def demanded_certs(trusted_certs):
+    """Ids of the certificates of which one must vouch for an image, as Nova's
+    download decides it: none of them where a signature is enough, None where
+    nothing is demanded."""
+    if trusted_certs:
+        return list(trusted_certs.ids)
+    if not CONF.glance.verify_glance_signatures and not (
+            CONF.glance.enable_certificate_validation and
+            CONF.glance.default_trusted_certificate_ids):
+        return None
+    if not CONF.glance.enable_certificate_validation:
+        return []
+    if not CONF.glance.default_trusted_certificate_ids:
+        raise exception.CertificateValidationFailed(
+            cert_uuid='', reason='the server names no trusted certificates, and [glance] '
+            'default_trusted_certificate_ids is empty')
+    return list(CONF.glance.default_trusted_certificate_ids)
+
+
+def _sha512(path):
+    digest = hashlib.sha512()
+    with open(path, 'rb') as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 class Images:
     """The service's image store, filled from Glance."""
 
@@ -43,32 +75,58 @@ class Images:
 
     def ensure(self, context, image_id, trusted_certs=None):
         """Has the image in the store: its description, and whether it had to come."""
+        demanded = demanded_certs(trusted_certs)
+        found = None
         try:
-            return self.client.get('/v1/images/%s' % image_id), False
+            found = self.client.get('/v1/images/%s' % image_id)
+            if translate.is_verified(found, demanded):
+                return found, False
         except exception.ImageNotFound:
             pass
         image = self.api.get(context, image_id)
         if image.get('status') != 'active':
             raise exception.ImageNotActive(image_id=image_id)
-        if trusted_certs or CONF.glance.verify_glance_signatures:
-            self._import_verified(context, image_id, image, trusted_certs)
-        else:
+        if demanded is None:
             self._import(image_id, image, glance_access(context))
-        return self.client.get('/v1/images/%s' % image_id), True
+        else:
+            self._import_verified(context, image_id, image, trusted_certs, demanded)
+        return self.demand(image_id, trusted_certs), found is None
 
-    def _import(self, image_id, image, source, verified=False):
+    def demand(self, image_id, trusted_certs=None):
+        """The image in the store; refused where it is not verified as demanded."""
+        image = self.client.get('/v1/images/%s' % image_id)
+        if not translate.is_verified(image, demanded_certs(trusted_certs)):
+            raise exception.ImageUnacceptable(
+                image_id=image_id,
+                reason='its content on this host is not the one whose signature was verified')
+        return image
+
+    def _import(self, image_id, image, source, verification=None):
         self.client.put('/v1/images/%s' % image_id,
-                        translate.image_import(image, source, verified),
+                        translate.image_import(image, source, verification),
                         seconds=self.options.image_timeout)
 
-    def _import_verified(self, context, image_id, image, trusted_certs):
+    def _import_verified(self, context, image_id, image, trusted_certs, demanded):
         directory = os.path.join(CONF.instances_path, 'berth')
         fileutils.ensure_tree(directory)
         with tempfile.TemporaryDirectory(dir=directory) as place:
             path = os.path.join(place, image_id)
             self.api.download(context, image_id, dest_path=path, trusted_certs=trusted_certs)
             # Only after nova-compute verified it: otherwise the download raised.
-            self._import(image_id, image, translate.file_source(path), verified=True)
+            verified = {**image, 'os_hash_algo': 'sha512', 'os_hash_value': _sha512(path),
+                        'size': os.path.getsize(path)}
+            arguments = (image_id, verified, translate.file_source(path),
+                         translate.verification(image, demanded))
+            try:
+                self._import(*arguments)
+            except exception.NovaException as error:
+                if faults.code_of(error) != 'image-exists':
+                    raise
+                # What lies here under this id is not what was signed.
+                LOG.warning('Image %s has other content here than the verified one, which '
+                            'takes its place', image_id)
+                self.client.delete('/v1/images/%s' % image_id)
+                self._import(*arguments)
 
     def evict(self, needed):
         """Removes images that nobody has used for as long as Nova keeps them.

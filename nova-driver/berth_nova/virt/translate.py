@@ -9,6 +9,7 @@ or (a default for all servers of the image) as image properties:
 """
 
 import base64
+import ipaddress
 import json
 import posixpath
 import shlex
@@ -167,8 +168,8 @@ def vifs(network_info, static, named=True):
 
     :param named: give them their names; otherwise those that they have stay
     """
-    return one_default_route([vif(nova_vif, static, name='eth%d' % index if named else None)
-                              for index, nova_vif in enumerate(network_info)])
+    return one_route_each([vif(nova_vif, static, name='eth%d' % index if named else None)
+                           for index, nova_vif in enumerate(network_info)])
 
 
 def vif(nova_vif, static, name=None):
@@ -196,7 +197,8 @@ def vif(nova_vif, static, name=None):
         if static or not _is_dynamic(subnet):
             body['addresses'] += _addresses(subnet)
             body['routes'] += _routes(subnet)
-    return body
+    body['addresses'] = list(dict.fromkeys(body['addresses']))
+    return one_route_each([body])[0]
 
 
 def _is_dynamic(subnet):
@@ -224,19 +226,23 @@ def _routes(subnet):
 
 
 def _route(destination, gateway):
-    route = {'destination': str(destination)}
+    # As the kernel knows it: what is written in two ways is one route.
+    route = {'destination': str(ipaddress.ip_network(str(destination), strict=False))}
     if gateway and gateway['address']:
         route['gateway'] = gateway['address']
     return route
 
 
-def one_default_route(bodies):
-    """Of several default routes of an IP version, the first interface's stays."""
+def one_route_each(bodies):
+    """Of several routes to one destination, an interface's own or those of
+    several, the first stays: the kernel takes no second."""
     seen = set()
     for body in bodies:
-        body['routes'] = [r for r in body['routes'] if r['destination'] not in seen]
-        seen.update(r['destination'] for r in body['routes']
-                    if r['destination'] in EVERYWHERE.values())
+        routes, body['routes'] = body['routes'], []
+        for route in routes:
+            if route['destination'] not in seen:
+                seen.add(route['destination'])
+                body['routes'].append(route)
     return bodies
 
 
@@ -274,12 +280,12 @@ def injected_files(pairs):
 HASHES = ('sha512', 'sha384', 'sha256')
 
 
-def image_import(image, source, verified=False):
+def image_import(image, source, verification=None):
     """The body that has an image in the service's store.
 
     :param image: the image as Nova's Glance API gives it
     :param source: where its content is read from
-    :param verified: whether nova-compute verified the content's signature
+    :param verification: by what nova-compute found the content to be what was signed
     """
     properties = image.get('properties') or {}
     algorithm = image.get('os_hash_algo') or properties.get('os_hash_algo')
@@ -289,9 +295,33 @@ def image_import(image, source, verified=False):
         body['hash'] = {'algorithm': algorithm, 'value': value}
     if image.get('size'):
         body['size'] = image['size']
-    if verified:
-        body['signature_verified'] = True
+    if verification:
+        body['verification'] = verification
     return body
+
+
+def verification(image, trusted):
+    """By what certificates nova-compute verified an image's content."""
+    properties = image.get('properties') or {}
+    return {'certificate': str(properties.get('img_signature_certificate_uuid') or 'unnamed'),
+            'trusted_certificates': sorted(set(trusted))}
+
+
+def is_verified(image, demanded):
+    """Whether the content of an image in the store is verified as demanded.
+
+    What few certificates vouch for, more do too; what was verified without
+    any, or by others, says nothing of them.
+
+    :param demanded: ids of certificates of which one must vouch for it; none
+        of them: a signature is enough; None: nothing is demanded
+    """
+    if demanded is None:
+        return True
+    verified = [set(v['trusted_certificates']) for v in image.get('verifications', ())]
+    if not demanded:
+        return bool(verified)
+    return any(trusted and trusted <= set(demanded) for trusted in verified)
 
 
 def glance_access(endpoint, token, service_token=None):

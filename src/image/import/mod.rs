@@ -36,7 +36,9 @@ use super::source::Source;
 use super::space::Space;
 use crate::config;
 use crate::fault::{Fault, Result};
-use crate::types::{Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport};
+use crate::types::{
+    Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport, ImageVerification,
+};
 
 /// Plain bytes that are looked at for what an archive is.
 const LOOK: usize = 1 << 20;
@@ -54,6 +56,12 @@ pub(super) fn validate(request: &ImageImport, config: &config::Images) -> Result
             ));
         }
     }
+    if let Some(verification) = &request.verification {
+        validate_verification(verification)?;
+        if request.hash.is_none() {
+            return Err(Fault::invalid("hash", "must tell which content was verified"));
+        }
+    }
     match request.size {
         Some(size) if size > config.max_bytes => Err(Fault::invalid(
             "size",
@@ -61,6 +69,26 @@ pub(super) fn validate(request: &ImageImport, config: &config::Images) -> Result
         )),
         _ => Ok(()),
     }
+}
+
+/// Ids only, and no more of them than Nova takes for a server.
+fn validate_verification(verification: &ImageVerification) -> Result<()> {
+    const MOST: usize = 50;
+    const LONGEST: usize = 255;
+    let ids = &verification.trusted_certificates;
+    if ids.len() > MOST {
+        let field = "verification.trusted_certificates";
+        return Err(Fault::invalid(field, format!("must be at most {MOST}")));
+    }
+    let valid =
+        |id: &String| !id.is_empty() && id.len() <= LONGEST && !id.contains(char::is_control);
+    if ids.iter().chain([&verification.certificate]).all(valid) {
+        return Ok(());
+    }
+    Err(Fault::invalid(
+        "verification",
+        format!("must have ids of 1 to {LONGEST} bytes without control characters"),
+    ))
 }
 
 /// What content became, besides layers that lie aside.
@@ -137,6 +165,7 @@ pub(super) fn run<'a>(
         unpacked_size: assembly.unpacked,
         config,
         disk,
+        verifications: request.verification.iter().cloned().collect(),
         created_at: now,
         last_used_at: now,
         users: Vec::new(),

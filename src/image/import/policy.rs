@@ -41,7 +41,7 @@ impl Policy<'_> {
         let allowed = self.config.kernel_mounts;
         let read = match allowed {
             KernelMounts::All => return Ok(()),
-            KernelMounts::Signed if self.request.signature_verified => return Ok(()),
+            KernelMounts::Signed if self.request.verification.is_some() => return Ok(()),
             KernelMounts::Public if self.is_public(content)? => return Ok(()),
             KernelMounts::None => "none",
             KernelMounts::Signed => "only images whose signature Nova verified",
