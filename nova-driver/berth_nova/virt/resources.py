@@ -80,7 +80,7 @@ def inventories(host, ratios, reserved_disk_gb):
         it cannot give, the reserve of its own included
     """
     has = host['inventory']
-    # A service of before 0.2 does not say.
+    # An older service does not say.
     reserved_disk_gb = max(reserved_disk_gb, has.get('disk_reserved_gb', 0))
     wanted = {
         orc.VCPU: (has['vcpus'], CONF.reserved_host_cpus, ratios[orc.VCPU]),
