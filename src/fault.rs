@@ -7,6 +7,7 @@
 //!
 //! This file is the only table from fault to HTTP.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -161,7 +162,8 @@ impl Fault {
         let mut cause = self.source();
         while let Some(error) = cause {
             let said = error.to_string();
-            if !text.contains(&said) {
+            let said = harmless(&said);
+            if !text.contains(said.as_ref()) {
                 text = format!("{text}: {said}");
             }
             cause = error.source();
@@ -172,11 +174,25 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let detail = harmless(&self.detail);
         match &self.field {
-            Some(field) => write!(f, "{} ({field}): {}", self.kind.code(), self.detail),
-            None => write!(f, "{}: {}", self.kind.code(), self.detail),
+            Some(field) => write!(f, "{} ({}): {detail}", self.kind.code(), harmless(field)),
+            None => write!(f, "{}: {detail}", self.kind.code()),
         }
     }
+}
+
+/// A text in which names that a tenant chose may stand, for a log or a terminal: it begins
+/// no line and tells the terminal nothing.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
 }
 
 impl Error for Fault {
@@ -245,6 +261,16 @@ mod tests {
         assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
         let fault = Err::<(), _>(nix::errno::Errno::EPERM).or_fault("mounting").unwrap_err();
         assert_eq!(fault.kind, FaultKind::Internal);
+    }
+
+    #[test]
+    fn a_name_forges_no_line_and_tells_a_terminal_nothing() {
+        let name = "x\n2026-01-01 INFO forged\u{1b}[2J\r\u{9b}31m größe";
+        let fault = Fault::new(FaultKind::RuntimeFailed, name);
+        let shown = "runtime-failed: x\\n2026-01-01 INFO forged\\u{1b}[2J\\r\\u{9b}31m größe";
+        assert_eq!(fault.to_string(), shown);
+        assert_eq!(Fault::internal("running", name).in_full().lines().count(), 1);
+        assert_eq!(harmless("größe"), "größe");
     }
 
     #[test]

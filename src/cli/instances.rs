@@ -319,7 +319,7 @@ fn show(output: Output, instance: &Instance) -> Result<()> {
             row("last exit", describe_exit(exit));
         }
         if let Some(fault) = &instance.fault {
-            row("fault", format!("{}: {}", fault.code.code(), fault.detail));
+            row("fault", format!("{}: {}", fault.code.code(), output::told(&fault.detail)));
         }
         table
     })

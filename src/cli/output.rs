@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::fault::{Fault, OrFault, Result};
+use crate::fault::{Fault, OrFault, Result, harmless};
 
 /// How a command answers.
 #[derive(Clone, Copy)]
@@ -124,11 +124,16 @@ pub(super) fn duration(seconds: u64) -> String {
     }
 }
 
+/// A fault's text for a terminal, its lines as they are: a message about a file has several.
+pub(super) fn told(text: &str) -> String {
+    text.split('\n').map(harmless).collect::<Vec<_>>().join("\n")
+}
+
 /// Says what went wrong, in a line or two.
 pub(super) fn complain(fault: &Fault) -> ExitCode {
     let field = fault.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
     // Standard error may be a file on a full disk, of which eprintln! would panic.
-    let _ = writeln!(std::io::stderr(), "berth: {field}{}", fault.detail);
+    let _ = writeln!(std::io::stderr(), "berth: {}", told(&format!("{field}{}", fault.detail)));
     ExitCode::FAILURE
 }
 

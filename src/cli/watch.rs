@@ -93,7 +93,7 @@ async fn operations(client: &Client, output: Output) -> Result<()> {
                 stage,
                 output::since(operation.created_at),
                 took.unwrap_or_default(),
-                operation.fault.as_ref().map(|f| f.detail.clone()).unwrap_or_default(),
+                operation.fault.as_ref().map(|f| output::told(&f.detail)).unwrap_or_default(),
             ]);
         }
         table
