@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import ROOT, Hugetlb, Instance, Lxcfs, Service
 from harness.glance import Glance
+from harness.program import compiled
 from harness.service import BERTH
 
 
@@ -119,10 +120,7 @@ def debian_file() -> Path:
 @pytest.fixture(scope="session")
 def probe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The static program that tries from inside what a shell cannot."""
-    path = tmp_path_factory.mktemp("probe") / "probe"
-    source = Path(__file__).parent / "security/probe.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    return path
+    return compiled(Path(__file__).parent / "security/probe.c", tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use berth::config;
-use berth::fault::FaultKind;
+use berth::fault::{Fault, FaultKind};
 use berth::image::ImageStore;
-use berth::image::jail::{COMMAND, Jail, Task, Work};
+use berth::image::jail::{COMMAND, Input, Jail, Task, USER, Work};
+use berth::image::recognise::DiskFormat;
 use berth::image::unpack::UnpackLimits;
 use berth::store::layout::Layout;
 use berth::store::room::Room;
@@ -202,4 +203,40 @@ fn a_child_that_is_no_jail_is_a_fault_not_a_hang() {
         let fault = import(dir.path(), &store, "i.tar").unwrap_err();
         assert_eq!(fault.kind, FaultKind::Internal, "{program}: {fault}");
     }
+}
+
+#[test]
+fn root_a_conversion_ends_once_it_may_not_go_on() {
+    const DISK: u64 = 512 << 20;
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    sh(
+        dir.path(),
+        &format!(
+            "yes | head -c {DISK} >raw && qemu-img convert -f raw -O vmdk raw image && chmod 444 image"
+        ),
+    );
+    let path = |name: &str| dir.path().join(name);
+    fs::File::create(path("disk")).unwrap();
+    std::os::unix::fs::chown(path("disk"), Some(USER), Some(USER)).unwrap();
+    fs::create_dir(path("jail")).unwrap();
+    let work = Work::Convert {
+        image: path("image"),
+        format: DiskFormat::Vmdk,
+        disk: path("disk"),
+        limits: UnpackLimits { entries: u64::MAX, bytes: 2 * DISK },
+    };
+    let input = Input::File(fs::File::open(path("image")).unwrap());
+    let jail = Jail::Program(BERTH.into()).start(path("jail"), work, input).unwrap();
+    // It has shown progress by then.
+    let written = || fs::metadata(path("disk")).unwrap().blocks() * 512;
+    let watch = || match written() {
+        0 => Ok(()),
+        _ => Err(Fault::new(FaultKind::ResourcesExhausted, "no more")),
+    };
+    assert_eq!(jail.finish_program(&watch).unwrap_err().kind, FaultKind::ResourcesExhausted);
+    // Nobody writes any more.
+    let left = written();
+    assert!(left < DISK, "{left}");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!(written(), left);
 }

@@ -43,8 +43,7 @@ pub(super) fn make(
             progress(done, total)
         })?;
     }
-    let claimed = copies.iter().zip(claims);
-    claimed.into_iter().try_for_each(|(copy, claim)| give_its_name(copy, claim))
+    copies.iter().zip(claims).try_for_each(|(copy, claim)| give_its_name(copy, claim))
 }
 
 fn begin(disk: &DiskBackup) -> Result<BackupCopy<'_>> {

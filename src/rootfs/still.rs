@@ -42,9 +42,7 @@ impl Still {
         tracing::info!(disk = %path.display(), "another process has a copy of its mount: frozen");
         Ok(Still { frozen: Some(root) })
     }
-}
 
-impl Still {
     /// Whether somebody else has the file system mounted.
     pub(super) fn is_mounted_elsewhere(&self) -> bool {
         self.frozen.is_some()

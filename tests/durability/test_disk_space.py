@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import subprocess
 import threading
@@ -13,6 +12,7 @@ import imagelib
 import pytest
 from harness import Fault, Instance, Service, small_file_system, wait_for
 from harness.client import Client
+from harness.program import compiled, injected
 
 pytestmark = pytest.mark.alone
 
@@ -26,11 +26,8 @@ OWN = 80
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory) -> dict:
-    path = tmp_path_factory.mktemp("writer") / "writer"
-    source = Path(__file__).with_name("writer.c")
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    content = base64.b64encode(path.read_bytes()).decode()
-    return {"path": "/bin/writer", "content": content, "mode": 0o755}
+    program = compiled(Path(__file__).with_name("writer.c"), tmp_path_factory.mktemp("writer"))
+    return injected(program, "/bin/writer")
 
 
 @pytest.fixture

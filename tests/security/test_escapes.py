@@ -6,11 +6,11 @@ system calls are in probe.c; files of the kernel are in test_kernel_files.py.
 
 from __future__ import annotations
 
-import base64
 import subprocess
 from pathlib import Path
 
 import pytest
+from harness.program import injected
 
 pytestmark = pytest.mark.each_runtime
 
@@ -18,11 +18,7 @@ pytestmark = pytest.mark.each_runtime
 @pytest.fixture(scope="module")
 def prisoner(service, busybox, probe_file):
     """A running instance with the probe in it."""
-    probe = {
-        "path": "/bin/probe",
-        "content": base64.b64encode(probe_file.read_bytes()).decode(),
-        "mode": 0o755,
-    }
+    probe = injected(probe_file, "/bin/probe")
     instance = service.spawn(busybox, vifs=[service.vif()], files=[probe])
     instance.wait_console("is up")
     yield instance
@@ -82,8 +78,7 @@ def test_its_user_namespace_is_not_left(prisoner, attempt):
 @pytest.fixture(scope="module")
 def confined(service, application, probe_file):
     """A running application with the probe in it."""
-    content = base64.b64encode(probe_file.read_bytes()).decode()
-    probe = {"path": "/bin/probe", "content": content, "mode": 0o755}
+    probe = injected(probe_file, "/bin/probe")
     instance = service.spawn(application, files=[probe])
     yield instance
     instance.discard()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import platform
-import subprocess
 from pathlib import Path
 
 import pytest
 from harness import Fault
+from harness.program import compiled, injected
 
 pytestmark = pytest.mark.each_runtime
 
@@ -16,17 +15,13 @@ pytestmark = pytest.mark.each_runtime
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that tries."""
-    path = tmp_path_factory.mktemp("walls") / "probe"
-    source = Path(__file__).parent / "probe_walls.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    return path
+    return compiled(Path(__file__).with_name("probe_walls.c"), tmp_path_factory.mktemp("walls"))
 
 
 @pytest.fixture
 def attempt(spawn, probe, request):
     """Makes an attempt in an instance of an image and a flavor."""
-    content = base64.b64encode(probe.read_bytes()).decode()
-    file = {"path": "/bin/probe", "content": content, "mode": 0o755}
+    file = injected(probe, "/bin/probe")
 
     def make(image: str, specs: dict[str, str], *names: str) -> list[str]:
         flavor = {"memory_mb": 64, "extra_specs": specs}

@@ -7,13 +7,13 @@ somebody may not is the only one that counts: an absent file is no wall.
 
 from __future__ import annotations
 
-import base64
 import os
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
+from harness.program import compiled, injected
 
 pytestmark = pytest.mark.each_runtime
 
@@ -21,17 +21,13 @@ pytestmark = pytest.mark.each_runtime
 @pytest.fixture(scope="module")
 def reach_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that tries."""
-    path = tmp_path_factory.mktemp("reach") / "reach"
-    source = Path(__file__).parent / "probe_reach.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    return path
+    return compiled(Path(__file__).with_name("probe_reach.c"), tmp_path_factory.mktemp("reach"))
 
 
 @pytest.fixture(scope="module")
 def prisoner(service, busybox, reach_file):
     """A running instance with the program in it."""
-    content = base64.b64encode(reach_file.read_bytes()).decode()
-    instance = service.spawn(busybox, files=[{"path": "/bin/reach", "content": content, "mode": 0o755}])
+    instance = service.spawn(busybox, files=[injected(reach_file, "/bin/reach")])
     instance.wait_console("is up")
     yield instance
     instance.discard()

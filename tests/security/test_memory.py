@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import subprocess
 import uuid
 from pathlib import Path
 
 import pytest
+from harness.program import compiled, injected
 
 MIB = 1 << 20
 FILES, NAMES = 30_000, 30_000
@@ -19,11 +18,8 @@ GROWTH = 16 * MIB
 @pytest.fixture(scope="module")
 def maker(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The program that makes the files, as a file of an instance."""
-    path = tmp_path_factory.mktemp("probe") / "probe"
-    source = Path(__file__).parent / "probe_links.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    content = base64.b64encode(path.read_bytes()).decode()
-    return {"path": "/bin/probe", "content": content, "mode": 0o755}
+    program = compiled(Path(__file__).with_name("probe_links.c"), tmp_path_factory.mktemp("probe"))
+    return injected(program, "/bin/probe")
 
 
 def memory(service, field: str) -> int:

@@ -6,7 +6,6 @@ instance's own kernel would refuse to send is sent too.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ipaddress
 import json
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.program import compiled, injected
 from harness.service import BERTH
 
 ALL = "ff:ff:ff:ff:ff:ff"
@@ -109,11 +109,8 @@ def link_local(hardware: str) -> str:
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The compiled program, as a file for instances."""
-    path = tmp_path_factory.mktemp("probe") / "probe_net"
-    source = Path(__file__).with_name("probe_net.c")
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    content = base64.b64encode(path.read_bytes()).decode()
-    return {"path": "/bin/probe_net", "content": content, "mode": 0o755}
+    program = compiled(Path(__file__).with_name("probe_net.c"), tmp_path_factory.mktemp("probe"))
+    return injected(program, "/bin/probe_net")
 
 
 def send(instance, *frames: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import hoststate
 import imagelib
 import pytest
 from harness import Fault
+from harness.program import injected
 
 pytestmark = pytest.mark.each_runtime
 
@@ -27,8 +27,7 @@ def plain(service, busybox):
 @pytest.fixture(scope="module")
 def prisoner(service, busybox, probe_file):
     """A rescued instance with the probe in both of its root file systems."""
-    content = base64.b64encode(probe_file.read_bytes()).decode()
-    probe = {"path": "/bin/probe", "content": content, "mode": 0o755}
+    probe = injected(probe_file, "/bin/probe")
     instance = service.define(busybox, vifs=[service.vif()], files=[probe], flavor={"ephemeral_gb": 1})
     instance.action("rescue", image_id=busybox)
     yield instance

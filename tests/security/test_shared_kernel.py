@@ -6,7 +6,6 @@ in one instance, in another one and on the host.
 
 from __future__ import annotations
 
-import base64
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT, wait_for
 from harness.hosts import cgroup_dir
+from harness.program import compiled, injected
 
 pytestmark = pytest.mark.alone
 
@@ -25,17 +25,13 @@ MEMORY = 64 * MIB
 @pytest.fixture(scope="module")
 def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that takes."""
-    path = tmp_path_factory.mktemp("probe") / "probe"
-    source = Path(__file__).parent / "probe_kernel.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    return path
+    return compiled(Path(__file__).with_name("probe_kernel.c"), tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture
 def pair(service, busybox, probe):
     """Two small instances with the program in them."""
-    content = base64.b64encode(probe.read_bytes()).decode()
-    file = {"path": "/bin/probe", "content": content, "mode": 0o755}
+    file = injected(probe, "/bin/probe")
     made = []
     try:
         for _ in range(2):

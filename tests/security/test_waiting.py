@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import Fault, wait_for
+from harness.program import compiled, injected
 
 ASYNC = {"Prefer": "respond-async"}
 HANG = "#!/bin/sh\necho > /hangs\nexec sleep 7171\n"
@@ -31,11 +31,8 @@ def settings():
 @pytest.fixture(scope="module")
 def holder(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The program that holds a write up, as a file of an instance."""
-    path = tmp_path_factory.mktemp("probe") / "probe"
-    source = Path(__file__).parent / "probe_wait.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    content = base64.b64encode(path.read_bytes()).decode()
-    return {"path": "/bin/probe", "content": content, "mode": 0o755}
+    program = compiled(Path(__file__).with_name("probe_wait.c"), tmp_path_factory.mktemp("probe"))
+    return injected(program, "/bin/probe")
 
 
 def begin(instance, verb: str, body: dict) -> str:

@@ -1,13 +1,12 @@
 """An instance has as many CPUs as vCPUs, and whoever shares them is spread over all."""
 
-import base64
 import os
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from harness import wait_for
+from harness.program import compiled, injected
 
 CPUS = sorted(os.sched_getaffinity(0))[:2]
 
@@ -25,10 +24,8 @@ def settings():
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory):
     """A program that counts the CPUs as others do, as a file for an instance."""
-    path = tmp_path_factory.mktemp("cpus") / "cpus"
-    source = Path(__file__).parent / "cpus.c"
-    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", path, source], check=True)
-    return {"path": "/bin/cpus", "content": base64.b64encode(path.read_bytes()).decode(), "mode": 0o755}
+    program = compiled(Path(__file__).with_name("cpus.c"), tmp_path_factory.mktemp("cpus"))
+    return injected(program, "/bin/cpus")
 
 
 def cpus_of(instance, pid="self"):

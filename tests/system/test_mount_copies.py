@@ -68,9 +68,7 @@ def test_no_operation_depends_on_copies_of_mounts(service, busybox, sleepers, gl
         instance.sh("dd if=/dev/urandom of=/root/data bs=1M count=8 2>/dev/null")
         data = instance.sh("md5sum < /root/data")
         begun = time.monotonic()
-        instance.action(
-            "resize", flavor=flavor(instance, root_gb=2, ephemeral_gb=2), keep=True, timeout=1
-        )
+        instance.action("resize", flavor=flavor(instance, root_gb=2, ephemeral_gb=2), keep=True, timeout=1)
         assert time.monotonic() - begun < 60
         instance.action("start")
         sleepers.add()

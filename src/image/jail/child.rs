@@ -99,9 +99,6 @@ fn become_converter(format: DiskFormat) -> Fault {
     let driver = foreign::driver(format).unwrap_or_default();
     let error = Command::new(foreign::PROGRAM)
         .env_clear()
-        // Each of its threads, of which a slow disk makes it start many, would reserve a heap of
-        // 64 MiB: more than the jail's address space holds.
-        .env("MALLOC_ARENA_MAX", "1")
         // The progress it shows tells its parent that it lives.
         .args(["convert", "-p", "-f", driver, "-O", "raw", foreign::IMAGE, foreign::DISK])
         .exec();

@@ -24,8 +24,8 @@ const ADDRESS_SPACE: u64 = 1 << 30;
 /// Most that the converter may map: of each of its threads and heaps, most is only reserved. What
 /// it may write to is bounded by [`ADDRESS_SPACE`], too.
 const CONVERTER_ADDRESS_SPACE: u64 = 1 << 36;
-/// The stack of each of the converter's threads, of which a slow disk makes it start many: with
-/// the usual 8 MiB they would not fit in [`ADDRESS_SPACE`].
+/// The stack of each of the converter's threads, of which a slow disk makes it start many: it may
+/// write to all of it, so the usual 8 MiB of 64 threads would be half of what it has.
 const CONVERTER_STACK: u64 = 1 << 20;
 /// Most CPU time, in seconds.
 const CPU_SECONDS: u64 = 4 * 3600;

@@ -218,16 +218,19 @@ impl Running {
     pub fn finish_program(mut self, watch: &dyn Fn() -> Result<()>) -> Result<()> {
         drop(self.input.take());
         let mut buffer = [0; 4096];
-        let begun = Instant::now();
-        while let Some(output) = &self.output
-            && !has_come_within(output, PollFlags::IN, LOOK_AGAIN)?
-        {
-            if begun.elapsed() > PATIENCE {
-                return Err(stands_still());
-            }
+        let mut heard = Instant::now();
+        while let Some(output) = &self.output {
             watch()?;
+            if !has_come_within(output, PollFlags::IN, LOOK_AGAIN)? {
+                if heard.elapsed() > PATIENCE {
+                    return Err(stands_still());
+                }
+            } else if self.take(&mut buffer)? > 0 {
+                heard = Instant::now();
+            } else {
+                break;
+            }
         }
-        while self.take(&mut buffer)? > 0 {}
         let said = self.said()?;
         if let Ok(Verdict::Failed { kind, detail }) = serde_json::from_slice(&said) {
             return Err(Fault::new(kind, detail));
