@@ -233,7 +233,7 @@ impl Group {
         let used = || v2::memory_current(&path).or_fault("reading the memory in use");
         let excess = used()?.saturating_sub(limits.memory_bytes);
         if excess > 0 {
-            let _ = plan::write(&path.join("memory.reclaim"), &excess.to_string());
+            v2::reclaim(&path, excess);
         }
         if used()? > limits.memory_bytes { Err(self.too_small(limits)) } else { Ok(()) }
     }
@@ -286,11 +286,11 @@ impl Group {
         let memory = self.needed(Controller::Memory)?;
         let used = || stats_of(&memory).or_fault("reading the memory in use");
         let before = used()?;
-        // Both say EAGAIN or EBUSY when less could be had than asked: that is fine.
-        let _ = match memory.version {
-            Version::V1 => plan::write(&memory.path.join("memory.force_empty"), "0"),
-            Version::V2 => plan::write(&memory.path.join("memory.reclaim"), &before.to_string()),
-        };
+        match memory.version {
+            // EBUSY when something is left: that is fine.
+            Version::V1 => drop(plan::write(&memory.path.join("memory.force_empty"), "0")),
+            Version::V2 => v2::reclaim(&memory.path, before),
+        }
         Ok(before.saturating_sub(used()?))
     }
 

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::plan::{Step, read};
+use super::plan::{Step, read, write};
 use super::{CgroupLimits, Cpu, DeviceNumber, DiskRates, v1};
 
 pub(super) fn cpu(dir: &Path, cpu: &Cpu) -> Vec<Step> {
@@ -81,4 +83,29 @@ pub(super) fn enable(dir: &Path, controllers: &BTreeSet<String>) -> Vec<Step> {
 pub(super) fn memory_current(dir: &Path) -> std::io::Result<u64> {
     let text = read(&dir.join("memory.current"))?;
     text.parse().map_err(std::io::Error::other)
+}
+
+/// Takes back up to so many bytes, in two seconds at most. What is on its way
+/// to a disk is waited for: version 1 does so by itself, here the kernel says
+/// EAGAIN (cgroup-v2.rst, `memory.reclaim`), as it does when nothing is left.
+pub(super) fn reclaim(dir: &Path, bytes: u64) {
+    let (start, goal) = (Instant::now(), memory_current(dir).unwrap_or(0).saturating_sub(bytes));
+    while let Ok(left) = memory_current(dir).map(|now| now.saturating_sub(goal))
+        && left > 0
+        && write(&dir.join("memory.reclaim"), &left.to_string()).is_err()
+        && unwritten(dir) > 0
+        && start.elapsed() < Duration::from_secs(2)
+    {
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Bytes of files that are not on a disk yet.
+fn unwritten(dir: &Path) -> u64 {
+    let text = read(&dir.join("memory.stat")).unwrap_or_default();
+    let fields = text.lines().filter_map(|line| line.split_once(' '));
+    fields
+        .filter(|(name, _)| ["file_dirty", "file_writeback"].contains(name))
+        .filter_map(|(_, value)| value.parse::<u64>().ok())
+        .sum()
 }

@@ -92,8 +92,10 @@ class TestCpu:
         quota_holds(instance, 0.2)
 
     def test_shares_divide_a_cpu_between_hogs(self, spawn):
-        first = spawn(flavor={"vcpus": 2, "extra_specs": {"quota:cpu_shares": "1024"}})
-        second = spawn(flavor={"vcpus": 2, "extra_specs": {"quota:cpu_shares": "3072"}})
+        # Both on every CPU: those who have one alone share nothing.
+        cpus = os.cpu_count()
+        first = spawn(flavor={"vcpus": cpus, "extra_specs": {"quota:cpu_shares": "1024"}})
+        second = spawn(flavor={"vcpus": cpus, "extra_specs": {"quota:cpu_shares": "3072"}})
 
         def ratio():
             before = [cpu_use(i)[0] for i in (first, second)]
@@ -102,7 +104,7 @@ class TestCpu:
             return (after[1] - before[1]) / (after[0] - before[0])
 
         for instance in (first, second):
-            instance.sh(HOG * 4)
+            instance.sh(HOG * 2 * cpus)
         reaches(ratio, 3, tolerance=0.25)
 
 
@@ -121,6 +123,13 @@ class TestMemory:
         assert instance.state == "RUNNING"
         assert (other.state, other.get()["pid"]) == ("RUNNING", others_pid)
         assert other.stats()["memory"]["oom_kills"] == 0
+
+    def test_what_is_only_on_its_way_to_the_disk_keeps_no_limit_up(self, spawn):
+        instance = spawn(flavor={"memory_mb": 256})
+        instance.sh("dd if=/dev/zero of=/file bs=1M count=160 2>/dev/null")
+        resize(instance, memory_mb=48)
+        assert instance.stats()["memory"]["limit"] == 48 * MIB
+        assert instance.stats()["memory"]["oom_kills"] == 0
 
     def test_there_is_no_escape_into_swap_or_tmpfs(self, spawn):
         instance = spawn(flavor={"memory_mb": 48})
