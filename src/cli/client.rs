@@ -143,17 +143,21 @@ fn explain(socket: &Path, error: &std::io::Error) -> Fault {
     Fault::new(FaultKind::ServiceUnavailable, words)
 }
 
-/// What a person types for an id: an instance by its id, a unique beginning
-/// of it, or its name.
+/// What a person types for an id: an instance by its id, its name, or a unique
+/// beginning of its id. What fits whole wins over what only begins so; an id
+/// wins over a name, which a tenant may have chosen to look like one.
 fn choose(wanted: &str, what: &str, known: impl Iterator<Item = (Uuid, String)>) -> Result<Uuid> {
     let known: Vec<_> = known.collect();
     let typed = wanted.to_ascii_lowercase();
-    let by_name = known.iter().filter(|(_, name)| name == wanted);
-    let by_id =
-        known.iter().filter(|(id, _)| !typed.is_empty() && id.to_string().starts_with(&typed));
-    let mut found: Vec<Uuid> = by_name.chain(by_id).map(|(id, _)| *id).collect();
-    found.sort();
-    found.dedup();
+    let those = |fits: &dyn Fn(&str, &str) -> bool| -> Vec<Uuid> {
+        known.iter().filter(|(id, name)| fits(&id.to_string(), name)).map(|(id, _)| *id).collect()
+    };
+    let found = [
+        those(&|id, _| id == typed),
+        those(&|_, name| name == wanted && !name.is_empty()),
+        those(&|id, _| !typed.is_empty() && id.starts_with(&typed)),
+    ];
+    let found = found.into_iter().find(|found| !found.is_empty()).unwrap_or_default();
     match found.as_slice() {
         [id] => Ok(*id),
         [] => Err(Fault::invalid(
@@ -181,6 +185,12 @@ mod tests {
         assert_eq!(choose(&a.to_string(), "instance", known()).unwrap(), a);
         assert!(choose("aa0", "instance", known()).unwrap_err().detail.contains(" or "));
         assert!(choose("", "instance", known()).is_err());
+        // A name is meant whole, whatever other ids begin with; no name hides an id.
+        let named = || [(a, "aa01".to_owned()), (b, a.to_string())].into_iter();
+        assert_eq!(choose("aa01", "instance", named()).unwrap(), a);
+        assert_eq!(choose(&a.to_string(), "instance", named()).unwrap(), a);
+        let twins = || [(a, "web".to_owned()), (b, "web".to_owned())].into_iter();
+        assert!(choose("web", "instance", twins()).unwrap_err().detail.contains(" or "));
         assert!(choose("cache", "instance", known()).is_err());
     }
 }
