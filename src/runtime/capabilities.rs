@@ -23,11 +23,29 @@ const APPLICATION: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
+/// What the kernel grants only in the first user namespace, so that these open nothing here.
+/// A program whose file asks for one could not be executed without it (capabilities(7), "Safety
+/// checking for capability-dumb binaries"). Left out are those by which services decide
+/// whether this is a machine with hardware and modules of its own (`ConditionCapability=`).
+const POWERLESS: [Capability; 14] = [
+    Capability::AuditControl,
+    Capability::AuditRead,
+    Capability::BlockSuspend,
+    Capability::Bpf,
+    Capability::IpcLock,
+    Capability::Lease,
+    Capability::LinuxImmutable,
+    Capability::Perfmon,
+    Capability::SysPacct,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+];
+
 /// What an init program and its services need beyond: their own mounts,
-/// interfaces, namespaces, debugging and power-off. Left out is what the kernel
-/// grants only in the first user namespace anyway, so that nothing inside
-/// takes it for usable: modules, raw I/O, the clock, the log, raised limits,
-/// locked memory, bpf, perf, checkpoint, MAC and wake-up alarms.
+/// interfaces, namespaces, debugging and power-off.
 const SYSTEM: [Capability; 7] = [
     Capability::DacReadSearch,
     Capability::IpcOwner,
@@ -41,7 +59,7 @@ const SYSTEM: [Capability; 7] = [
 /// The capabilities of the first process; none are inheritable or ambient.
 /// When it does not run as root, they bound what programs it executes may gain.
 pub fn set(role: Role) -> Result<LinuxCapabilities, OciSpecError> {
-    let mut all: Capabilities = APPLICATION.into_iter().collect();
+    let mut all: Capabilities = APPLICATION.into_iter().chain(POWERLESS).collect();
     if role.is_system() {
         all.extend(SYSTEM);
     }
@@ -60,19 +78,14 @@ mod tests {
     use crate::types::InitKind;
 
     #[test]
-    fn nobody_gets_what_reaches_the_host() {
+    fn nobody_gets_modules_and_hardware() {
         for role in [Role::Application, Role::System(InitKind::Systemd)] {
             let set = set(role).unwrap();
             for never in [
                 Capability::SysModule,
                 Capability::SysRawio,
-                Capability::SysTime,
                 Capability::MacAdmin,
                 Capability::MacOverride,
-                Capability::Syslog,
-                Capability::Bpf,
-                Capability::Perfmon,
-                Capability::SysResource,
             ] {
                 assert!(!set.bounding().as_ref().unwrap().contains(&never), "{never}");
             }
@@ -80,9 +93,9 @@ mod tests {
     }
 
     #[test]
-    fn applications_have_the_usual_fourteen() {
+    fn applications_have_the_usual_fourteen_and_what_opens_nothing() {
         let set = set(Role::Application).unwrap();
-        assert_eq!(set.bounding().as_ref().unwrap().len(), 14);
+        assert_eq!(set.bounding().as_ref().unwrap().len(), 28);
         assert_eq!(set.bounding(), set.effective());
         assert!(!set.bounding().as_ref().unwrap().contains(&Capability::SysAdmin));
         assert!(set.ambient().as_ref().unwrap().is_empty());

@@ -1,12 +1,13 @@
 //! The system calls that instances may make: an allow-list.
 //!
-//! What is not named fails with ENOSYS, so that a program built for a newer
-//! kernel falls back as on an older one (glibc does so for `clone3`). What is
-//! named as denied fails with EPERM, as without the privilege. Applications
-//! get no way to mount, to make namespaces or to restart the machine; an init
-//! program needs these, and the user namespace bounds what they can do.
-//! Denied to both: keyrings (not namespaced), bpf, perf, userfaultfd, io_uring,
-//! modules, kexec, swap, the clock, NUMA placement, opening files by handle.
+//! What is not named fails with ENOSYS, as on a kernel without it, and programs fall back: glibc
+//! from `clone3`, container tools from keyrings. So do calls that reach past namespaces (keyrings,
+//! bpf, perf, userfaultfd, io_uring, quotas). What is named as denied fails with EPERM, which the
+//! kernel itself would say to a root that is none on the host: modules, kexec, swap, the clock,
+//! the log, opening files by handle. Applications get no way to mount, to make namespaces or to
+//! restart the machine; an init program needs these, and the user namespace bounds what they can
+//! do. What the kernel holds within a process or its namespaces is let through: memory policy,
+//! personalities, reading clocks and schedulers.
 //!
 //! `socketcall`, the 32-bit x86 way to sockets, hides the family behind a pointer that no filter
 //! can follow, so it is denied. Kernels since 4.3 have calls for each of its purposes, which musl
@@ -47,6 +48,8 @@ const ALLOWED: &[&str] = &[
     "chown",
     "chown32",
     "chroot",
+    "clock_adjtime",
+    "clock_adjtime64",
     "clock_getres",
     "clock_getres_time64",
     "clock_gettime",
@@ -110,6 +113,7 @@ const ALLOWED: &[&str] = &[
     "futex_waitv",
     "futex_wake",
     "futimesat",
+    "get_mempolicy",
     "get_robust_list",
     "get_thread_area",
     "getcpu",
@@ -183,8 +187,10 @@ const ALLOWED: &[&str] = &[
     "lstat64",
     "madvise",
     "map_shadow_stack",
+    "mbind",
     "membarrier",
     "memfd_create",
+    "migrate_pages",
     "mincore",
     "mkdir",
     "mkdirat",
@@ -196,6 +202,7 @@ const ALLOWED: &[&str] = &[
     "mmap",
     "mmap2",
     "modify_ldt",
+    "move_pages",
     "mprotect",
     "mq_getsetattr",
     "mq_notify",
@@ -223,6 +230,7 @@ const ALLOWED: &[&str] = &[
     "openat",
     "openat2",
     "pause",
+    "personality",
     "pidfd_getfd",
     "pidfd_open",
     "pidfd_send_signal",
@@ -304,6 +312,8 @@ const ALLOWED: &[&str] = &[
     "sendmmsg",
     "sendmsg",
     "sendto",
+    "set_mempolicy",
+    "set_mempolicy_home_node",
     "set_robust_list",
     "set_thread_area",
     "set_tid_address",
@@ -423,52 +433,25 @@ const SYSTEM: &[&str] = &[
 /// Calls of such an instance that make namespaces. `clone3` hides which behind a pointer.
 const NAMESPACES: &[&str] = &["clone", "unshare"];
 
-/// Calls that fail with EPERM for all.
+/// Calls that fail with EPERM for all, as they do in every user namespace but the first.
 const DENIED: &[&str] = &[
-    "_sysctl",
     "acct",
-    "add_key",
-    "bpf",
-    "clock_adjtime",
-    "clock_adjtime64",
     "clock_settime",
     "clock_settime64",
-    "create_module",
     "delete_module",
     "finit_module",
-    "get_kernel_syms",
-    "get_mempolicy",
     "init_module",
     "ioperm",
     "iopl",
     "kexec_file_load",
     "kexec_load",
-    "keyctl",
-    "lookup_dcookie",
-    "mbind",
-    "migrate_pages",
-    "move_pages",
-    "nfsservctl",
     "open_by_handle_at",
-    "perf_event_open",
-    "query_module",
-    "quotactl",
-    "quotactl_fd",
-    "request_key",
-    "set_mempolicy",
-    "set_mempolicy_home_node",
     "settimeofday",
     "socketcall",
     "stime",
     "swapoff",
     "swapon",
-    "sysfs",
     "syslog",
-    "uselib",
-    "userfaultfd",
-    "ustat",
-    "vm86",
-    "vm86old",
 ];
 
 /// `clone` flags that make namespaces: NEWCGROUP, NEWUTS, NEWIPC, NEWUSER,
@@ -484,9 +467,6 @@ const SOL_PACKET: u64 = 263;
 /// Its options `PACKET_RX_RING` (5) and `PACKET_TX_RING` (13): all of an option's bits that they
 /// have in common, and what these are.
 const RING: (u64, u64) = (INT & !8, 5);
-
-/// Personalities: Linux, 32-bit Linux, each also as UNAME26; and "ask".
-const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// Calls whose first argument is a socket's family.
 const SOCKETS: &[&str] = &["socket", "socketpair"];
@@ -527,9 +507,6 @@ pub fn profile(role: Role, walls: Walls) -> Result<LinuxSeccomp, OciSpecError> {
         calls.push(allow(&["setsockopt"], None)?);
     } else {
         calls.extend(options_but_rings()?);
-    }
-    for value in PERSONALITIES {
-        calls.push(allow(&["personality"], Some(masked(0, INT, value)?))?);
     }
     for family in FAMILIES {
         calls.push(allow(SOCKETS, Some(masked(0, INT, family)?))?);

@@ -56,6 +56,16 @@ fn nobody_gets_what_is_not_namespaced() {
 }
 
 #[test]
+fn what_programs_have_another_way_for_is_absent_and_not_denied() {
+    for role in [Role::Application, Role::System(InitKind::Systemd)] {
+        let rules = rules(role);
+        for name in ["keyctl", "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd"] {
+            assert!(!rules.contains_key(name), "{name} for {role:?}");
+        }
+    }
+}
+
+#[test]
 fn applications_make_no_namespaces_and_no_mounts() {
     let application = rules(Role::Application);
     let system = rules(Role::System(InitKind::Other));
@@ -99,8 +109,6 @@ fn a_sockets_family_is_looked_at_as_the_kernel_does() {
         }
     }
     assert_eq!(verdict("socket", 1 << 31), []);
-    assert_eq!(verdict("personality", u64::MAX), [(LinuxSeccompAction::ScmpActAllow, None)]);
-    assert_eq!(verdict("personality", 0x4_0000), []);
 }
 
 #[test]

@@ -55,8 +55,9 @@ def test_a_system_call_is_refused(prisoner, probe_file, ctrl_alt_del, attempt):
     outside = subprocess.run(command, capture_output=True, text=True)
     if not outside.stdout.startswith("POSSIBLE"):
         pytest.skip(f"nor is it possible on this host: {outside.stdout}")
+    # The same kernel did it for the host: what is absent here is so by the wall.
     result = prisoner.run("/bin/probe", attempt)
-    assert result.stdout.startswith("refused"), result.stdout + result.stderr
+    assert result.stdout.startswith(("refused", "absent")), result.stdout + result.stderr
 
 
 def test_no_descriptor_of_the_host_is_open(prisoner, probe_file):
@@ -149,26 +150,25 @@ def test_seccomp_is_on_and_no_new_capabilities(prisoner):
     assert prisoner.sh("grep Seccomp: /proc/self/status").split()[1] == "2"
 
 
-# Docker's fourteen (moby's `DefaultCapabilities`), and what a system container's init needs beside them.
+# Docker's fourteen (moby's `DefaultCapabilities`), what the kernel grants nobody but the host's root whoever
+# holds it (tests/system/ordinary.c asks), and what a system container's init needs beside them.
 DOCKER = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}
-SYSTEM = DOCKER | {2, 9, 11, 12, 14, 15, 19, 21, 22, 23, 24, 26, 28, 30, 37}
-NEVER = {16: "SYS_MODULE", 17: "SYS_RAWIO", 20: "SYS_PACCT", 25: "SYS_TIME", 33: "MAC_ADMIN", 34: "SYSLOG",
-         35: "WAKE_ALARM", 36: "BLOCK_SUSPEND", 38: "PERFMON", 39: "BPF"}  # fmt: skip
+POWERLESS = {9, 14, 20, 24, 25, 26, 28, 30, 34, 35, 36, 37, 38, 39}
+SYSTEM = DOCKER | POWERLESS | {2, 12, 15, 19, 21, 22, 23}
 
 
 def test_capabilities_are_bounded(prisoner):
     bounding = int(status(prisoner)["CapBnd"], 16)
     held = {bit for bit in range(64) if bounding >> bit & 1}
-    assert not held & NEVER.keys(), [NEVER[bit] for bit in held & NEVER.keys()]
     assert held <= SYSTEM, f"unexpected capabilities {held - SYSTEM}"
 
 
-def test_an_application_gets_no_more_than_docker_gives(service, application):
+def test_an_application_gets_no_more_power_than_docker_gives(service, application):
     instance = service.spawn(application)
     # Until then it may still be the runtime's.
     instance.wait_console("hello from")
     held = int(status(instance)["CapBnd"], 16)
-    assert {bit for bit in range(64) if held >> bit & 1} <= DOCKER
+    assert {bit for bit in range(64) if held >> bit & 1} <= DOCKER | POWERLESS
     assert int(status(instance)["CapEff"], 16) == 0, "a user that is not root has capabilities"
     instance.discard()
 
