@@ -97,6 +97,18 @@ def test_an_image_that_glance_does_not_give_ends_the_build(build, driver, raised
     assert raised.format_message() in error.format_message()
 
 
+def test_a_volume_ends_the_build_with_words(driver, context, monkeypatch):
+    """Nova asks for the connector before it spawns; what the base class raises has no words."""
+    monkeypatch.setattr(manager.driver, 'get_block_device_info', lambda instance, bdms: {})
+    monkeypatch.setattr(
+        manager.driver_block_device, 'attach_block_devices',
+        lambda mapping, context, instance, volumes, driver, **k: driver.get_volume_connector(instance))
+    with pytest.raises(exception.InvalidBDM, match='does not attach volumes yet'):
+        manager.ComputeManager._prep_block_device(
+            mock.MagicMock(driver=driver), context, make_instance(),
+            objects.BlockDeviceMappingList())
+
+
 def test_a_port_that_is_not_bound_here_is_tried_elsewhere(build):
     error = build.run(ports=[make_vif(type='binding_failed')])
     assert isinstance(error, exception.RescheduledException)

@@ -41,6 +41,7 @@ conf.register(CONF)
 API_VERSION = 'v1'
 # As much of the console as Nova's other drivers give.
 CONSOLE_BYTES = 100 * 1024
+NO_VOLUMES = 'berth does not attach volumes yet'
 
 
 class BerthDriver(driver.ComputeDriver):
@@ -742,6 +743,10 @@ class BerthDriver(driver.ComputeDriver):
 
     # Not yet: what Nova is told where the base class would say too little.
 
+    def get_volume_connector(self, instance):
+        """Asked before a volume is attached: what a build, or the attach, then ends with."""
+        raise exception.InvalidInput(reason=NO_VOLUMES)
+
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
                                            block_migration=False,
@@ -775,7 +780,7 @@ def _image_id(instance, image_meta):
 
 def _refuse_volumes(block_device_info):
     if driver.block_device_info_get_mapping(block_device_info):
-        raise exception.InvalidInput(reason='berth does not attach volumes yet')
+        raise exception.InvalidInput(reason=NO_VOLUMES)
 
 
 def _is_rebuilt_here(instance):
