@@ -69,7 +69,7 @@ def test_what_another_host_may_do_goes_there_and_the_action_keeps_the_reason(
     error = build.run()
     assert isinstance(error, exception.RescheduledException)
     [(event, reason)] = told
-    assert event == 'berth_spawn'
+    assert event == 'driver_spawn'
     assert reason == faults.to_nova(
         faults.Fault(code, 500, 'the words of the service'),
         {'instance': UUID} if call[1] == PATH else {'image': IMAGE}).format_message()
@@ -212,8 +212,8 @@ def test_the_event_is_recorded_as_nova_records_its_own(driver, context, service,
     try:
         raise exception.InvalidInput(reason='the words')
     except exception.InvalidInput as error:
-        told._tell(context, make_instance(), 'berth_spawn', error)
+        told._tell(context, make_instance(), 'driver_spawn', error)
     start, end = sent
-    assert start['event'] == end['event'] == 'berth_spawn'
+    assert start['event'] == end['event'] == 'driver_spawn'
     assert start['request_id'] == end['request_id'] == context.request_id
     assert (end['result'], end['details']) == ('Error', 'Invalid input received: the words')

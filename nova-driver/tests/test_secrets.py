@@ -91,7 +91,8 @@ def steps(driver, context, instance):
             ('get_num_instances', ()), ('instance_exists', (instance(),)),
             ('instance_on_disk', (instance(),)), ('get_available_nodes', ()),
             ('get_available_resource', ('compute1',)), ('update_provider_tree', (tree, 'compute1')),
-            ('get_host_ip_addr', ()), ('get_host_uptime', ()), ('get_host_cpu_stats', ()),
+            ('get_volume_connector', (instance(),)), ('get_host_ip_addr', ()),
+            ('get_host_uptime', ()), ('get_host_cpu_stats', ()),
             ('process_instances_at_startup', (context, [])),
             ('set_admin_password', (instance(), SECRETS['newpass'])),
             ('pause', (instance(),)), ('unpause', (instance(),)), ('suspend', (context, instance())),
@@ -160,7 +161,8 @@ def test_no_method_logs_a_secret(driver, service, secretive, said, told):
         service.extra[('POST', '.*/' + verb)] = None
     names, errors = run(driver, *secretive)
     assert {error.split(':')[0] for error in errors} == {
-        'rebuild', 'check_can_live_migrate_destination', 'check_can_live_migrate_source'}
+        'rebuild', 'get_volume_connector', 'check_can_live_migrate_destination',
+        'check_can_live_migrate_source'}
     # It would prove nothing of secrets that were never there.
     bodies = sent(service)
     for what in ('newpass', 'token', 'servicetoken', 'environment', 'property', 'rescuepass'):

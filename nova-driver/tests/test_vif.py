@@ -97,7 +97,7 @@ def test_an_attach_of_it_changes_nothing_and_the_action_says_why(
             context, make_instance(), objects.ImageMeta(id=IMAGE), make_vif(port=IMAGE, **values))
     assert (len(service.changes()), len(os_vif_calls)) == before
     [(event, reason)] = told
-    assert event == 'berth_attach_interface' and list(values.values())[0] in reason
+    assert event == 'driver_attach_interface' and list(values.values())[0] in reason
 
 
 @pytest.mark.parametrize('values', [
@@ -114,5 +114,5 @@ def test_what_nova_does_with_a_port_that_is_refused(driver, context, service, to
     with pytest.raises(exception.InvalidInput) as error:
         spawn(driver, context, make_vif(vnic_type='baremetal'))
     words = error.value.format_message()
-    assert told == [('berth_spawn', words)]
+    assert told == [('driver_spawn', words)]
     assert len(exception.BuildAbortException(instance_uuid=UUID, reason=words).format_message()) < 255

@@ -194,7 +194,7 @@ class BerthDriver(driver.ComputeDriver):
 
     # Life and death.
 
-    @told.in_the_action('berth_spawn')
+    @told.in_the_action('driver_spawn')
     def spawn(self, context, instance, image_meta, injected_files,
               admin_password, allocations, network_info=None,
               block_device_info=None, power_on=True, accel_info=None):
@@ -471,7 +471,7 @@ class BerthDriver(driver.ComputeDriver):
         """os-vif"""
         ports.unplug_all(instance, network_info)
 
-    @told.in_the_action('berth_attach_interface')
+    @told.in_the_action('driver_attach_interface')
     def attach_interface(self, context, instance, image_meta, vif):
         """PUT /v1/instances/{id}/interfaces/{port}; os-vif"""
         ports.check([vif])
