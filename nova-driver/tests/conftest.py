@@ -72,6 +72,19 @@ def context():
         'user', 'project', auth_token='a-token', overwrite=True)
 
 
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    """What the driver adds to the server's actions: (event, reason)."""
+    reasons = []
+    events = objects.InstanceActionEvent
+    monkeypatch.setattr(events, 'event_start', lambda *a, **k: None)
+    monkeypatch.setattr(
+        events, 'event_finish_with_failure',
+        lambda context, uuid, event, exc_val, exc_tb, want_result: reasons.append(
+            (event, exc_val.format_message())))
+    return reasons
+
+
 @pytest.fixture
 def os_vif_calls(monkeypatch):
     """os-vif in a notebook: ('plug' or 'unplug', the VIF)."""

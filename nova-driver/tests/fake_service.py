@@ -226,7 +226,7 @@ class FakeService:
             raise Fault('image-exists')
         image = self.images.setdefault(image_id, {
             'id': image_id, 'name': body['name'], 'users': [], 'config': self.image_config,
-            '_hash': body.get('hash'), 'verifications': []})
+            '_hash': body.get('hash'), 'verifications': [], 'last_used_at': '2026-01-01T00:00:00Z'})
         image['verifications'] += [body['verification']] if 'verification' in body else []
         return self._operation(image_id, self.images[image_id])
 

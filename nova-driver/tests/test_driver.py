@@ -103,7 +103,7 @@ def test_spawn_without_power(spawn, driver, virtapi, os_vif_calls):
     ('PUT', PATH, 'invalid-input', exception.InvalidInput),
     ('POST', PATH + '/start', 'runtime-failed', exception.InternalError),
     ('PUT', '/v1/images/' + IMAGE, 'image-unacceptable', exception.ImageUnacceptable),
-    ('PUT', '/v1/images/' + IMAGE, 'glance-forbidden', exception.ImageNotAuthorized),
+    ('PUT', '/v1/images/' + IMAGE, 'glance-forbidden', exception.ImageUnacceptable),
 ])
 def test_a_failed_spawn_leaves_nothing(spawn, service, os_vif_calls, method, path, code, expected):
     service.faults[(method, path)] = Fault(code)
@@ -548,14 +548,6 @@ def test_a_port_that_cannot_be_plugged_does_not_end_nova_compute(driver, service
         driver.plug_vifs(make_instance(), [make_vif()])
 
 
-@pytest.mark.parametrize('values', [
-    {'type': 'binding_failed'}, {'type': 'unbound'}, {'type': None}, {'type': 'hostdev'},
-    {'vnic_type': 'direct'}])
-def test_ports_that_cannot_be_plugged(driver, values):
-    with pytest.raises(exception.NovaException):
-        driver.plug_vifs(make_instance(), [make_vif(**values)])
-
-
 def test_hybrid_plugging(driver, os_vif_calls, monkeypatch):
     from nova.virt.berth import vif
     linux_net = mock.Mock()
@@ -962,7 +954,7 @@ def test_the_snapshot_of_a_disk_is_one_where_one_can_be_made(
 @pytest.mark.parametrize('code,raised', [
     ('instance-not-found', exception.InstanceNotFound),  # Nova then deletes the image.
     ('glance-unavailable', exception.GlanceConnectionFailed),
-    ('glance-forbidden', exception.ImageNotAuthorized),
+    ('glance-forbidden', exception.Forbidden),
     ('resources-exhausted', exception.ComputeResourcesUnavailable),
 ])
 def test_a_failed_snapshot_is_not_tried_again(

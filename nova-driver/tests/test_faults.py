@@ -1,10 +1,12 @@
 """Every fault of the service has its exception, and the right fate."""
 
+import inspect
 import os
 import re
 
 import pytest
 from nova import exception
+from nova.compute import manager
 from nova.virt.berth import faults
 
 FAULT_RS = os.path.join(os.path.dirname(__file__), '..', '..', 'src', 'fault.rs')
@@ -41,16 +43,27 @@ def test_every_exception_says_what_happened(code):
     assert '%(' not in str(error) and 'None' not in str(error)
 
 
-@pytest.mark.parametrize('code,aborts', [
-    ('invalid-input', True), ('payload-too-large', True), ('image-unacceptable', True),
-    ('image-corrupt', True), ('flavor-disk-too-small', True), ('flavor-memory-too-small', True),
-    ('resources-exhausted', False), ('host-unsupported', False), ('runtime-failed', False),
-    ('network-failed', False), ('internal', False), ('timeout', False),
-    ('service-unavailable', False), ('glance-unavailable', False), ('a-new-one', False),
-])
-def test_abort_or_another_host(code, aborts):
+# Whether a build ends with it. What is not here is met by no build, or by its cleaning up.
+ABORTING = {
+    'invalid-input', 'payload-too-large', 'image-unacceptable', 'image-corrupt',
+    'flavor-disk-too-small', 'flavor-memory-too-small', 'glance-forbidden',
+    'instance-unsupported'}
+
+
+@pytest.mark.parametrize('code', [*sorted(faults.TABLE), 'a-new-one'])
+def test_abort_or_another_host(code):
     error = faults.to_nova(faults.Fault(code, 500, 'x'), TARGET)
-    assert isinstance(error, ABORTS) is aborts
+    assert isinstance(error, ABORTS) is (code in ABORTING)
+
+
+def test_what_ends_a_build_is_what_novas_manager_says():
+    """The list above against the source of the manager."""
+    source = inspect.getsource(manager.ComputeManager._build_and_run_instance)
+    kept = source[source.index('except (exception.FlavorDiskTooSmall'):]
+    kept = kept[:kept.index(') as e')]
+    for error in (exception.FlavorDiskTooSmall, exception.FlavorMemoryTooSmall,
+                  exception.ImageUnacceptable, exception.InvalidInput):
+        assert 'exception.%s' % error.__name__ in kept
 
 
 @pytest.mark.parametrize('body', [None, [], 'text', {}, {'title': 'x'}])

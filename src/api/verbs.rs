@@ -83,6 +83,7 @@ async fn act(
 const CHANGE: &[FaultKind] = &[
     InstanceNotFound,
     InstanceInvalidState,
+    InstanceUnsupported,
     PayloadTooLarge,
     UnsupportedMediaType,
     RuntimeFailed,

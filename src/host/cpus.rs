@@ -73,11 +73,18 @@ fn resolve(config: &Config, online: BTreeSet<u32>) -> Result<CpuSets> {
 }
 
 /// Picks `count` CPUs of `set` that nobody in `used` has: the lowest, so that
-/// neighbours in the topology stay together.
+/// neighbours in the topology stay together. Of an empty `set` none: that is a fault of the
+/// flavor, which such a host never serves.
 pub fn pick_dedicated(set: &BTreeSet<u32>, used: &BTreeSet<u32>, count: usize) -> Result<Vec<u32>> {
     let free: Vec<u32> = set.difference(used).copied().take(count).collect();
     if free.len() == count {
         return Ok(free);
+    }
+    if set.is_empty() {
+        return Err(Fault::invalid(
+            "flavor.extra_specs.hw:cpu_policy",
+            "dedicated CPUs were asked for and this host has none: set host.cpu_dedicated_set, or use shared",
+        ));
     }
     Err(Fault::new(
         FaultKind::ResourcesExhausted,
@@ -128,6 +135,8 @@ mod tests {
         let fault = pick_dedicated(&set, &BTreeSet::from([2, 3]), 3).unwrap_err();
         assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
         assert!(fault.detail.contains("2 of the 4"), "{fault}");
+        let fault = pick_dedicated(&BTreeSet::new(), &BTreeSet::new(), 1).unwrap_err();
+        assert_eq!(fault.field.as_deref(), Some("flavor.extra_specs.hw:cpu_policy"));
     }
 
     #[test]

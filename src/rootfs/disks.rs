@@ -110,7 +110,7 @@ impl Disks {
                 // Should the file system fail to grow, the file stays large:
                 // growing again finishes it.
                 self.extend(&disk, before, size)?.or_fault(doing())?;
-                grow_unmounted(file, size)
+                self.grow_unmounted(file, size)
             }
         }
     }
@@ -220,6 +220,45 @@ impl Disks {
         })
     }
 
+    fn grow_unmounted(&self, file: &Path, size: u64) -> Result<()> {
+        let doing = || format!("growing {}", file.display());
+        let filesystem = Filesystem::of(file)?;
+        let grown = {
+            let device = loopdev::attach(file, false, DIRECT_IO)?;
+            device.update_size().or_fault(doing())?;
+            let held = mount_device(&device, filesystem, Attributes::MOUNT_ATTR_NODEV)?;
+            let root = mount::root_of(held.as_fd())?;
+            grow_filesystem(root.as_fd(), filesystem, size)
+        };
+        match grown {
+            // Without CAP_SYS_RESOURCE, ext4 grows only while not mounted.
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) && filesystem == Filesystem::Ext4 => {
+                self.leave_to_others(file)?;
+                let device = loopdev::attach(file, false, DIRECT_IO)?;
+                // Mounting it just now has replayed the journal; resize2fs
+                // wants the check all the same.
+                run(Command::new("e2fsck").args(["-f", "-p"]).arg(&device.path))?;
+                run(Command::new("resize2fs").arg(&device.path))
+            }
+            other => other.map_err(|e| grow_fault(file, &e)),
+        }
+    }
+
+    /// Where others have a copy of the disk's mount, what they have mounted becomes a file
+    /// without a name, and a copy of it the disk: of that nobody else knows.
+    fn leave_to_others(&self, file: &Path) -> Result<()> {
+        let disk = File::open(file).or_fault(format_args!("growing {}", file.display()))?;
+        match loopdev::lock_detached(&disk) {
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {}
+            other => return other.or_fault(format_args!("growing {}", file.display())),
+        }
+        drop(disk);
+        let left = temporary_of(file);
+        let swapped = [DiskBackup { file: file.to_owned(), copy: left.clone() }];
+        self.back_up(&swapped, &|_, _| true)?;
+        remove_file(&left)
+    }
+
     /// Makes the file larger, or leaves it as it was: without room, or as the
     /// host says.
     fn extend(&self, disk: &File, length: u64, size: u64) -> Result<std::io::Result<()>> {
@@ -298,29 +337,6 @@ fn grow_filesystem(
     match filesystem {
         Filesystem::Ext4 => grow_ext4(directory, blocks),
         Filesystem::Xfs => grow_xfs(directory, blocks),
-    }
-}
-
-fn grow_unmounted(file: &Path, size: u64) -> Result<()> {
-    let doing = || format!("growing {}", file.display());
-    let filesystem = Filesystem::of(file)?;
-    let grown = {
-        let device = loopdev::attach(file, false, DIRECT_IO)?;
-        device.update_size().or_fault(doing())?;
-        let held = mount_device(&device, filesystem, Attributes::MOUNT_ATTR_NODEV)?;
-        let root = mount::root_of(held.as_fd())?;
-        grow_filesystem(root.as_fd(), filesystem, size)
-    };
-    match grown {
-        // Without CAP_SYS_RESOURCE, ext4 grows only while not mounted.
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) && filesystem == Filesystem::Ext4 => {
-            let device = loopdev::attach(file, false, DIRECT_IO)?;
-            // Mounting it just now has replayed the journal; resize2fs
-            // wants the check all the same.
-            run(Command::new("e2fsck").args(["-f", "-p"]).arg(&device.path))?;
-            run(Command::new("resize2fs").arg(&device.path))
-        }
-        other => other.map_err(|e| grow_fault(file, &e)),
     }
 }
 

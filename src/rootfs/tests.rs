@@ -286,6 +286,59 @@ fn root_disks_grow_while_not_mounted_and_keep_their_content() {
 }
 
 #[test]
+fn root_a_disk_that_others_have_mounted_grows_without_the_capability() {
+    let size = 64 * MIB;
+    let host = Host::new("ext4");
+    let rootfs = host.rootfs(vec![host.layer("l")], size);
+    let (file, point) = (rootfs.layout.root_disk(), rootfs.layout.disk_mount());
+    fs::write(point.join("kept"), "kept").unwrap();
+    // Its mount namespace has a copy of every mount there is now.
+    let mut other =
+        Command::new("unshare").args(["-m", "sleep", "600"]).spawn().expect("starting unshare");
+    std::thread::sleep(Duration::from_millis(300));
+    host.disks.detach(&file, &point).unwrap();
+    let inode = fs::metadata(&file).unwrap().ino();
+    let grown = std::thread::scope(|scope| {
+        let growing = || {
+            without_system_resources();
+            host.disks.grow(&file, Some(&point), size * 2)
+        };
+        scope.spawn(growing).join().unwrap()
+    });
+    grown.unwrap();
+    assert_ne!(fs::metadata(&file).unwrap().ino(), inode, "nobody had a copy of the mount");
+    let left: Vec<_> = fs::read_dir(file.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.contains(crate::store::atomic::TEMPORARY))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    host.disks.attach(&file, &point).unwrap();
+    assert!(host.disks.usage(&point).unwrap().size > size + size / 2);
+    assert_eq!(fs::read_to_string(point.join("kept")).unwrap(), "kept");
+    // Theirs is neither frozen nor touched.
+    let theirs = format!("/proc/{}/root{}", other.id(), point.display());
+    fs::write(Path::new(&theirs).join("theirs"), "x").unwrap();
+    assert!(!point.join("theirs").exists());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    take_down(&host, &rootfs);
+}
+
+/// Of this thread, and of what it starts.
+fn without_system_resources() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+    let now = capabilities(None).unwrap();
+    let without = |set: CapabilitySet| set.difference(CapabilitySet::SYS_RESOURCE);
+    let sets = CapabilitySets {
+        effective: without(now.effective),
+        permitted: without(now.permitted),
+        inheritable: now.inheritable,
+    };
+    set_capabilities(None, sets).unwrap();
+}
+
+#[test]
 fn root_a_kept_disk_comes_back_as_it_was() {
     for (filesystem, size) in [("ext4", 64 * MIB), ("xfs", 300 * MIB)] {
         let host = Host::new(filesystem);

@@ -248,21 +248,59 @@ fn errors_of(log: &Path) -> Option<String> {
     (!errors.is_empty()).then(|| errors.join("; "))
 }
 
-/// A full host is another fault than a failing program: Nova then tries another host.
+/// A full host is another fault than a failing program, and so is a command that the image
+/// has not, or may not run: Nova tries another host for the first two, and for it none would do.
 fn kind_of(said: &str) -> FaultKind {
     let said = said.to_ascii_lowercase();
     let exhausted = ["no space left on device", "cannot allocate memory", "too many open files"];
     if exhausted.iter().any(|text| said.contains(text)) {
         FaultKind::ResourcesExhausted
+    } else if is_about_the_command(&said) {
+        FaultKind::InstanceUnsupported
     } else {
         FaultKind::RuntimeFailed
     }
+}
+
+/// Whether a runtime says, in small letters, that it could not run the first process: crun
+/// in the first two ways, runc in the last.
+fn is_about_the_command(said: &str) -> bool {
+    said.contains("executable file") && said.contains("not found in $path")
+        || said.starts_with("open executable:")
+        || said.contains("container process") && said.contains(": exec: \"")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_command_that_is_not_there_is_the_images_fault_and_a_full_host_is_not() {
+        for (said, kind) in [
+            (
+                "executable file `nosuch` not found in $PATH: No such file or directory",
+                FaultKind::InstanceUnsupported,
+            ),
+            ("open executable: Permission denied", FaultKind::InstanceUnsupported),
+            (
+                "runc create failed: unable to start container process: exec: \"nosuch\": executable file not found in $PATH",
+                FaultKind::InstanceUnsupported,
+            ),
+            (
+                "runc create failed: unable to start container process: exec: \"/etc/passwd\": permission denied",
+                FaultKind::InstanceUnsupported,
+            ),
+            (
+                "runc create failed: unable to start container process: error during container init",
+                FaultKind::RuntimeFailed,
+            ),
+            ("open executable: No space left on device", FaultKind::ResourcesExhausted),
+            ("mount `proc`: Permission denied", FaultKind::RuntimeFailed),
+        ] {
+            assert_eq!(kind_of(said), kind, "{said}");
+        }
+    }
 
     /// A runtime program that is a shell script.
     fn script(body: &str) -> (tempfile::TempDir, CliRuntime, PathBuf) {

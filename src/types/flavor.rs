@@ -7,9 +7,9 @@ use utoipa::ToSchema;
 
 /// Nova's extra specs: names and values as strings, as Nova stores them.
 ///
-/// berth obeys those Nova itself validates (`quota:cpu_*`, `quota:disk_*`,
-/// `quota:vif_*`, `hw:cpu_policy`), its own (`berth:*`), and keeps every other
-/// name without meaning, as Nova's other drivers do.
+/// berth obeys `quota:cpu_*`, `quota:disk_*`, `quota:vif_*` and `hw:cpu_policy`, its own
+/// (`berth:*`), and keeps every other name without meaning: Nova's driver refuses those that ask
+/// for what an instance would not get.
 pub type ExtraSpecs = BTreeMap<String, String>;
 
 /// What an instance gets of the host.

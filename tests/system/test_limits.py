@@ -384,6 +384,14 @@ def parted(runtime, lxcfs, busybox_file):
     assert not left, "left on the host:\n" + "\n".join(left)
 
 
+def test_a_host_without_dedicated_cpus_says_so_of_the_flavor(service, busybox):
+    """Not that they ran out: nobody who gave some back would help."""
+    with pytest.raises(Fault) as fault:
+        service.define(busybox, flavor={"extra_specs": {"hw:cpu_policy": "dedicated"}})
+    assert (fault.value.status, fault.value.code) == (400, "invalid-input")
+    assert fault.value.field == "flavor.extra_specs.hw:cpu_policy"
+
+
 @pytest.mark.skipif(len(CPUS) < 2, reason="a shared and a dedicated CPU make two")
 class TestDedicated:
     DEDICATED: ClassVar = {"extra_specs": {"hw:cpu_policy": "dedicated"}}

@@ -69,12 +69,14 @@ def test_operations_keep_the_request_id(service, busybox):
 
 
 @pytest.mark.each_runtime
-def test_a_failed_start_is_told_and_leaves_nothing_running(service, busybox):
-    failing = service.define(busybox, command=["/no/such/program"])
+@pytest.mark.parametrize("command", ["/no/such/program", "nosuch", "/etc/passwd"])
+def test_a_failed_start_is_told_and_leaves_nothing_running(service, busybox, command):
+    failing = service.define(busybox, command=[command])
     with pytest.raises(Fault) as fault:
         failing.action("start")
-    assert fault.value.code == "runtime-failed"
-    assert failing.get()["fault"]["code"] == "runtime-failed"
+    # Of the command, not of this host: no other would start it.
+    assert fault.value.code == "instance-unsupported"
+    assert failing.get()["fault"]["code"] == "instance-unsupported"
     assert failing.get()["power_state"] != "RUNNING"
     assert failing.pids() == []
     operations = service.client.get("/v1/operations")["operations"]

@@ -19,6 +19,7 @@ from nova.compute import vm_states
 from nova.virt import driver
 from nova.virt import hardware
 from nova.virt.berth import absent
+from nova.virt.berth import asked
 from nova.virt.berth import client as berth_client
 from nova.virt.berth import conf
 from nova.virt.berth import configdrive
@@ -28,6 +29,7 @@ from nova.virt.berth import faults
 from nova.virt.berth import images
 from nova.virt.berth import resources
 from nova.virt.berth import snapshot
+from nova.virt.berth import told
 from nova.virt.berth import translate
 from nova.virt.berth import unfinished
 from nova.virt.berth import vif as ports
@@ -39,6 +41,7 @@ conf.register(CONF)
 API_VERSION = 'v1'
 # As much of the console as Nova's other drivers give.
 CONSOLE_BYTES = 100 * 1024
+NO_VOLUMES = 'berth does not attach volumes yet'
 
 
 class BerthDriver(driver.ComputeDriver):
@@ -191,20 +194,37 @@ class BerthDriver(driver.ComputeDriver):
 
     # Life and death.
 
+    @told.in_the_action('driver_spawn')
     def spawn(self, context, instance, image_meta, injected_files,
               admin_password, allocations, network_info=None,
               block_device_info=None, power_on=True, accel_info=None):
         """GET, and if absent PUT /v1/images/{id}; PUT /v1/instances/{id};
-        os-vif; POST …/start. The password: POST …/password."""
-        _refuse_volumes(block_device_info)
+        os-vif; POST …/start. The password: POST …/password.
+
+        What no host of berth's could do is refused before anything is made.
+        """
+        try:
+            self._spawn(context, instance, image_meta, injected_files, admin_password,
+                        network_info, block_device_info, power_on, accel_info)
+        except exception.ComputeResourcesUnavailable as error:
+            if not _is_rebuilt_here(instance):
+                raise
+            # Nova would take it for a claim that failed before anything was done,
+            # and leave the server ACTIVE, whose disks it had destroyed.
+            raise exception.InternalError(faults.detail_of(error)) from error
+
+    def _spawn(self, context, instance, image_meta, injected_files, admin_password,
+               network_info, block_device_info, power_on, accel_info):
+        self._refuse(instance, image_meta, block_device_info, accel_info)
         image_id = _image_id(instance, image_meta)
         image, _ = self.images.ensure(context, image_id, instance.trusted_certs)
         # From here on it takes Neutron's answer, which came meanwhile.
         network_info = list(network_info or [])
+        ports.check(network_info)
         files = configdrive.files(instance, network_info, injected_files, admin_password)
         files += translate.injected_files(injected_files)
         body = translate.instance_create(
-            instance, image, network_info, files, block_device_info)
+            instance, image, network_info, files, block_device_info, image_meta)
         try:
             self.client.put(_path(instance), body)
             # From here on nothing else comes in the image's place.
@@ -224,6 +244,14 @@ class BerthDriver(driver.ComputeDriver):
                 if not isinstance(error, exception.InstanceExists):
                     self._undo_spawn(instance, network_info)
 
+    @staticmethod
+    def _refuse(instance, image_meta, block_device_info, accelerators):
+        """Refuses what no host of berth's could do."""
+        _refuse_volumes(block_device_info)
+        if accelerators:
+            raise exception.InvalidInput(reason='berth gives an instance no accelerators')
+        asked.check(instance.flavor, image_meta)
+
     def _undo_spawn(self, instance, network_info):
         try:
             self._delete(instance)
@@ -238,6 +266,26 @@ class BerthDriver(driver.ComputeDriver):
             self._set_password(instance, image_meta, password)
         except exception.NovaException as error:
             LOG.info('The admin password is not set: %s', error, instance=instance)
+
+    def rebuild(self, context, instance, image_meta, injected_files,
+                admin_password, allocations, bdms, detach_block_devices,
+                attach_block_devices, network_info=None,
+                evacuate=False, block_device_info=None,
+                preserve_ephemeral=False, accel_uuids=None,
+                reimage_boot_volume=False):
+        """GET, and if absent PUT /v1/images/{id}. The rest is Nova's `destroy` and `spawn`.
+
+        What would fail after the disks are gone fails while they are there: Nova
+        then leaves the server as it was.
+        """
+        try:
+            self._refuse(instance, image_meta, block_device_info, accel_uuids)
+            ports.check(network_info or [])
+            self.images.ensure(context, _image_id(instance, image_meta), instance.trusted_certs)
+        except exception.NovaException as error:
+            raise exception.InstanceFaultRollback(exception.BuildAbortException(
+                instance_uuid=instance.uuid, reason=faults.detail_of(error))) from error
+        raise NotImplementedError()
 
     def destroy(self, context, instance, network_info, block_device_info=None,
                 destroy_disks=True, destroy_secrets=True):
@@ -423,8 +471,10 @@ class BerthDriver(driver.ComputeDriver):
         """os-vif"""
         ports.unplug_all(instance, network_info)
 
+    @told.in_the_action('driver_attach_interface')
     def attach_interface(self, context, instance, image_meta, vif):
         """PUT /v1/instances/{id}/interfaces/{port}; os-vif"""
+        ports.check([vif])
         try:
             self._put_interface(instance, vif)
             ports.plug(instance, vif)
@@ -597,7 +647,12 @@ class BerthDriver(driver.ComputeDriver):
         """
         if dest != CONF.my_ip:
             raise _as_it_was('berth does not move instances to another host yet')
-        body = translate.resize(instance.flavor, flavor, block_device_info)
+        try:
+            asked.check(flavor)
+        except exception.InvalidInput as error:
+            raise _as_it_was(error.kwargs['reason']) from error
+        body = translate.resize(
+            instance.flavor, flavor, block_device_info, instance.image_meta)
         # Nova counts the flavor's sizes; the service would keep a larger disk.
         if (flavor.root_gb < instance.flavor.root_gb or
                 flavor.ephemeral_gb < body['flavor']['ephemeral_gb']):
@@ -688,6 +743,10 @@ class BerthDriver(driver.ComputeDriver):
 
     # Not yet: what Nova is told where the base class would say too little.
 
+    def get_volume_connector(self, instance):
+        """Asked before a volume is attached: what a build, or the attach, then ends with."""
+        raise exception.InvalidInput(reason=NO_VOLUMES)
+
     def check_can_live_migrate_destination(self, context, instance,
                                            src_compute_info, dst_compute_info,
                                            block_migration=False,
@@ -721,7 +780,14 @@ def _image_id(instance, image_meta):
 
 def _refuse_volumes(block_device_info):
     if driver.block_device_info_get_mapping(block_device_info):
-        raise exception.InvalidInput(reason='berth does not attach volumes yet')
+        raise exception.InvalidInput(reason=NO_VOLUMES)
+
+
+def _is_rebuilt_here(instance):
+    """Whether Nova makes it anew in its own place, rather than for the first time or of
+    another host, where it was left as it is."""
+    return (instance.task_state == task_states.REBUILD_SPAWNING and
+            instance.host == CONF.host)
 
 
 def _as_it_was(reason):

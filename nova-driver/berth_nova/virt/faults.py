@@ -1,9 +1,10 @@
 """The service's faults as Nova's exceptions.
 
-Which exception it is decides what Nova does. When an instance is built:
-`InvalidInput`, `ImageUnacceptable` and the `Flavor…TooSmall` ones end the
-build, for no other host would do better; anything else is tried on another
-host. An unknown code counts as the host's trouble.
+Which exception it is decides what Nova does. When an instance is built
+(`_build_and_run_instance` of Nova's manager): `InvalidInput`, `ImageUnacceptable`
+and the `Flavor…TooSmall` ones end the build, for no other host would do better,
+and their words are the server's fault; anything else is tried on another host. An
+unknown code counts as the host's trouble.
 
 `TABLE` is the only place where codes meet exceptions. A test compares it with
 the service's `src/fault.rs`.
@@ -71,6 +72,12 @@ def _glance_unavailable(fault, target):
     return exception.GlanceConnectionFailed(server='Glance', reason=str(fault))
 
 
+def _glance_forbidden(fault, target):
+    if 'image' not in target:
+        return exception.Forbidden(str(fault))
+    return exception.ImageUnacceptable(image_id=target['image'], reason=str(fault))
+
+
 TABLE = {
     # What was asked for is wrong: no other host would do better.
     'invalid-input': _reason(exception.InvalidInput),
@@ -79,6 +86,10 @@ TABLE = {
     'image-corrupt': _reason(exception.ImageUnacceptable, image_id='image'),
     'flavor-disk-too-small': _message(exception.FlavorDiskTooSmall),
     'flavor-memory-too-small': _message(exception.FlavorMemoryTooSmall),
+    # With the same token it is refused everywhere.
+    'glance-forbidden': _glance_forbidden,
+    # What runs inside does not take it, or is not there.
+    'instance-unsupported': _reason(exception.InvalidInput),
     # What it was asked for is not there, or there already.
     'instance-not-found': _id(exception.InstanceNotFound, 'instance_id', 'instance'),
     'image-not-found': _id(exception.ImageNotFound, 'image_id', 'image'),
@@ -92,9 +103,6 @@ TABLE = {
     'events-gone': _reason(EventsGone),
     # Glance.
     'glance-unavailable': _glance_unavailable,
-    'glance-forbidden': _id(exception.ImageNotAuthorized, 'image_id', 'image'),
-    # What runs inside does not take it: nothing that a build asks for.
-    'instance-unsupported': _message(exception.InternalError),
     # This host cannot, another may.
     'host-unsupported': _reason(exception.ComputeResourcesUnavailable),
     'resources-exhausted': _reason(exception.ComputeResourcesUnavailable),

@@ -83,7 +83,12 @@ class Images:
                 return found, False
         except exception.ImageNotFound:
             pass
-        image = self.api.get(context, image_id)
+        try:
+            image = self.api.get(context, image_id)
+        except (exception.ImageNotFound, exception.ImageNotAuthorized) as error:
+            # No other host gets it either: by this one a build ends with the reason.
+            raise exception.ImageUnacceptable(
+                image_id=image_id, reason=error.format_message()) from error
         if image.get('status') != 'active':
             raise exception.ImageNotActive(image_id=image_id)
         if demanded is None:

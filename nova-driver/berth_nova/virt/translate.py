@@ -16,6 +16,7 @@ import shlex
 
 from nova import exception
 from nova.virt import driver
+from nova.virt.berth import asked
 
 ENV = 'berth:env:'
 COMMAND = 'berth:command'
@@ -34,18 +35,20 @@ DEVNAME_MAX = 14
 EVERYWHERE = {4: '0.0.0.0/0', 6: '::/0'}
 
 
-def instance_create(instance, image, network_info, files=(), block_device_info=None):
+def instance_create(instance, image, network_info, files=(), block_device_info=None,
+                    image_meta=None):
     """The body that makes an instance.
 
     :param image: the image as the service describes it
     :param files: bodies from `injected_files`
+    :param image_meta: the image as Nova describes it
     """
     system = boots_init(instance, image)
     environment, command = process(instance)
     body = {
         'name': instance.name,
         'image_id': image['id'],
-        'flavor': flavor(instance.flavor, block_device_info),
+        'flavor': flavor(instance.flavor, block_device_info, image_meta),
         'vifs': vifs(network_info, static=not system),
         'environment': {**(PRODUCT if system else {}), **environment},
         'files': list(files),
@@ -99,12 +102,16 @@ def host_name(instance):
     return name
 
 
-def flavor(nova_flavor, block_device_info=None):
-    """Sizes of ephemeral disk and swap that the user chose come before the flavor's."""
+def flavor(nova_flavor, block_device_info=None, image_meta=None):
+    """Sizes of ephemeral disk and swap that the user chose come before the flavor's, and the
+    CPU policy is the one that Nova finds in flavor and image together."""
     ephemerals = driver.block_device_info_get_ephemerals(block_device_info)
     swap = driver.block_device_info_get_swap(block_device_info)
     ephemeral_gb = sum(e['size'] for e in ephemerals) or nova_flavor.ephemeral_gb
     swap_mb = swap['swap_size'] if driver.swap_is_usable(swap) else nova_flavor.swap
+    extra_specs = dict(nova_flavor.extra_specs or {})
+    if policy := asked.cpu_policy(nova_flavor, image_meta):
+        extra_specs['hw:cpu_policy'] = policy
     return {
         'name': nova_flavor.name or '',
         'vcpus': nova_flavor.vcpus,
@@ -112,16 +119,16 @@ def flavor(nova_flavor, block_device_info=None):
         'root_gb': nova_flavor.root_gb,
         'ephemeral_gb': ephemeral_gb or 0,
         'swap_mb': swap_mb or 0,
-        'extra_specs': dict(nova_flavor.extra_specs or {}),
+        'extra_specs': extra_specs,
     }
 
 
-def resize(old, new, block_device_info=None):
+def resize(old, new, block_device_info=None, image_meta=None):
     """The body that gives an instance of the flavor `old` the flavor `new`, and keeps the old.
 
     Nova then makes the user's swap the new flavor's, if it is another one.
     """
-    body = flavor(new, block_device_info)
+    body = flavor(new, block_device_info, image_meta)
     if new.swap != old.swap:
         body['swap_mb'] = new.swap or 0
     return {'flavor': body, 'keep': True}

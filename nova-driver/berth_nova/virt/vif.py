@@ -28,6 +28,11 @@ LOG = logging.getLogger(__name__)
 CONF = nova_conf.CONF
 
 PLUGGED = 'network-vif-plugged'
+# What Neutron could not bind, or not yet.
+UNBOUND = (None, model.VIF_TYPE_UNBOUND, model.VIF_TYPE_BINDING_FAILED)
+# What os-vif makes of a device that is there already, and by which of its plug-ins.
+PLUGGED_VIFS = (os_vif_objects.VIFOpenVSwitch, os_vif_objects.VIFBridge)
+PLUGINS = ('ovs', 'linux_bridge')
 SYS_CLASS_NET = '/sys/class/net'
 
 
@@ -47,6 +52,16 @@ def event_timeout_class():
 def initialize():
     """Loads os-vif's plug-ins."""
     os_vif.initialize()
+
+
+def check(network_info):
+    """Refuses ports that no container can have, before anything is made of them.
+
+    A port that Neutron did not bind here is another matter: another host may do.
+    """
+    for nova_vif in network_info:
+        if nova_vif.get('type') not in UNBOUND:
+            _os_vif(nova_vif)
 
 
 def device_exists(nova_vif):
@@ -88,19 +103,33 @@ def _os_vif(nova_vif):
     """The VIF as os-vif knows it: on a veth pair that is there already."""
     vnic_type = nova_vif.get('vnic_type') or model.VNIC_TYPE_NORMAL
     if vnic_type != model.VNIC_TYPE_NORMAL:
-        raise exception.VirtualInterfacePlugException(
-            'port %s: vnic_type %s cannot be given to a container'
+        raise exception.InvalidInput(
+            reason='port %s: vnic_type %s cannot be given to a container: use normal'
             % (nova_vif['id'], vnic_type))
-    vif = nova_vif.get('type') and os_vif_util.nova_to_osvif_vif(nova_vif)
-    if not vif:
+    if nova_vif.get('type') in UNBOUND:
         raise exception.VirtualInterfacePlugException(
-            'port %s: vif_type %s is not supported' % (nova_vif['id'], nova_vif.get('type')))
+            'port %s: Neutron has not bound it to this host (vif_type %s)'
+            % (nova_vif['id'], nova_vif.get('type')))
+    vif = _convert(nova_vif)
+    # Anything else is for a device that os-vif or a virtual machine makes.
+    if not isinstance(vif, PLUGGED_VIFS) or vif.plugin not in PLUGINS:
+        raise exception.InvalidInput(
+            reason='port %s: vif_type %s cannot be given to a container'
+            % (nova_vif['id'], nova_vif['type']))
     if isinstance(vif, os_vif_objects.VIFOpenVSwitch):
         # Nobody but os-vif adds the port; the device is the service's.
         vif.port_profile.create_port = True
         if 'create_tap' in vif.port_profile.fields:
             vif.port_profile.create_tap = False
     return vif
+
+
+def _convert(nova_vif):
+    """None where Nova has no such VIF for os-vif, or not with these details."""
+    try:
+        return os_vif_util.nova_to_osvif_vif(nova_vif)
+    except exception.NovaException:
+        return None
 
 
 @contextlib.contextmanager
