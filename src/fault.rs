@@ -185,14 +185,21 @@ impl fmt::Display for Fault {
 /// A text in which names that a tenant chose may stand, for a log or a terminal: it begins
 /// no line and tells the terminal nothing.
 pub fn harmless(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(char::is_control) {
+    if text.chars().all(is_harmless) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+        if is_harmless(c) { shown.push(c) } else { shown.extend(c.escape_default()) }
     }
     Cow::Owned(shown)
+}
+
+/// Whether a character is seen as what it is: not a control (C0, DEL and C1), no end of a
+/// line or paragraph, and nothing that turns the direction of the text around it.
+pub fn is_harmless(c: char) -> bool {
+    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2066}'..='\u{2069}');
+    !(c.is_control() || matches!(c, '\u{2028}'..='\u{202e}') || turns(c))
 }
 
 impl Error for Fault {
@@ -271,6 +278,7 @@ mod tests {
         assert_eq!(fault.to_string(), shown);
         assert_eq!(Fault::internal("running", name).in_full().lines().count(), 1);
         assert_eq!(harmless("größe"), "größe");
+        assert_eq!(harmless("a\u{202e}gpj.exe\u{2069}"), "a\\u{202e}gpj.exe\\u{2069}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::client::Socket;
-use super::output;
+use super::output::Stream;
 use super::terminal::{self, RawMode};
 use crate::api::{ExecMessage, STDERR_TAG, STDOUT_TAG, TerminalMessage};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -42,7 +42,7 @@ pub(super) async fn join(socket: Socket, joined: Joined) -> Result<Ending> {
     let mut terminate = signal(SignalKind::terminate()).or_fault("taking signals")?;
     let mut hangup = signal(SignalKind::hangup()).or_fault("taking signals")?;
     let ending = tokio::select! {
-        ending = show(receiver, joined.tagged) => ending,
+        ending = show(receiver, joined.tagged, Stream::stdout(joined.raw)) => ending,
         ending = send(sender, terminal::keys(), &mut resized, joined) => ending,
         _ = terminate.recv() => Ok(Ending::Detached),
         _ = hangup.recv() => Ok(Ending::Detached),
@@ -96,19 +96,16 @@ fn to_json(message: &TerminalMessage) -> Result<String> {
 }
 
 /// Shows what comes over.
-async fn show(mut socket: SplitStream<Socket>, tagged: bool) -> Result<Ending> {
+async fn show(mut socket: SplitStream<Socket>, tagged: bool, mut output: Stream) -> Result<Ending> {
+    let mut errors = Stream::stderr(false);
     while let Some(message) = socket.next().await {
         match message.or_fault("the connection to the service is lost")? {
             Message::Binary(bytes) if tagged => match bytes.split_first() {
-                Some((&STDOUT_TAG, rest)) => output::write(rest)?,
-                Some((&STDERR_TAG, rest)) => {
-                    use std::io::Write;
-                    // A closed standard error is the caller's wish.
-                    let _ = std::io::stderr().write_all(rest);
-                }
+                Some((&STDOUT_TAG, rest)) => output.write(rest)?,
+                Some((&STDERR_TAG, rest)) => errors.write(rest)?,
                 _ => {}
             },
-            Message::Binary(bytes) => output::write(&bytes)?,
+            Message::Binary(bytes) => output.write(&bytes)?,
             Message::Text(text) => {
                 let ExecMessage::Exit(code) =
                     serde_json::from_str(&text).or_fault("reading a message")?;
@@ -126,15 +123,15 @@ async fn show(mut socket: SplitStream<Socket>, tagged: bool) -> Result<Ending> {
 
 /// Shows a console's log and what comes after it, without gap or repetition:
 /// the socket was opened before the log was read, so what both have is cut.
-pub(super) async fn follow(log: &[u8], mut socket: Socket) -> Result<Ending> {
-    output::write(log)?;
+pub(super) async fn follow(log: &[u8], mut socket: Socket, mut output: Stream) -> Result<Ending> {
+    output.write(log)?;
     let mut early = Vec::new();
     while let Some(Some(Ok(Message::Binary(bytes)))) = socket.next().now_or_never() {
         early.extend_from_slice(&bytes);
     }
-    output::write(&early[overlap(log, &early)..])?;
+    output.write(&early[overlap(log, &early)..])?;
     let (_keep_open, receiver) = socket.split();
-    show(receiver, false).await
+    show(receiver, false, output).await
 }
 
 /// Length of the longest end of `first` that is a beginning of `second`.

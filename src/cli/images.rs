@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::client::Client;
 use super::output::{self, Output, Table};
 use crate::api::ImageList;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, Result, harmless};
 use crate::types::{Image, ImageFormat, ImageImport, ImageSource, Operation, OperationStatus};
 
 #[derive(Subcommand)]
@@ -101,7 +101,7 @@ async fn import(
     while matches!(operation.status, OperationStatus::Queued | OperationStatus::Running) {
         operation = client.get(&watch).await?;
         if follow {
-            eprint!("\r\x1b[K{}", progress(&operation));
+            eprint!("\r\x1b[K{}", harmless(&progress(&operation)));
         }
     }
     if follow {

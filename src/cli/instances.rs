@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use super::attach::{self, Ending, Joined};
 use super::client::Client;
-use super::output::{self, Output, Table};
+use super::output::{self, Output, Stream, Table};
 use super::terminal;
 use crate::api::InstanceList;
-use crate::fault::{Fault, OrFault, Result};
+use crate::fault::{Fault, OrFault, Result, harmless};
 use crate::types::{
     Flavor, Instance, InstanceCreate, Reboot, RebootType, Rescue, Resize, Stop, UnconfirmedResize,
     Vif,
@@ -123,6 +123,9 @@ pub(super) enum Command {
         detach_key: String,
     },
     /// Write what an instance's console said
+    ///
+    /// To a pipe or a file the bytes go as they are. A terminal is told nothing by them: colours
+    /// are left out, other control characters and what is no UTF-8 are shown by their numbers.
     Log {
         /// Its id, a unique beginning of it, or its name.
         instance: String,
@@ -132,8 +135,14 @@ pub(super) enum Command {
         /// Only the last so many bytes.
         #[arg(short = 'n', long, value_name = "BYTES")]
         bytes: Option<u64>,
+        /// Also to a terminal as it is: whoever writes to the console can make the terminal
+        /// do what terminals do.
+        #[arg(long)]
+        raw: bool,
     },
     /// Run a command inside an instance
+    ///
+    /// Without --tty, what it says tells a terminal nothing, as with log.
     Exec(ExecOptions),
 }
 
@@ -230,7 +239,9 @@ pub(super) async fn run(client: &Client, output: Output, command: Command) -> Re
         Command::Console { instance, detach_key } => {
             console(client, &instance, &detach_key).await?
         }
-        Command::Log { instance, follow, bytes } => log(client, &instance, follow, bytes).await?,
+        Command::Log { instance, follow, bytes, raw } => {
+            log(client, &instance, follow, bytes, Stream::stdout(raw)).await?;
+        }
         Command::Exec(options) => return exec(client, options).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -402,22 +413,28 @@ async fn console(client: &Client, instance: &str, detach_key: &str) -> Result<()
     }
     let joined = Joined { raw: true, detach: Some(detach), tagged: false };
     match attach::join(socket, joined).await? {
-        Ending::Closed(reason) => eprintln!("\r\nClosed: {reason}."),
+        Ending::Closed(reason) => eprintln!("\r\nClosed: {}.", harmless(&reason)),
         Ending::Detached | Ending::Exit(_) => eprintln!("\r\nDetached."),
     }
     Ok(())
 }
 
-async fn log(client: &Client, instance: &str, follow: bool, bytes: Option<u64>) -> Result<()> {
+async fn log(
+    client: &Client,
+    instance: &str,
+    follow: bool,
+    bytes: Option<u64>,
+    mut output: Stream,
+) -> Result<()> {
     let base = path(client, instance, "/console").await?;
     let socket = if follow { Some(client.web_socket(&base).await?) } else { None };
     let query = bytes.map(|bytes| format!("?length={bytes}")).unwrap_or_default();
     let response = client.open(&format!("{base}/output{query}")).await?;
     let log = response.bytes().await.or_fault("reading the log")?;
     match socket {
-        None => output::write(&log),
+        None => output.write(&log),
         Some(socket) => tokio::select! {
-            ending = attach::follow(&log, socket) => ending.map(|_| ()),
+            ending = attach::follow(&log, socket, output) => ending.map(|_| ()),
             _ = tokio::signal::ctrl_c() => Ok(()),
         },
     }
@@ -442,7 +459,7 @@ async fn exec(client: &Client, options: ExecOptions) -> Result<ExitCode> {
         Ending::Exit(code) => Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX))),
         Ending::Detached => Ok(ExitCode::from(NOT_RUN)),
         Ending::Closed(reason) => {
-            eprintln!("berth: the command was given up: {reason}");
+            eprintln!("berth: the command was given up: {}", harmless(&reason));
             Ok(ExitCode::from(NOT_RUN))
         }
     }

@@ -8,6 +8,7 @@ mod instances;
 mod output;
 mod reference;
 mod serve;
+mod shown;
 mod terminal;
 mod top;
 mod watch;

@@ -1,12 +1,13 @@
 //! Tables for people, JSON for programs.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::fault::{Fault, OrFault, Result, harmless};
+use super::shown::Shown;
+use crate::fault::{Fault, OrFault, Result, harmless, is_harmless};
 
 /// How a command answers.
 #[derive(Clone, Copy)]
@@ -30,19 +31,84 @@ impl Output {
     }
 }
 
-/// Writes a value as JSON.
+/// Writes a value as JSON, whose strings tell a terminal nothing.
 pub(super) fn json(value: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(value).or_fault("writing JSON")?;
+    let mut text = String::new();
+    for c in serde_json::to_string_pretty(value).or_fault("writing JSON")?.chars() {
+        if is_harmless(c) || c == '\n' {
+            text.push(c);
+        } else {
+            // Only inside a string, where JSON has the same for it.
+            let mut units = [0; 2];
+            text.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
     text.push('\n');
     write(text.as_bytes())
 }
 
-/// Writes to standard output. A reader that has enough, such as `head`, is no fault.
-pub(super) fn write(bytes: &[u8]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).or_fault("writing the output"),
-        _ => Ok(()),
+/// Writes to standard output.
+pub(super) fn write(text: &[u8]) -> Result<()> {
+    Stream::stdout(false).write(text)
+}
+
+/// Where the bytes of an instance, or text in which others' words may stand, go. The one place
+/// that decides what a terminal is told.
+pub(super) struct Stream {
+    is_error: bool,
+    /// Where it is a terminal.
+    shown: Option<Shown>,
+}
+
+impl Stream {
+    /// Standard output. As it is to a pipe or file; `raw` also to a terminal.
+    pub fn stdout(raw: bool) -> Stream {
+        Stream::new(false, raw || !std::io::stdout().is_terminal())
+    }
+
+    /// Standard error, by the same rule.
+    pub fn stderr(raw: bool) -> Stream {
+        Stream::new(true, raw || !std::io::stderr().is_terminal())
+    }
+
+    fn new(is_error: bool, as_it_is: bool) -> Stream {
+        Stream { is_error, shown: (!as_it_is).then(Shown::default) }
+    }
+
+    /// Writes some of it. A reader that has enough, such as `head`, is no fault.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.shown {
+            None => self.put(bytes),
+            Some(shown) => {
+                let text = shown.next(bytes);
+                self.put(text.as_bytes())
+            }
+        }
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<()> {
+        fn all(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {
+            to.write_all(bytes).and_then(|()| to.flush())
+        }
+        if self.is_error {
+            // A closed standard error is the caller's wish.
+            let _ = all(std::io::stderr().lock(), bytes);
+            return Ok(());
+        }
+        match all(std::io::stdout().lock(), bytes) {
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).or_fault("writing the output"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Some(shown) = &mut self.shown {
+            let text = shown.end();
+            // What ends here was cut short; of that, nobody waits for a fault.
+            let _ = self.put(text.as_bytes());
+        }
     }
 }
 
@@ -93,7 +159,7 @@ fn shown(cell: &str) -> String {
     if cell.is_empty() {
         return "-".to_owned();
     }
-    cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    harmless(&cell.replace(['\n', '\t'], " ")).into_owned()
 }
 
 /// Bytes with a binary unit, e.g. `1.5 GiB`.
@@ -146,7 +212,9 @@ mod tests {
         let mut table = Table::new(&["ID", "NAME"]);
         table.row(["1".into(), "größe\x1b[2J".into()]);
         table.row(["10".into(), String::new()]);
-        assert_eq!(table.render(), "ID  NAME\n1   größe [2J\n10  -\n");
+        table.row(["2".into(), "two\nlines".into()]);
+        let shown = "ID  NAME\n1   größe\\u{1b}[2J\n10  -\n2   two lines\n";
+        assert_eq!(table.render(), shown);
     }
 
     #[test]

@@ -41,8 +41,10 @@ pub(super) async fn run(client: &Client, output: Output, options: Options) -> Re
             let names = names.instances.into_iter().map(|i| (i.id, i.definition.name)).collect();
             let table = table(&before, &now, &names).render();
             // Clears the screen first, unless the output is to be kept.
-            let clear = if options.once { "" } else { "\x1b[H\x1b[2J" };
-            output::write(format!("{clear}{table}").as_bytes())?;
+            if !options.once {
+                output::Stream::stdout(true).write(b"\x1b[H\x1b[2J")?;
+            }
+            output::write(table.as_bytes())?;
         }
         if options.once {
             return Ok(());

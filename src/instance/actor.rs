@@ -37,7 +37,7 @@ use crate::fault::{Fault, FaultKind, Result};
 use crate::monitor::ExitRecord;
 use crate::store::atomic;
 use crate::types::{
-    EventKind, ExitStatus, InstanceCreate, Problem, Rescue, Resize, Stop, TaskState, Vif,
+    EventKind, ExitStatus, InjectedFile, Problem, Rescue, Resize, Stop, TaskState, Vif,
 };
 
 /// Nova's `shutdown_timeout`.
@@ -75,13 +75,13 @@ impl Actor {
     /// Makes the instance, then serves its queue until it is gone.
     pub async fn run_new(
         mut self,
-        request: InstanceCreate,
+        files: Vec<InjectedFile>,
         context: RequestContext,
         operation: OperationWriter,
         jobs: mpsc::Receiver<Job>,
     ) {
         self.begin(TaskState::Creating, &context);
-        let made = self.create(request).await;
+        let made = self.create(files).await;
         self.end(&made);
         let failed = made.is_err();
         if failed {
@@ -228,10 +228,10 @@ impl Actor {
 
     // ── the verbs ────────────────────────────────────────────────────────
 
-    async fn create(&mut self, request: InstanceCreate) -> Result<()> {
+    async fn create(&mut self, files: Vec<InjectedFile>) -> Result<()> {
         let record = self.record.clone();
         self.record =
-            self.shared.on_host(move |parts| ops::create::create(parts, record, request)).await?;
+            self.shared.on_host(move |parts| ops::create::create(parts, record, files)).await?;
         self.shared.emit(EventKind::Created, &self.view(), self.request_id.clone());
         Ok(())
     }

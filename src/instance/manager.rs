@@ -27,8 +27,8 @@ use crate::network;
 use crate::rootfs::{idmap, seed};
 use crate::runtime::walls::Walls;
 use crate::types::{
-    Check, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate, InstanceStats,
-    Operation, TaskState,
+    Check, Definition, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate,
+    InstanceStats, Operation, TaskState,
 };
 
 /// The service's whole knowledge of instances and images.
@@ -52,7 +52,7 @@ impl Manager {
     }
 
     fn repeated(&self, handle: &Handle, digest: &str, context: &RequestContext) -> Result<Created> {
-        if handle.with_view(|view| view.record.request_digest != digest) {
+        if !handle.with_view(|view| view.record.is_of_request(digest))? {
             return Err(Fault::new(
                 FaultKind::InstanceExists,
                 format!("instance {} was created from another request; delete it first", handle.id),
@@ -75,7 +75,7 @@ impl Manager {
     }
 
     /// Gives out ids, CPUs and addresses; the caller holds the allocation lock.
-    fn plan_record(&self, id: Uuid, digest: String, mut request: InstanceCreate) -> Result<Record> {
+    fn plan_record(&self, id: Uuid, digest: &str, mut request: Definition) -> Result<Record> {
         let shared = &self.shared;
         let mut allocations = shared.registry.allocations(id);
         network::assign_names(&mut request.vifs);
@@ -94,7 +94,7 @@ impl Manager {
             })
             .transpose()?;
         let id_block = idmap::allocate(&shared.parts.config.instances, &allocations.blocks)?;
-        Ok(Record::new(id, digest, request, id_block, pinned_cpus))
+        Record::new(id, digest, request, id_block, pinned_cpus)
     }
 
     /// Checks of a request what can be checked before its turn comes.
@@ -154,8 +154,9 @@ impl Backend for Manager {
             return self.repeated(&handle, &digest, &context);
         }
         shared.parts.images.get(request.image_id)?;
-        let record = self.plan_record(id, digest, request)?;
-        let definition = record.definition.clone();
+        let (definition, files) = request.into_parts();
+        let record = self.plan_record(id, &digest, definition)?;
+        let definition = &record.definition;
         CgroupLimits::from_flavor(
             &definition.flavor,
             &shared.parts.config.instances,
@@ -173,7 +174,7 @@ impl Backend for Manager {
         shared.registry.add(handle.clone());
         drop(allocation);
         let actor = Actor::new(shared.clone(), handle, record, None);
-        shared.runtime.spawn(actor.run_new(definition, context, writer, jobs));
+        shared.runtime.spawn(actor.run_new(files, context, writer, jobs));
         Ok(Created { operation, existed: false })
     }
 

@@ -8,14 +8,19 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::rootfs::{SealKey, WrittenFile};
 use crate::store::{atomic, layout::InstanceLayout};
 use crate::sys::ids::IdBlock;
-use crate::types::{ExitStatus, Flavor, ImageConfig, InstanceCreate, Problem};
+use crate::types::{
+    Definition, ExitStatus, Flavor, ImageConfig, InjectedFile, InstanceCreate, Problem,
+};
 
 /// Version of the record's form. A record of another version is left alone:
 /// the service starts without that instance and says so.
@@ -86,7 +91,7 @@ pub struct Boot<'a> {
     /// How the image starts.
     pub config: &'a ImageConfig,
     /// The definition, as far as it concerns this root file system.
-    pub definition: Cow<'a, InstanceCreate>,
+    pub definition: Cow<'a, Definition>,
 }
 
 /// The record.
@@ -98,10 +103,15 @@ pub struct Record {
     pub generation: u64,
     /// Nova's id.
     pub id: Uuid,
-    /// SHA-256 of the body that created it: the same body again is the same instance.
+    /// The seal of [`digest`] of the body that created it: the same body again is the same instance.
     pub request_digest: String,
+    /// With which the digest and the written files are sealed.
+    pub seal_key: SealKey,
     /// The definition, with later changes of flavor and interfaces.
-    pub definition: InstanceCreate,
+    pub definition: Definition,
+    /// What is remembered of the request's files, for a snapshot to leave out
+    /// what of them is as it was.
+    pub written_files: Vec<WrittenFile>,
     /// Its block of host ids.
     pub id_block: IdBlock,
     /// CPUs it is bound to (`hw:cpu_policy=dedicated`).
@@ -149,17 +159,20 @@ impl Record {
     /// What is known of an instance before anything of it is made.
     pub fn new(
         id: Uuid,
-        request_digest: String,
-        definition: InstanceCreate,
+        digest: &str,
+        definition: Definition,
         id_block: IdBlock,
         pinned_cpus: Option<Vec<u32>>,
-    ) -> Record {
-        Record {
+    ) -> Result<Record> {
+        let seal_key = SealKey::random()?;
+        Ok(Record {
             schema: SCHEMA,
             generation: 0,
             id,
-            request_digest,
+            request_digest: seal_digest(&seal_key, digest)?,
+            seal_key,
             definition,
+            written_files: vec![],
             id_block,
             pinned_cpus,
             layers: vec![],
@@ -178,25 +191,40 @@ impl Record {
             exit: None,
             guest_reboots: 0,
             fault: None,
-        }
+        })
     }
 
     /// Reads an instance's record; `None` when there is none.
     pub fn load(layout: &InstanceLayout) -> Result<Option<Record>> {
         let path = layout.record();
-        let Some(record) = atomic::read_json::<Record>(&path)? else { return Ok(None) };
-        if record.schema != SCHEMA {
+        let Some(form) = atomic::read_json::<Form>(&path)? else { return Ok(None) };
+        if form.schema != SCHEMA {
             return Err(Fault::new(
                 FaultKind::Internal,
                 format!(
                     "{} has schema {}, this version of berth reads {SCHEMA}: \
                      run the version that wrote it",
                     path.display(),
-                    record.schema
+                    form.schema
                 ),
             ));
         }
-        Ok(Some(record))
+        if form.seal_key.is_some() {
+            return atomic::read_json(&path);
+        }
+        let Some(mut record) = atomic::read_json(&path)? else { return Ok(None) };
+        let doing = format!("taking the contents of files out of {}", path.display());
+        take_contents_out(&mut record).map_err(|fault| fault.context(&doing))?;
+        if let Err(fault) = atomic::write_json(&path, &record) {
+            // A full disk keeps no instance from being taken up; its next change writes it.
+            tracing::warn!(fault = %fault.in_full(), "{doing}");
+        }
+        serde_json::from_value(record).map(Some).or_fault(doing)
+    }
+
+    /// Whether a request with this [`digest`] made it.
+    pub fn is_of_request(&self, digest: &str) -> Result<bool> {
+        Ok(seal_digest(&self.seal_key, digest)? == self.request_digest)
     }
 
     /// What it boots: its own, or the rescue image with the image's own command.
@@ -210,7 +238,7 @@ impl Record {
             Some(rescue) => Boot {
                 layers: &rescue.layers,
                 config: &rescue.image_config,
-                definition: Cow::Owned(InstanceCreate {
+                definition: Cow::Owned(Definition {
                     command: None,
                     environment: rescue.environment.clone(),
                     ..self.definition.clone()
@@ -243,6 +271,32 @@ impl Record {
         self.generation += 1;
         atomic::write_json(&layout.record(), self).inspect_err(|_| self.generation -= 1)
     }
+}
+
+/// What must be known of a record before it is read.
+#[derive(Deserialize)]
+struct Form {
+    schema: u32,
+    /// Absent in records of earlier versions, which have the files' contents in them.
+    seal_key: Option<IgnoredAny>,
+}
+
+/// Brings a record of before to what it is now, all else in it as it was: the files were
+/// written when it was made, so what is in them is needed no longer.
+fn take_contents_out(record: &mut Value) -> Result<()> {
+    let files = record["definition"].as_object_mut().and_then(|form| form.remove("files"));
+    let files = files.map(serde_json::from_value::<Vec<InjectedFile>>).transpose();
+    let key = SealKey::random()?;
+    let written = WrittenFile::all(&files.or_fault("reading them")?.unwrap_or_default(), &key)?;
+    let sealed = seal_digest(&key, record["request_digest"].as_str().unwrap_or_default())?;
+    record["request_digest"] = sealed.into();
+    record["written_files"] = serde_json::to_value(written).or_fault("writing it")?;
+    record["seal_key"] = serde_json::to_value(key).or_fault("writing it")?;
+    Ok(())
+}
+
+fn seal_digest(key: &SealKey, digest: &str) -> Result<String> {
+    key.seal(digest.as_bytes()).or_fault("sealing the request's digest")
 }
 
 /// Digest of a create request, for idempotence.
@@ -282,7 +336,8 @@ pub(crate) mod tests {
         let definition = request();
         let block = IdBlock { first: 1_879_048_192, size: 65_536 };
         let digest = digest(&definition).unwrap();
-        let record = Record::new(Uuid::from_u128(1), digest, definition, block, None);
+        let (definition, _) = definition.into_parts();
+        let record = Record::new(Uuid::from_u128(1), &digest, definition, block, None).unwrap();
         Record { root_bytes: 1 << 30, ..record }
     }
 
@@ -308,6 +363,43 @@ pub(crate) mod tests {
         written.schema = 99;
         written.save(&layout).unwrap();
         assert!(Record::load(&layout).unwrap_err().detail.contains("99"));
+    }
+
+    #[test]
+    fn a_record_of_before_loses_the_contents_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout =
+            crate::store::layout::Layout::new(dir.path(), dir.path()).instance(Uuid::nil());
+        std::fs::create_dir_all(layout.state()).unwrap();
+        let content = "cGFzc3dvcmQ=";
+        let file = InjectedFile { path: "/a".into(), content: content.into(), mode: 0o600 };
+        let body = InstanceCreate { files: vec![file], ..request() };
+        let body_digest = digest(&body).unwrap();
+        let now = serde_json::to_value(record()).unwrap();
+        let mut before = now.clone();
+        let form = before.as_object_mut().unwrap();
+        form.remove("seal_key");
+        form.remove("written_files");
+        form.insert("request_digest".into(), body_digest.clone().into());
+        form.insert("definition".into(), serde_json::to_value(&body).unwrap());
+        atomic::write_json(&layout.record(), &before).unwrap();
+
+        let read = Record::load(&layout).unwrap().unwrap();
+        let text = std::fs::read_to_string(layout.record()).unwrap();
+        assert!(!text.contains(content) && !text.contains(&body_digest), "{text}");
+        assert!(read.is_of_request(&body_digest).unwrap());
+        assert!(!read.is_of_request(&digest(&request()).unwrap()).unwrap());
+        let [written] = read.written_files.as_slice() else { panic!("{read:?}") };
+        assert_eq!((written.path.as_str(), written.size), ("/a", 8));
+        assert_eq!(written.seal, read.seal_key.seal(&b"password"[..]).unwrap());
+        let mut after = serde_json::to_value(&read).unwrap();
+        for name in ["seal_key", "written_files", "request_digest"] {
+            after[name] = now[name].clone();
+        }
+        assert_eq!(after, now);
+        // And that once.
+        Record::load(&layout).unwrap().unwrap();
+        assert_eq!(std::fs::read_to_string(layout.record()).unwrap(), text);
     }
 
     #[test]

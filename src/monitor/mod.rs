@@ -18,6 +18,7 @@ pub mod protocol;
 mod serve;
 mod spec;
 mod strays;
+mod throttle;
 
 pub use client::{ConsoleStream, Monitor, launch};
 pub use protocol::{ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase};

@@ -20,9 +20,13 @@ use super::protocol::{
     Answer, ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase, Request, line,
 };
 use super::spec::MonitorSpec;
+use super::throttle::Throttle;
 
 /// Most that is read from the console before clients get their turn, bytes.
-const BURST: usize = 256 * 1024;
+const TURN: usize = 256 * 1024;
+
+/// Most that goes to the log and to clients in one piece, bytes.
+const PIECE: usize = 16 * 1024;
 
 /// A guest that reboots sooner than this after its start waits for the rest of it,
 /// so that one that only reboots does not take a CPU of the host.
@@ -46,6 +50,7 @@ pub(super) struct Server {
     listener: UnixListener,
     container: Option<Container>,
     log: ConsoleLog,
+    throttle: Throttle,
     peers: Vec<Peer>,
     phase: Phase,
     started: Instant,
@@ -77,6 +82,7 @@ impl Server {
             listener,
             container: Some(container),
             log,
+            throttle: Throttle::new(Instant::now()),
             peers: Vec::new(),
             phase: Phase::Created,
             started: Instant::now(),
@@ -107,7 +113,7 @@ impl Server {
                 self.reap();
             }
             if ready.console {
-                self.pump(BURST);
+                self.pump(TURN.min(self.throttle.left()));
             }
             if ready.listener {
                 self.accept();
@@ -120,7 +126,8 @@ impl Server {
         self.leave();
     }
 
-    fn wait(&self) -> Ready {
+    fn wait(&mut self) -> Ready {
+        let pause = self.throttle.wait(Instant::now());
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.listener, PollFlags::IN),
@@ -130,38 +137,54 @@ impl Server {
         let flagged = self.peers.iter().map(|peer| (peer, peer_flags(peer)));
         let waited = flagged.filter(|(_, flags)| !flags.is_empty());
         fds.extend(waited.map(|(peer, flags)| PollFd::new(&peer.stream, flags)));
-        if let Some(container) = &self.container {
-            fds.push(PollFd::from_borrowed_fd(container.console.as_fd(), self.console_flags()));
-        }
-        let timeout = if self.unwritten { Timespec::try_from(RETRY).ok() } else { None };
+        let console = self.console_flags(pause.is_none());
+        let polled = self.container.as_ref().filter(|_| !console.is_empty());
+        fds.extend(polled.map(|c| PollFd::from_borrowed_fd(c.console.as_fd(), console)));
+        let retry = self.unwritten.then_some(RETRY);
+        let timeout = retry.into_iter().chain(pause).min();
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An interrupted poll is a turn in which nothing is ready.
         let _ = poll(&mut fds, timeout.as_ref());
         let ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
         Ready {
             children: ready(0),
             listener: ready(1),
-            console: self.container.is_some() && ready(fds.len() - 1),
+            console: polled.is_some() && pause.is_none() && ready(fds.len() - 1),
         }
     }
 
-    fn console_flags(&self) -> PollFlags {
+    /// What is wanted of the console; what is typed never waits for what it says.
+    fn console_flags(&self, read: bool) -> PollFlags {
         let typed = self.peers.iter().any(|p| p.purpose == Purpose::Console && !p.input.is_empty());
-        if typed { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, read);
+        flags.set(PollFlags::OUT, typed);
+        flags
     }
 
     /// Moves console output, at most `limit` bytes, to the log and to clients.
     fn pump(&mut self, limit: usize) {
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; PIECE];
         let mut moved = 0;
-        while moved < limit
-            && let Some(n) = self.container.as_mut().and_then(|c| c.console.read(&mut buffer))
-        {
-            self.log.write(&buffer[..n]);
-            for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Console) {
-                peer.send_console(&buffer[..n]);
+        while moved < limit {
+            let most = PIECE.min(limit - moved);
+            let mut filled = 0;
+            while filled < most
+                && let Some(n) =
+                    self.container.as_mut().and_then(|c| c.console.read(&mut buffer[filled..most]))
+            {
+                filled += n;
             }
-            moved += n;
+            if filled == 0 {
+                break;
+            }
+            self.log.write(&buffer[..filled]);
+            for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Console) {
+                peer.send_console(&buffer[..filled]);
+            }
+            moved += filled;
         }
+        self.throttle.took(moved);
     }
 
     fn accept(&mut self) {

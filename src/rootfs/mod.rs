@@ -16,12 +16,14 @@ pub mod seed;
 mod still;
 mod template;
 mod trial;
+mod written;
 
 pub use disk::{BlockDevice, DiskBackup, DiskCopy, DiskUsage};
 pub use disks::Disks;
 pub use overlay::Rootfs;
 pub use seed::Seed;
 pub use trial::trial;
+pub use written::{SealKey, WrittenFile};
 
 #[cfg(test)]
 mod tests;

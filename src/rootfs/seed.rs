@@ -12,11 +12,10 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use uuid::Uuid;
 
+use super::written::{SealKey, WrittenFile, decode, field};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::fs::{make_dirs_in_root, replace_file};
 use crate::sys::ids::IdBlock;
@@ -70,31 +69,43 @@ impl Seed {
     }
 
     /// Paths (without the leading slash) of what is below `upper` still as it
-    /// was written: it belongs to the instance and not to an image of it.
-    pub fn untouched(&self, upper: BorrowedFd<'_>) -> BTreeSet<Vec<u8>> {
-        let own = self.own_files().into_iter();
-        let own = own.map(|(path, content, _)| (path.to_owned(), content.into_bytes()));
-        let files = self.files.iter().enumerate();
-        let files = files.filter_map(|(i, file)| Some((file.path.clone(), decode(i, file).ok()?)));
-        own.chain(files)
-            .map(|(path, content)| (path.trim_start_matches('/').to_owned(), content))
-            .filter(|(path, content)| holds(upper, path, content).unwrap_or(false))
-            .map(|(path, _)| path.into_bytes())
+    /// was written, of berth's own files and of the request's: it belongs to the
+    /// instance and not to an image of it.
+    pub fn untouched(
+        &self,
+        upper: BorrowedFd<'_>,
+        written: &[WrittenFile],
+        key: &SealKey,
+    ) -> BTreeSet<Vec<u8>> {
+        let own = self.own_files().into_iter().filter(|(path, content, _)| {
+            open(upper, path).and_then(|file| holds(&file, content.as_bytes())).unwrap_or(false)
+        });
+        let written = written.iter().filter(|file| {
+            open(upper, &file.path).and_then(|found| file.is_in(&found, key)).unwrap_or(false)
+        });
+        let own = own.map(|(path, ..)| path);
+        own.chain(written.map(|file| file.path.as_str()))
+            .map(|path| path.trim_start_matches('/').as_bytes().to_vec())
             .collect()
     }
 }
 
-/// Whether the file has this content and no other.
-fn holds(root: BorrowedFd<'_>, path: &str, content: &[u8]) -> io::Result<bool> {
+/// A regular file below `root`, no link on the way.
+fn open(root: BorrowedFd<'_>, path: &str) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let path = path.trim_start_matches('/');
     let file = File::from(openat2(root, path, flags, Mode::empty(), resolve)?);
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() != content.len() as u64 {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// Whether the file has this content and no other.
+fn holds(mut file: &File, content: &[u8]) -> io::Result<bool> {
+    if file.metadata()?.len() != content.len() as u64 {
         return Ok(false);
     }
     let mut found = vec![0; content.len()];
-    (&file).read_exact(&mut found)?;
+    file.read_exact(&mut found)?;
     Ok(found == content)
 }
 
@@ -122,10 +133,6 @@ pub fn check_files(files: &[InjectedFile], limit: u64) -> Result<()> {
     Ok(())
 }
 
-fn field(index: usize, name: &str) -> String {
-    format!("files[{index}].{name}")
-}
-
 fn check_path(index: usize, path: &str) -> Result<()> {
     let bad = |detail: &str| Err(Fault::invalid(field(index, "path"), detail));
     let Some(names) = path.strip_prefix('/') else {
@@ -141,12 +148,6 @@ fn check_path(index: usize, path: &str) -> Result<()> {
         return bad("must not be in /dev, /proc or /sys, which the kernel fills");
     }
     Ok(())
-}
-
-fn decode(index: usize, file: &InjectedFile) -> Result<Vec<u8>> {
-    STANDARD
-        .decode(&file.content)
-        .map_err(|e| Fault::invalid(field(index, "content"), format!("must be base64: {e}")))
 }
 
 /// Writes `seed` into the tree mounted at `root`, as the root of `block`.

@@ -22,7 +22,7 @@ use super::{capabilities, seccomp};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::layout::InstanceLayout;
 use crate::sys::ids::IdBlock;
-use crate::types::{ImageConfig, InitKind, InstanceCreate, ProcessUser};
+use crate::types::{Definition, ImageConfig, InitKind, ProcessUser};
 
 /// Search path of a process whose image gives none.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -50,7 +50,7 @@ pub enum CgroupView {
 #[derive(Clone, Copy, Debug)]
 pub struct SpecInput<'a> {
     /// The instance.
-    pub definition: &'a InstanceCreate,
+    pub definition: &'a Definition,
     /// How its image starts.
     pub image: &'a ImageConfig,
     /// Whom it starts as; an init always starts as root.
@@ -352,7 +352,7 @@ mod tests {
     use oci_spec::runtime::Capability;
     use serde_json::{Value, json};
 
-    fn definition(extra: Value) -> InstanceCreate {
+    fn definition(extra: Value) -> Definition {
         let mut body = json!({
             "name": "instance-00000001",
             "image_id": uuid::Uuid::nil(),
@@ -363,7 +363,7 @@ mod tests {
     }
 
     fn build_with(
-        definition: &InstanceCreate,
+        definition: &Definition,
         image: &ImageConfig,
         user: &ProcessUser,
         view: CgroupView,
@@ -384,7 +384,7 @@ mod tests {
         })
     }
 
-    fn built(definition: &InstanceCreate, image: &ImageConfig) -> Spec {
+    fn built(definition: &Definition, image: &ImageConfig) -> Spec {
         build_with(definition, image, &ProcessUser::default(), CgroupView::Unified, &[]).unwrap()
     }
 

@@ -40,10 +40,70 @@ pub struct InstanceCreate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// Files written into the root file system once, before the first start.
+    /// Nothing of what is in them is kept beside it, given back or logged.
     #[serde(default)]
     #[schema(max_items = 256)]
     pub files: Vec<InjectedFile>,
     /// Kept and given back, without meaning: names and values for the client.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl InstanceCreate {
+    /// What is kept of it, and the files, which are not.
+    pub fn into_parts(self) -> (Definition, Vec<InjectedFile>) {
+        let InstanceCreate {
+            name,
+            hostname,
+            image_id,
+            flavor,
+            vifs,
+            dns,
+            environment,
+            command,
+            files,
+            metadata,
+        } = self;
+        let definition = Definition {
+            name,
+            hostname,
+            image_id,
+            flavor,
+            vifs,
+            dns,
+            environment,
+            command,
+            metadata,
+        };
+        (definition, files)
+    }
+}
+
+/// What is kept of [`InstanceCreate`]: all but the files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Definition {
+    /// Nova's `instance.name`, e.g. `instance-0000002a`.
+    pub name: String,
+    /// Host name inside; when absent, made of `name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Id of the image that it was made from.
+    pub image_id: Uuid,
+    /// What it gets of the host.
+    pub flavor: Flavor,
+    /// Its interfaces, in the order of `eth0`, `eth1`, …
+    #[serde(default)]
+    pub vifs: Vec<Vif>,
+    /// Name servers for `/etc/resolv.conf`; when absent the image's own file stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
+    /// Environment of the first process, over the image's.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Command instead of the image's (`Cmd`; the image's `Entrypoint` stays).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// The client's names and values, as it gave them.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
@@ -61,7 +121,7 @@ pub struct Dns {
 }
 
 /// A file to write into the root file system.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InjectedFile {
     /// Absolute path inside the instance; missing directories are made.
@@ -76,6 +136,15 @@ pub struct InjectedFile {
 
 fn default_mode() -> u32 {
     0o644
+}
+
+impl std::fmt::Debug for InjectedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The content may be a password.
+        let InjectedFile { path, content: _, mode } = self;
+        let mut shown = f.debug_struct("InjectedFile");
+        shown.field("path", path).field("mode", mode).finish_non_exhaustive()
+    }
 }
 
 /// Nova's power states, with the numbers Nova gives them.
@@ -188,7 +257,7 @@ pub struct Instance {
     pub id: Uuid,
     /// The definition, with later changes of flavor and interfaces.
     #[serde(flatten)]
-    pub definition: InstanceCreate,
+    pub definition: Definition,
     /// Its power state.
     pub power_state: PowerState,
     /// Nova's number of the power state.
@@ -292,8 +361,7 @@ pub struct Rescue {
     /// Environment of its first process, over the image's; when absent, the instance's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<BTreeMap<String, String>>,
-    /// Files written into its root file system; when absent, the instance's.
-    /// Never kept, never logged.
+    /// Files written into its root file system. Never kept, never logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_items = 256)]
     pub files: Option<Vec<InjectedFile>>,

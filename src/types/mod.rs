@@ -22,8 +22,8 @@ pub use image::{
     ImageSource, ImageVerification, InitKind, ProcessUser, Snapshot, SnapshotFormat,
 };
 pub use instance::{
-    Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot, RebootType,
-    Rescue, Resize, SetPassword, Stop, TaskState, UnconfirmedResize,
+    Definition, Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot,
+    RebootType, Rescue, Resize, SetPassword, Stop, TaskState, UnconfirmedResize,
 };
 pub use operation::{Operation, OperationStatus};
 pub use problem::Problem;

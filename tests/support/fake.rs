@@ -142,7 +142,7 @@ impl Backend for FakeBackend {
         if !state.images.contains_key(&request.image_id) {
             return Err(Fault::new(FaultKind::ImageNotFound, "import the image first"));
         }
-        let definition = request.clone();
+        let (definition, _) = request.clone().into_parts();
         let request_id = context.request_id.clone();
         let operation = self.work("instance.create", id, &context, move |inner, _| {
             assert_ne!(definition.name, PANICS, "as asked");
@@ -494,7 +494,7 @@ fn validate_flavor(flavor: &Flavor) -> Result<()> {
     if ok { Ok(()) } else { Err(Fault::invalid("flavor", "out of range")) }
 }
 
-fn instance(id: Uuid, definition: InstanceCreate) -> Instance {
+fn instance(id: Uuid, definition: Definition) -> Instance {
     Instance {
         id,
         definition,

@@ -38,6 +38,81 @@ def test_log(instance):
     assert "is up" in instance.service.berth("log", instance.id)
 
 
+def at_a_terminal(service, verb: str, *arguments: str) -> bytes:
+    """What a terminal is sent when an operator runs a command at it."""
+    master, slave = pty.openpty()
+    command = [BERTH, verb, "--socket", service.socket, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=slave, stderr=slave)
+    os.close(slave)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(master, 65536)
+        except OSError:  # the last writer has closed it
+            break
+        if not piece:
+            break
+        seen += piece
+    os.close(master)
+    process.wait(30)
+    return seen
+
+
+#: Retitles, clears, colours, returns, C1, no UTF-8, and turns the text round; as printf has it.
+EVIL = r"begin\033]0;pwned\007\033[2J\033[31mred\033[0m over\rwritten \302\233A \377 \342\200\256txt end\n"
+RAW = b"begin\x1b]0;pwned\x07\x1b[2J\x1b[31mred\x1b[0m over\rwritten \xc2\x9bA \xff \xe2\x80\xaetxt end\r"
+TOLD = rb"begin\u{1b}]0;pwned\u{7}\u{1b}[2Jred over\rwritten \u{9b}A \xff \u{202e}txt end" + b"\r\n"
+
+
+def test_a_log_tells_a_terminal_nothing_unless_raw(instance):
+    service = instance.service
+    instance.sh(f"printf '{EVIL}' > /dev/console")
+    instance.wait_console("txt end")
+    shown = at_a_terminal(service, "log", instance.id)
+    assert TOLD in shown
+    assert not set(shown) & ({*range(32), 127, *range(128, 160)} - {9, 10, 13}), shown
+    assert RAW in at_a_terminal(service, "log", "--raw", instance.id)
+    command = [BERTH, "log", "--socket", service.socket, instance.id]
+    assert RAW in subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def test_a_followed_log_tells_a_terminal_nothing(spawn):
+    instance = spawn()
+    instance.wait_console("is up")
+    later = f"sleep 1; printf '{EVIL}' > /dev/console; sleep 1; poweroff -f"
+    instance.sh(f"({later}) >/dev/null 2>&1 </dev/null &")
+    shown = at_a_terminal(instance.service, "log", "--follow", instance.id)
+    assert TOLD in shown and b"\x1b" not in shown
+
+
+def test_a_command_without_a_terminal_tells_the_operators_nothing(instance):
+    """Neither by its output nor by its errors; given one, it has the operator's."""
+    script = f"printf '{EVIL}'; printf '{EVIL}' >&2"
+    shown = at_a_terminal(instance.service, "exec", instance.id, "--", "sh", "-c", script)
+    assert shown.count(TOLD) == 2, shown
+    assert b"\x1b" not in shown
+    tty = at_a_terminal(instance.service, "exec", "--tty", instance.id, "--", "sh", "-c", script)
+    assert tty.count(RAW) == 2, tty
+
+
+def test_names_tell_a_terminal_nothing(spawn, service):
+    instance = spawn(metadata={"a": "\x1b[2J\u009b\u202e"}, flavor={"name": "\x1b[2J\u009b\u202e"})
+    for verb, *rest in [
+        ("show", instance.id),
+        ("show", "--json", instance.id),
+        ("list", "--json"),
+        ("list",),
+    ]:
+        shown = at_a_terminal(service, verb, *rest)
+        assert instance.id[:8].encode() in shown
+        assert not set(b"\x1b\x9b") & set(shown) and "\u202e".encode() not in shown, shown
+    for answer in (
+        service.berth("show", "--json", instance.id),
+        at_a_terminal(service, "show", "--json", instance.id),
+    ):
+        assert json.loads(answer)["metadata"] == {"a": "\x1b[2J\u009b\u202e"}
+
+
 @pytest.mark.each_runtime
 def test_exec_gives_output_errors_and_the_exit_code(instance):
     result = instance.run("/bin/sh", "-c", "echo out; echo err >&2; exit 42")

@@ -1,8 +1,10 @@
 """Hostname, hosts, resolver, machine id, injected files, environment."""
 
 import base64
+import json
 
 import pytest
+from harness import Fault
 
 
 @pytest.mark.each_runtime
@@ -61,6 +63,53 @@ def test_injected_files_have_content_mode_and_owner(spawn):
     assert instance.sh("sha256sum < /root/bytes").split()[0] == (
         "40aff2e9d2d8922e47afd4648e6967497158785fbd1da870e7110266bf944880"
     )
+
+
+def kept_beside_the_disk(service, instance) -> dict[str, bytes]:
+    """All that the service keeps and says of an instance, but for its disk and what is mounted."""
+    places = [service.state_dir / "instances" / instance.id, service.run_dir / "i" / instance.id]
+    found = [path for place in places for path in place.rglob("*") if not {"rootfs", "disk"} & {*path.parts}]
+    own = [path for path in found if path.is_file() and path.stat().st_dev == path.parent.stat().st_dev]
+    kept = {str(path): path.read_bytes() for path in own if path.suffix != ".disk"}
+    paths = (instance.path, "/v1/instances", "/v1/operations")
+    kept |= {path: service.client.request("GET", path).body for path in paths}
+    return kept | {"log": service.log.read_bytes()}
+
+
+def test_what_is_in_injected_files_is_kept_nowhere_else(spawn, service):
+    """Not with the instance, not in an answer, not in the log; nor after a restart of the service."""
+    password = b"a-passw0rd-of-adm1n"
+    content = base64.b64encode(password).decode()
+    instance = spawn(files=[{"path": "/root/secret", "content": content}])
+    assert instance.sh("cat /root/secret") == password.decode()
+
+    def check():
+        kept = kept_beside_the_disk(service, instance)
+        assert any(path.endswith("record.json") for path in kept)
+        assert "files" not in instance.get()
+        told = [path for path, text in kept.items() if password in text or content.encode() in text]
+        assert not told
+
+    check()
+    # The same body is the same instance still, and another's is another's.
+    service.client.put(instance.path, instance.definition)
+    other = base64.b64encode(b"another").decode()
+    with pytest.raises(Fault) as fault:
+        service.client.put(
+            instance.path, instance.definition | {"files": [{"path": "/root/secret", "content": other}]}
+        )
+    assert fault.value.code == "instance-exists"
+    service.stop()
+    # As an earlier version left it.
+    record = service.state_dir / "instances" / instance.id / "record.json"
+    fields = json.loads(record.read_text())
+    fields["definition"]["files"] = instance.definition["files"]
+    del fields["seal_key"], fields["written_files"]
+    record.write_text(json.dumps(fields))
+    service.start()
+    check()
+    assert json.loads(record.read_text())["written_files"][0]["path"] == "/root/secret"
+    assert instance.sh("cat /root/secret") == password.decode()
 
 
 def test_injected_files_are_written_once(spawn):

@@ -125,7 +125,10 @@ def test_a_tarball_that_could_not_boot_is_refused(service, application, glance, 
 
 def test_nothing_of_the_host_or_the_instance_is_in_it(service, spawn, glance, made):
     secret = {"path": "/config-drive/secret", "content": "aGk=", "mode": 0o400}
-    instance = spawn(hostname="of-the-first", files=[secret], dns={"nameservers": ["192.0.2.53"]})
+    changed = secret | {"path": "/config-drive/changed"}
+    files = [secret, changed]
+    instance = spawn(hostname="of-the-first", files=files, dns={"nameservers": ["192.0.2.53"]})
+    instance.sh("echo -n ho > /config-drive/changed")
     instance.sh("echo mine > /etc/hosts; echo x > /x; rm -rf /srv; mkdir /srv; echo a > /srv/a")
     file = snapshot(instance, glance)
     lower, upper = layers(file)
@@ -133,7 +136,7 @@ def test_nothing_of_the_host_or_the_instance_is_in_it(service, spawn, glance, ma
         assert member.uid < 65536 and member.gid < 65536
         assert not any("overlay" in key or "trusted" in key for key in member.pax_headers)
     names = [member.name for member in upper]
-    assert "x" in names and "etc/hosts" in names
+    assert {"x", "etc/hosts", "config-drive/changed"} <= set(names)
     for name in ("etc/hostname", "etc/machine-id", "etc/resolv.conf", "config-drive/secret"):
         assert name not in names
     copy = boot(service, made, file, hostname="of-the-second")

@@ -10,15 +10,15 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::validate::hostname_from;
-use crate::rootfs::Seed;
+use crate::rootfs::{Seed, WrittenFile};
 use crate::sys::{mount, ns};
-use crate::types::{Flavor, ImageConfig, InitKind, InstanceCreate};
+use crate::types::{Definition, Flavor, ImageConfig, InitKind, InjectedFile};
 
 use super::destroy;
 
-/// Makes everything, or nothing: the record is written last.
-pub fn create(parts: &HostParts, mut record: Record, request: InstanceCreate) -> Result<Record> {
-    record.definition = request;
+/// Makes everything, or nothing: the record is written last, when the files are
+/// where they belong and nobody needs their content any more.
+pub fn create(parts: &HostParts, mut record: Record, files: Vec<InjectedFile>) -> Result<Record> {
     let made = (|| {
         let image = parts.images.hold(record.definition.image_id, record.id)?;
         record.layers.clone_from(&image.layers);
@@ -28,7 +28,7 @@ pub fn create(parts: &HostParts, mut record: Record, request: InstanceCreate) ->
         record.ephemeral_bytes = flavor.ephemeral_gb << 30;
         // A limit that the host cannot give is found before anything is made.
         parts.limits(&record)?;
-        make_host_side(parts, &mut record)?;
+        make_host_side(parts, &mut record, files)?;
         record.save(&parts.paths(&record))
     })();
     match made {
@@ -71,7 +71,7 @@ pub fn root_bytes(parts: &HostParts, flavor: &Flavor, unpacked: u64) -> Result<u
     Ok(bytes)
 }
 
-fn make_host_side(parts: &HostParts, record: &mut Record) -> Result<()> {
+fn make_host_side(parts: &HostParts, record: &mut Record, files: Vec<InjectedFile>) -> Result<()> {
     let paths = parts.paths(record);
     make_dir(paths.state())?;
     make_dir(paths.run())?;
@@ -84,7 +84,9 @@ fn make_host_side(parts: &HostParts, record: &mut Record) -> Result<()> {
         disks.and(network)
     })?;
     parts.mount(record)?;
-    parts.rootfs(record).seed(&seed(record))?;
+    let seed = seed(record, files);
+    parts.rootfs(record).seed(&seed)?;
+    record.written_files = WrittenFile::all(&seed.files, &record.seal_key)?;
     record.seeded = true;
     Ok(())
 }
@@ -132,20 +134,20 @@ pub fn give_own_namespaces(parts: &HostParts, record: &Record) -> Result<()> {
 }
 
 /// What is written into its root file system before it first starts.
-pub fn seed(record: &Record) -> Seed {
+pub fn seed(record: &Record, files: Vec<InjectedFile>) -> Seed {
     let definition = &record.definition;
     Seed {
         hostname: hostname(record),
         dns: definition.dns.clone(),
         machine_id: record.id,
         networkd: networkd(&record.image_config, definition),
-        files: definition.files.clone(),
+        files,
         first_boot: true,
     }
 }
 
 /// The interfaces that systemd-networkd is told of, where the image starts systemd.
-pub fn networkd(image: &ImageConfig, definition: &InstanceCreate) -> Option<Vec<String>> {
+pub fn networkd(image: &ImageConfig, definition: &Definition) -> Option<Vec<String>> {
     let systemd = image.init == Some(InitKind::Systemd);
     systemd.then(|| definition.vifs.iter().filter_map(|vif| vif.name.clone()).collect())
 }

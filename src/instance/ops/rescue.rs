@@ -48,11 +48,8 @@ fn prepare(parts: &HostParts, before: &Record, wanted: Rescue) -> Result<Record>
     parts.disks.create(&parts.paths(before).rescue_disk(), made.disk_bytes)?;
     create::network(parts, before)?;
     parts.mount(&rescued)?;
-    let mut seed = create::seed(before);
+    let mut seed = create::seed(before, wanted.files.unwrap_or_default());
     seed.networkd = create::networkd(rescued.boot().config, &before.definition);
-    if let Some(files) = wanted.files {
-        seed.files = files;
-    }
     parts.rootfs(&rescued).seed(&seed)?;
     Ok(rescued)
 }

@@ -89,7 +89,8 @@ pub fn snapshot<S, T>(
     let (upper, _room) = copy_upper(parts, record, slot)?;
     report("waiting", 0, None);
     let _permit = let_go()?;
-    let left_out = create::seed(record).untouched(upper.as_fd());
+    let seed = create::seed(record, vec![]);
+    let left_out = seed.untouched(upper.as_fd(), &record.written_files, &record.seal_key);
     let mut layers = base_layers(parts, record)?;
     layers.push(Tree::new(upper, left_out, parts.layout.images_temporary()));
     let config = record.image_config.clone();
