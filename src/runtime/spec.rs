@@ -323,7 +323,8 @@ fn strings(texts: &[&str]) -> Vec<String> {
 }
 
 /// What must not be seen: the kernel's memory, keys, timers and hardware.
-const MASKED: [&str; 14] = [
+/// [`super::hidden`] is what must not be seen of others.
+const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -334,16 +335,14 @@ const MASKED: [&str; 14] = [
     "/proc/scsi",
     "/proc/timer_list",
     "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
     "/sys/firmware",
-    "/sys/fs/pstore",
     "/sys/kernel/debug",
 ];
 
 /// What must not be written: the machine's, not the instance's. An init sets
 /// the sysctls of its own namespaces; all others stay the host's root's anyway.
 fn read_only(role: Role) -> Vec<String> {
-    let common = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sysrq-trigger"];
+    let common = ["/proc/sysrq-trigger"];
     let sysctls: &[&str] = match role {
         Role::Application => &["/proc/sys"],
         Role::System(_) => &["/proc/sys/fs", "/proc/sys/vm", "/proc/sys/kernel/core_pattern"],
