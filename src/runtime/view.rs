@@ -77,11 +77,10 @@ impl Work<'_> {
             let (hidden, tree) = tree?;
             complete.push((hidden.mount_point, self.hide(hidden, tree)?));
         }
-        self.inside.enter()?;
-        for (point, _) in &complete {
-            mount::unmount(Path::new(point))?;
-        }
+        // The first process may be at work, and is never without: what is new comes above or,
+        // by propagation, beneath what is there.
         if !self.view.locked {
+            self.inside.enter()?;
             for (point, tree) in &complete {
                 mount::attach(tree.as_fd(), Path::new(point))?;
             }
@@ -91,6 +90,7 @@ impl Work<'_> {
         self.hand_over(root, &own_root, &complete)?;
         self.inside.enter()?;
         for (point, _) in &complete {
+            mount::unmount_top(Path::new(point))?;
             let all = Propagation::PRIVATE | Propagation::REC;
             mount::propagate(Path::new(point), all)?;
         }

@@ -207,6 +207,12 @@ pub fn unmount(path: &Path) -> Result<()> {
     Err(Errno::BUSY).or_fault(format_args!("unmounting {}: too many mounts", path.display()))
 }
 
+/// Takes away what was last mounted at `path`, and all below it; what it covered is there again.
+pub fn unmount_top(path: &Path) -> Result<()> {
+    unmount_once(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .or_fault(format_args!("unmounting the top of {}", path.display()))
+}
+
 /// Whether something is mounted at `path` itself; `false` when there is no such path.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
