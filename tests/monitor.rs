@@ -19,7 +19,7 @@ use berth::cgroup::plan::{CgroupPlan, Step};
 use berth::console::{self, ConsoleFiles};
 use berth::fault::{FaultKind, Result};
 use berth::monitor::{
-    ExitAction, ExitKind, ExitRecord, Message, Monitor, MonitorSpec, Phase, launch,
+    ExitAction, ExitKind, ExitRecord, Message, Monitor, MonitorSpec, Phase, ViewSpec, launch,
 };
 use berth::rootfs::Rootfs;
 use berth::runtime::cli::CliRuntime;
@@ -177,6 +177,7 @@ impl Instance {
                 .collect(),
             console_log_bytes: 131_072,
             serial_line: None,
+            view: Some(ViewSpec { command_line: "init=test".into(), locked: true }),
         };
         Instance { runtime, _dir: dir, layout, spec, rootfs, parent, _hugetlb: hugetlb }
     }
@@ -677,10 +678,12 @@ fn systemd_boots(runtime: &'static str) {
     let monitor = instance.started();
     let id = instance.spec.instance.to_string();
     let inside = |command: &[&str]| {
-        let exec = berth::runtime::Exec {
-            command: command.iter().map(ToString::to_string).collect(),
-            ..Default::default()
-        };
+        let bundle = instance.layout.bundle().join("config.json");
+        let bundle = oci_spec::runtime::Spec::load(bundle).unwrap();
+        let mut process = bundle.process().clone().unwrap();
+        process.set_args(Some(command.iter().map(ToString::to_string).collect()));
+        process.set_terminal(Some(false));
+        let exec = berth::runtime::Exec { process, cgroups: Vec::new() };
         let command = berth::runtime::Runtime::exec_command(&instance.spec.runtime, &id, &exec);
         let output = command.unwrap().output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()

@@ -1,8 +1,10 @@
 //! Where each controller lives on this host: version 1, version 2, or both.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use uuid::Uuid;
 use super::plan::{self, CgroupPlan, Step};
 use crate::config::parse_cpu_set;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::mount::unescape;
 
 /// How the host arranges its cgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -367,29 +370,8 @@ fn parse_mount(line: &str) -> Option<(&str, PathBuf, &str)> {
     let (mount, source) = line.split_once(" - ")?;
     let point = mount.split(' ').nth(4)?;
     let mut source = source.split(' ');
-    Some((source.next()?, unescape(point), source.nth(1)?))
-}
-
-/// `mountinfo` writes blanks and backslashes as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
-        match octal.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            Some(value) if byte == b'\\' => {
-                out.push(value);
-                rest = &tail[3..];
-            }
-            _ => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(out).into()
+    let point = OsString::from_vec(unescape(point.as_bytes()));
+    Some((source.next()?, point.into(), source.nth(1)?))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags, symlinkat};
 use rustix::io::Errno;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::runtime::view::{self, View};
 use crate::runtime::{Create, Runtime, targets};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
@@ -82,6 +83,19 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
         let detail = "the first process ended before it was started";
         Fault::new(FaultKind::RuntimeFailed, detail)
     })?;
+    if let Some(shown) = &spec.view {
+        view::complete(
+            init.pid,
+            &View {
+                command_line: &shown.command_line,
+                // Of this boot: logs are told apart by it.
+                boot_id: uuid::Uuid::new_v4(),
+                user_ns: &layout.user_ns(),
+                stage: &layout.bundle(),
+                locked: shown.locked,
+            },
+        )?;
+    }
     if let Some(block) = spec.serial_line
         && let Err(fault) = console.be_serial_line(init, block)
     {

@@ -41,6 +41,19 @@ pub struct MonitorSpec {
     /// [`crate::runtime::init::logs_in_at_serial_line`].
     #[serde(default)]
     pub serial_line: Option<IdBlock>,
+    /// What it is shown of the kernel's files; none: what the runtime program mounts.
+    #[serde(default)]
+    pub view: Option<ViewSpec>,
+}
+
+/// What does not change from boot to boot of [`crate::runtime::view::View`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewSpec {
+    /// What `/proc/cmdline` says.
+    pub command_line: String,
+    /// Whether root inside can neither uncover what is hidden nor mount proc and sysfs anew.
+    pub locked: bool,
 }
 
 impl MonitorSpec {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Create, Exec, Runtime};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::sys::process::{ChildSetup, PidFd, children, guests_oom_score_adj, wait_child};
+use crate::sys::process::{ChildSetup, PidFd, children, guests_oom_score_adj, pass_on, wait_child};
 
 /// Longest that a call of the program may take. It normally takes milliseconds.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -113,10 +113,12 @@ impl CliRuntime {
         let status = wait_child(&mut child, LAST_WORDS).or_fault(&doing)?;
         match status.filter(|_| ended) {
             Some(status) => Ok(Said { status, words: output.text().unwrap_or_default() }),
-            None => Err(Fault::new(
-                FaultKind::Timeout,
-                format!("{} did not end within {} seconds", exec.command[0], limit.as_secs()),
-            )),
+            None => {
+                let program =
+                    exec.process.args().iter().flatten().next().map_or("", String::as_str);
+                let detail = format!("{program} did not end within {} seconds", limit.as_secs());
+                Err(Fault::new(FaultKind::Timeout, detail))
+            }
         }
     }
 
@@ -167,24 +169,15 @@ impl Runtime for CliRuntime {
     }
 
     fn exec_command(&self, id: &str, exec: &Exec) -> Result<Command> {
-        if exec.command.is_empty() {
+        let doing = "preparing the command";
+        if exec.process.args().as_ref().is_none_or(Vec::is_empty) {
             return Err(Fault::invalid("command", "needs at least the program's name"));
         }
+        let process = serde_json::to_vec(&exec.process).or_fault(doing)?;
         let mut command = self.command();
-        command.arg("exec");
-        if exec.tty {
-            command.arg("--tty");
-        }
-        for variable in &exec.env {
-            command.arg("--env").arg(variable);
-        }
-        if let Some(user) = &exec.user {
-            command.arg("--user").arg(user);
-        }
-        if let Some(cwd) = &exec.cwd {
-            command.arg("--cwd").arg(cwd);
-        }
-        command.arg(id).args(&exec.command);
+        // Arguments are for all of the host to read, and an environment has passwords in it.
+        let file = pass_on(&mut command, &process).or_fault(doing)?;
+        command.arg("exec").arg("--process").arg(file).arg(id);
         // Never a file or device of the host: some runtimes give their stdio to
         // the instance's user, /dev/null included.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -192,7 +185,7 @@ impl Runtime for CliRuntime {
         // command inside an instance is not.
         let setup =
             ChildSetup { cgroups: exec.cgroups.clone(), oom_score_adj: guests_oom_score_adj() };
-        setup.apply(&mut command).or_fault("preparing the command")?;
+        setup.apply(&mut command).or_fault(doing)?;
         Ok(command)
     }
 }
@@ -273,6 +266,7 @@ fn is_about_the_command(said: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use oci_spec::runtime::Process;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
@@ -361,23 +355,30 @@ mod tests {
     }
 
     #[test]
-    fn exec_has_the_standard_arguments() {
-        let (_dir, runtime, _) = script("");
-        let exec = Exec {
-            cgroups: Vec::new(),
-            command: vec!["ls".into(), "-l".into()],
-            env: vec!["A=b".into()],
-            user: Some("1:2".into()),
-            cwd: Some("/tmp".into()),
-            tty: true,
-        };
-        let command = runtime.exec_command("i", &exec).unwrap();
+    fn exec_names_nothing_of_the_process_in_its_arguments() {
+        let (dir, runtime, _) = script("cat $5 >>seen");
+        let mut process = Process::default();
+        process.set_args(Some(vec!["ls".into(), "-l".into()]));
+        process.set_env(Some(vec!["A=a secret".into()]));
+        let exec = Exec { process, cgroups: Vec::new() };
+        let mut command = runtime.exec_command("i", &exec).unwrap();
         let args: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).skip(2).collect();
-        assert_eq!(
-            args,
-            ["exec", "--tty", "--env", "A=b", "--user", "1:2", "--cwd", "/tmp", "i", "ls", "-l"]
-        );
-        let fault = runtime.exec_command("i", &Exec::default()).unwrap_err();
+        assert_eq!((args[0], args[1], args[3]), ("exec", "--process", "i"));
+        assert!(args[2].starts_with("/proc/self/fd/"), "{args:?}");
+        command.current_dir(dir.path()).stdin(Stdio::null()).spawn().unwrap().wait().unwrap();
+        let seen = Process::clone(&exec.process);
+        let text = fs::read(dir.path().join("seen")).unwrap();
+        assert_eq!(serde_json::from_slice::<Process>(&text).unwrap(), seen);
+        let none = Exec { process: Process::default(), cgroups: Vec::new() };
+        let none = Exec {
+            process: {
+                let mut p = none.process;
+                p.set_args(None);
+                p
+            },
+            ..none
+        };
+        let fault = runtime.exec_command("i", &none).unwrap_err();
         assert_eq!(fault.field.as_deref(), Some("command"));
     }
 }

@@ -89,6 +89,17 @@ pub fn arguments(kind: InitKind) -> Vec<String> {
     }
 }
 
+/// What an instance reads as the kernel's command line: what it starts, as a machine is told.
+pub fn command_line(image: &ImageConfig, command: Option<&[String]>) -> String {
+    let words = image.entrypoint.iter().chain(command.unwrap_or(&image.cmd));
+    let program = words.map(String::as_str).next().unwrap_or("/sbin/init");
+    // Words of the kernel's are separated by blanks, and lines end.
+    match program.chars().any(|c| c.is_whitespace() || c.is_control() || c == '"') {
+        true => String::new(),
+        false => format!("init={program}"),
+    }
+}
+
 /// Whether an init's images log in where a machine has its first serial line.
 /// systemd's log in at the console when they are a container; those that know
 /// of containers less have a getty at `ttyS0`, or only where there is one.
@@ -193,6 +204,21 @@ mod tests {
         for bad in ["", "0", "65", "-1", "SIGFOO", "RTMIN+31", "RTMIN-1", "RTMIN++1", "RTMAX+1"] {
             assert_eq!(parse_signal(bad).unwrap_err().kind, FaultKind::ImageUnacceptable, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_command_line_names_what_starts() {
+        let line = |entrypoint: &[&str], cmd: &[&str], command: Option<&[&str]>| {
+            let texts = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let (entrypoint, cmd) = (texts(entrypoint), texts(cmd));
+            let image = ImageConfig { entrypoint, cmd, ..Default::default() };
+            command_line(&image, command.map(texts).as_deref())
+        };
+        assert_eq!(line(&[], &[], None), "init=/sbin/init");
+        assert_eq!(line(&[], &["/lib/systemd/systemd"], None), "init=/lib/systemd/systemd");
+        assert_eq!(line(&["/entry"], &["x", "a secret"], None), "init=/entry");
+        assert_eq!(line(&[], &["x"], Some(&["sleep", "1"])), "init=sleep");
+        assert_eq!(line(&[], &["a b"], None), "");
     }
 
     #[test]

@@ -6,16 +6,20 @@
 //! * [`probe`] finds one that works on this host.
 //! * [`init`] knows what init programs want to be told.
 //! * [`lxcfs`] finds what lxcfs offers.
+//! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
 //! * [`targets`] looks where the mounts go, before a program does.
 
 use std::path::Path;
 use std::process::Command;
+
+use oci_spec::runtime::Process;
 
 use crate::fault::Result;
 use crate::sys::process::ChildSetup;
 
 pub mod capabilities;
 pub mod cli;
+pub mod hidden;
 pub mod init;
 pub mod lxcfs;
 pub mod probe;
@@ -23,6 +27,7 @@ pub mod role;
 pub mod seccomp;
 pub mod spec;
 pub mod targets;
+pub mod view;
 pub mod walls;
 
 /// A way to make containers out of bundles.
@@ -63,18 +68,11 @@ pub struct Create<'a> {
 }
 
 /// Another program in a running container.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Exec {
-    /// Program and arguments; not empty.
-    pub command: Vec<String>,
-    /// Variables over those of the container's first process, `NAME=value`.
-    pub env: Vec<String>,
-    /// `uid[:gid]`; none: root.
-    pub user: Option<String>,
-    /// Working directory; none: that of the first process.
-    pub cwd: Option<String>,
-    /// Whether it gets a terminal. The command's own stdio must then be one.
-    pub tty: bool,
+    /// All of the process: arguments, whole environment, user, capabilities. With a terminal,
+    /// the command's own standard input, output and error must be one.
+    pub process: Process,
     /// `cgroup.procs` files that the program enters and leaves alone, as at `create`.
     pub cgroups: Vec<std::path::PathBuf>,
 }

@@ -14,11 +14,14 @@ pub struct Walls {
     /// Programs may have rings of packet sockets (`berth:packet_rings`, false): the kernel charges
     /// their memory to nobody, so that with them an instance takes all that the host has.
     pub packet_rings: bool,
+    /// Root inside may mount proc and sysfs anew, as container engines do (`berth:fresh_proc`,
+    /// false): it then sees there what is the host's and the neighbours'.
+    pub fresh_proc: bool,
 }
 
 impl Default for Walls {
     fn default() -> Self {
-        Walls { compat_syscalls: true, nesting: true, packet_rings: false }
+        Walls { compat_syscalls: true, nesting: true, packet_rings: false, fresh_proc: false }
     }
 }
 
@@ -39,6 +42,7 @@ impl Walls {
             compat_syscalls: flag("berth:compat_syscalls", usual.compat_syscalls)?,
             nesting: flag("berth:nesting", usual.nesting)?,
             packet_rings: flag("berth:packet_rings", usual.packet_rings)?,
+            fresh_proc: flag("berth:fresh_proc", usual.fresh_proc)?,
         })
     }
 }
@@ -62,6 +66,7 @@ mod tests {
             of("berth:packet_rings", "true").unwrap(),
             Walls { packet_rings: true, ..usual }
         );
+        assert_eq!(of("berth:fresh_proc", "true").unwrap(), Walls { fresh_proc: true, ..usual });
         let fault = of("berth:nesting", "no").unwrap_err();
         assert_eq!(fault.field.unwrap(), "flavor.extra_specs.berth:nesting");
     }

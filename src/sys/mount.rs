@@ -35,6 +35,14 @@ pub fn clone_tree(path: &Path) -> Result<OwnedFd> {
         .or_fault(format_args!("copying the mount of {}", path.display()))
 }
 
+/// [`clone_tree`] with all that is mounted below `path`.
+pub fn clone_trees(path: &Path) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(CWD, path, flags).or_fault(format_args!("copying the mounts of {}", path.display()))
+}
+
 /// Sets attributes of a detached mount; with `user_ns`, ids on the file system
 /// appear as that user namespace maps them.
 pub fn set_attributes(
@@ -157,6 +165,28 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<()> {
         .or_fault(format_args!("mounting at {}", path.display()))
 }
 
+/// Puts a detached mount at `name`, a directory of the mounted or detached `parent` and no link.
+pub fn attach_below(mount: BorrowedFd<'_>, parent: BorrowedFd<'_>, name: &Path) -> Result<()> {
+    let doing = || format!("mounting at {} of a mount", name.display());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = openat(parent, name, flags, Mode::empty()).or_fault(doing())?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", place.as_fd(), "", flags).or_fault(doing())
+}
+
+/// Says how mounts on the mount at `path` reach others, and theirs it.
+pub fn propagate(path: &Path, kind: MountPropagationFlags) -> Result<()> {
+    mount_change(path, kind).or_fault(format_args!("setting what {} shares", path.display()))
+}
+
+/// Makes the private mount whose root is `mount` one more slave, or peer, beside that at `path`,
+/// in whatever mount namespace it is.
+pub fn join_group(path: &Path, mount: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_SET_GROUP | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(CWD, path, mount, "", flags)
+        .or_fault(format_args!("having a mount share with {}", path.display()))
+}
+
 /// The root directory of a detached mount, for work inside it.
 pub fn root_of(mount: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -175,6 +205,12 @@ pub fn unmount(path: &Path) -> Result<()> {
         }
     }
     Err(Errno::BUSY).or_fault(format_args!("unmounting {}: too many mounts", path.display()))
+}
+
+/// Takes away what was last mounted at `path`, and all below it; what it covered is there again.
+pub fn unmount_top(path: &Path) -> Result<()> {
+    unmount_once(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+        .or_fault(format_args!("unmounting the top of {}", path.display()))
 }
 
 /// Whether something is mounted at `path` itself; `false` when there is no such path.
@@ -222,7 +258,7 @@ pub fn make_shared_mount_point(path: &Path) -> Result<()> {
 }
 
 /// Undoes mountinfo's `\040` and the like.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {

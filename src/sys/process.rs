@@ -1,19 +1,19 @@
 //! Processes: identities that survive the reuse of numbers, pidfds, waiting,
 //! and what a monitor does to itself and to its children.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::num::NonZero;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::{Errno, FdFlags};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal, set_child_subreaper,
 };
@@ -266,11 +266,26 @@ pub fn spawn_alone(command: &mut Command) -> Result<Child> {
     })
 }
 
+/// Has a command's program find `content` in a file that no other process can open by a name, and
+/// that ends with it; gives the name by which the program itself does.
+pub fn pass_on(command: &mut Command, content: &[u8]) -> io::Result<PathBuf> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create(c"process", flags)?);
+    file.write_all(content)?;
+    fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE)?;
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // Only in this child: others of the service's may be made meanwhile.
+    let keep = move || Ok(rustix::io::fcntl_setfd(&file, FdFlags::empty())?);
+    // SAFETY: the closure makes one system call on a descriptor that it holds open.
+    unsafe { command.pre_exec(keep) };
+    Ok(name.into())
+}
+
 /// What a child does to itself before it executes its program.
 #[derive(Clone, Debug, Default)]
 pub struct ChildSetup {
     /// `cgroup.procs` files of the cgroups that it enters.
-    pub cgroups: Vec<std::path::PathBuf>,
+    pub cgroups: Vec<PathBuf>,
     /// Its `oom_score_adj`, when that shall differ from the parent's.
     pub oom_score_adj: Option<i32>,
 }
@@ -313,6 +328,16 @@ mod tests {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         assert_eq!(parse_stat(stat), Some(('S', 4242)));
         assert_eq!(parse_stat("7 (x"), None);
+    }
+
+    #[test]
+    fn what_is_passed_on_is_for_one_child_to_read() {
+        let mut command = Command::new("cat");
+        let name = pass_on(&mut command, b"a secret").unwrap();
+        let other = Command::new("cat").arg(&name).output().unwrap();
+        assert!(!other.status.success(), "another child has it: {other:?}");
+        let said = command.arg(&name).output().unwrap();
+        assert_eq!(said.stdout, b"a secret");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Work on a thread of its own: for what the kernel keeps per thread (network
-//! namespace, file system ids) and what must therefore never be set on a
+//! and mount namespace, file system ids) and what must therefore never be set on a
 //! thread of a pool.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{
     CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space,
     set_capabilities_secure_bits, set_thread_res_uid,
@@ -20,8 +22,7 @@ pub fn in_netns<T: Send>(net_ns: &Path, f: impl FnOnce() -> Result<T> + Send) ->
     on_own_thread(|| {
         let doing = || format!("entering the network namespace {}", net_ns.display());
         let fd = std::fs::File::open(net_ns).or_fault(doing())?;
-        move_into_link_name_space(std::os::fd::AsFd::as_fd(&fd), Some(LinkNameSpaceType::Network))
-            .or_fault(doing())?;
+        move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network)).or_fault(doing())?;
         f()
     })
 }
@@ -43,6 +44,43 @@ pub fn as_ids<T: Send>(block: IdBlock, f: impl FnOnce() -> Result<T> + Send) -> 
             ));
         }
         f()
+    })
+}
+
+/// A mount namespace that the present thread may be in; only for a thread of its own.
+#[derive(Debug)]
+pub struct MountNamespace(OwnedFd);
+
+impl MountNamespace {
+    fn open(path: &Path) -> Result<MountNamespace> {
+        let file =
+            std::fs::File::open(path).or_fault(format_args!("opening {}", path.display()))?;
+        Ok(MountNamespace(file.into()))
+    }
+
+    /// Goes there: its root is then the thread's root and working directory.
+    pub fn enter(&self) -> Result<()> {
+        move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Mount))
+            .or_fault("entering a mount namespace")
+    }
+}
+
+/// Runs `f` on a new thread with a copy of the host's mounts of its own, which
+/// no mount leaves or enters and which ends with `f`. It is given that and the
+/// mount namespace `other` (`/proc/PID/ns/mnt`).
+pub fn in_own_mounts<T: Send>(
+    other: &Path,
+    f: impl FnOnce(MountNamespace, MountNamespace) -> Result<T> + Send,
+) -> Result<T> {
+    on_own_thread(|| {
+        let other = MountNamespace::open(other)?;
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
+            .map_err(std::io::Error::from)
+            .or_fault("making a mount namespace")?;
+        let all = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", all).or_fault("keeping mounts to a namespace")?;
+        let own = MountNamespace::open(Path::new("/proc/thread-self/ns/mnt"))?;
+        f(own, other)
     })
 }
 

@@ -62,7 +62,6 @@ WRITTEN = [
     "/proc/sys/vm/overcommit_memory",
     "/proc/sys/vm/drop_caches",
     "/proc/sys/fs/file-max",
-    "/proc/irq/default_smp_affinity",
     "/proc/mtrr",
     "/proc/acpi/wakeup",
     "/sys/kernel/uevent_helper",

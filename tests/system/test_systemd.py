@@ -43,6 +43,13 @@ def test_it_knows_that_it_is_a_container_with_an_identity(booted):
     assert identity == booted.id.replace("-", "")
 
 
+def test_its_journal_knows_this_boot_and_it_has_no_disks_of_others(booted):
+    boot = booted.sh("tr -d - </proc/sys/kernel/random/boot_id")
+    assert boot in booted.sh("journalctl --list-boots")
+    assert boot not in open("/proc/sys/kernel/random/boot_id").read().replace("-", "")
+    assert booted.sh("lsblk") == ""
+
+
 def test_its_console_shows_the_boot_and_a_login(booted):
     console = booted.wait_console("login:")
     assert "Welcome to" in console

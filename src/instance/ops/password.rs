@@ -38,8 +38,8 @@ pub fn set(parts: &HostParts, record: &Record, wanted: &SetPassword) -> Result<(
         command,
         ..Default::default()
     };
-    let request = exec::resolve(parts, record, &request)?;
-    let said = parts.runtime.exec(&record.id.to_string(), &request, input.as_bytes(), LIMIT)?;
+    let resolved = exec::resolve(parts, record, &request)?;
+    let said = parts.runtime.exec(&record.id.to_string(), &resolved, input.as_bytes(), LIMIT)?;
     if said.status.success() {
         return Ok(());
     }

@@ -11,9 +11,10 @@ use crate::instance::live::Live;
 use crate::instance::record::Record;
 use crate::instance::stats;
 use crate::instance::teardown::undone;
-use crate::monitor::{self, MonitorSpec};
+use crate::monitor::{self, MonitorSpec, ViewSpec};
 use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
+use crate::runtime::walls::Walls;
 use crate::runtime::{init, lxcfs, targets};
 use crate::store::atomic;
 use crate::sys::mount;
@@ -83,6 +84,7 @@ fn monitor_spec(
     let group = parts.group(record);
     let boot = record.boot();
     let role = Role::of(boot.config, boot.definition.command.as_deref());
+    let walls = Walls::from_extra_specs(&boot.definition.flavor.extra_specs)?;
     Ok(MonitorSpec {
         instance: record.id,
         state_dir: parts.layout.state().into(),
@@ -93,6 +95,10 @@ fn monitor_spec(
         join_cgroups: group.left_alone(),
         oom_counters: group.oom_counters(),
         console_log_bytes: parts.config.instances.console_log_bytes,
+        view: Some(ViewSpec {
+            command_line: init::command_line(boot.config, boot.definition.command.as_deref()),
+            locked: !walls.fresh_proc,
+        }),
         serial_line: init::logs_in_at_serial_line(role).then_some(record.id_block),
     })
 }

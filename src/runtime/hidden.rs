@@ -1,0 +1,76 @@
+//! What is hidden of the kernel's files, and what an instance finds there instead; pure.
+//!
+//! `/proc` and `/sys` have no namespaces for most of what they hold: disks, buses, file systems, the
+//! kernel's command line. Whole kinds are hidden, and of directories that mix what is the
+//! instance's with what is the host's, the few names stay that are the instance's: so what a later
+//! kernel adds there is hidden, too.
+
+use uuid::Uuid;
+
+/// Directories of which nothing is the instance's, below the mount point of their file system.
+#[derive(Debug)]
+pub struct Hidden {
+    /// Where the file system is mounted.
+    pub mount_point: &'static str,
+    /// Those that are empty inside.
+    pub emptied: &'static [&'static str],
+    /// Those with something of the instance's in them, deepest first.
+    pub narrowed: &'static [Narrowed],
+}
+
+/// A directory that shows few of its names.
+#[derive(Debug)]
+pub struct Narrowed {
+    /// Its path.
+    pub path: &'static str,
+    /// What is as ever.
+    pub kept: &'static [&'static str],
+    /// What is an empty directory: programs take its absence for a broken system.
+    pub emptied: &'static [&'static str],
+}
+
+/// Of sysfs.
+pub const SYS: Hidden = Hidden {
+    mount_point: "/sys",
+    emptied: &["block", "bus", "hypervisor", "kernel/iommu_groups", "kernel/slab"],
+    narrowed: &[
+        Narrowed { path: "class", kept: &["net", "tty"], emptied: &["block"] },
+        Narrowed { path: "dev", kept: &[], emptied: &["block", "char"] },
+        Narrowed { path: "devices/system", kept: &["cpu", "node"], emptied: &[] },
+        Narrowed { path: "devices/virtual", kept: &["net", "tty"], emptied: &["block"] },
+        Narrowed { path: "devices", kept: &["system", "virtual"], emptied: &[] },
+        Narrowed { path: "fs", kept: &["cgroup"], emptied: &[] },
+    ],
+};
+
+/// Of proc.
+pub const PROC: Hidden = Hidden {
+    mount_point: "/proc",
+    emptied: &["bus", "driver", "fs", "ide", "irq", "sys/dev"],
+    narrowed: &[],
+};
+
+/// A file of proc that says something else than the kernel's.
+#[derive(Debug)]
+pub struct Replaced {
+    /// Below `/proc`.
+    pub path: &'static str,
+    /// All of it.
+    pub content: String,
+}
+
+/// What an instance reads instead of what its host would say. What lxcfs covers stays as that has it.
+pub fn replaced(command_line: &str, boot_id: Uuid) -> Vec<Replaced> {
+    [
+        ("cmdline", format!("{command_line}\n")),
+        ("diskstats", String::new()),
+        ("iomem", String::new()),
+        ("ioports", String::new()),
+        ("mdstat", "Personalities : \nunused devices: <none>\n".into()),
+        ("partitions", "major minor  #blocks  name\n\n".into()),
+        ("swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into()),
+        ("sys/kernel/random/boot_id", format!("{boot_id}\n")),
+    ]
+    .map(|(path, content)| Replaced { path, content })
+    .into()
+}

@@ -1,0 +1,226 @@
+//! The last touch on a created container's mounts, before its first process starts: `/proc` and
+//! `/sys` without what is [`hidden`], behind a wall.
+//!
+//! A runtime program mounts inside the instance's user namespace, where the instance's root may
+//! unmount again whatever hides something. What comes from a mount namespace of a more privileged
+//! user namespace comes locked: the kernel then takes it apart for nobody inside, and refuses
+//! fresh mounts of proc and sysfs, which would show more. So both are taken out, completed in a
+//! mount namespace of the host's root, and handed back by propagation. See mount_namespaces(7).
+
+use std::fs::{self, DirBuilder, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::mount::MountPropagationFlags as Propagation;
+use uuid::Uuid;
+
+use super::hidden::{self, Hidden, Narrowed};
+use crate::fault::{Fault, OrFault, Result};
+use crate::sys::mount::{self, Attributes, FsOption};
+use crate::sys::thread::{self, MountNamespace};
+
+/// Room for the few short files and directories that stand for others.
+const SIZE: &str = "256k";
+
+/// What a created container is to see.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// What `/proc/cmdline` says.
+    pub command_line: &'a str,
+    /// This boot's id.
+    pub boot_id: Uuid,
+    /// The instance's user namespace; a first process in another one is a program that brings a
+    /// kernel of its own, and is left alone.
+    pub user_ns: &'a Path,
+    /// A directory that the work may mount on, unseen by others.
+    pub stage: &'a Path,
+    /// Whether root inside can take away what hides, and mount proc and sysfs anew.
+    pub locked: bool,
+}
+
+/// Gives the container whose first process is `init` its view. To be called between the runtime's
+/// `create` and its `start`.
+pub fn complete(init: i32, view: &View<'_>) -> Result<()> {
+    let doing = "completing the instance's /proc and /sys";
+    let inode = |path: &Path| fs::metadata(path).map(|found| found.ino()).or_fault(doing);
+    if inode(Path::new(&format!("/proc/{init}/ns/user")))? != inode(view.user_ns)? {
+        return Ok(());
+    }
+    let inside = PathBuf::from(format!("/proc/{init}/ns/mnt"));
+    thread::in_own_mounts(&inside, |outside, inside| Work { view, outside, inside }.run())
+        .map_err(|fault| Fault { detail: format!("{doing}: {}", fault.detail), ..fault })
+}
+
+/// The work, on a thread that goes from one mount namespace to the other.
+struct Work<'a> {
+    view: &'a View<'a>,
+    outside: MountNamespace,
+    inside: MountNamespace,
+}
+
+impl Work<'_> {
+    fn run(&self) -> Result<()> {
+        self.inside.enter()?;
+        let taken = [&hidden::PROC, &hidden::SYS].map(|hidden| {
+            let point = Path::new(hidden.mount_point);
+            mount::clone_trees(point).map(|tree| (hidden, tree))
+        });
+        let root = mount::clone_tree(Path::new("/"))?;
+        // Slave or not, what it was to the host's mounts is over.
+        mount::propagate(Path::new("/"), Propagation::PRIVATE)?;
+        let own_root = open(Path::new("/"))?;
+        self.outside.enter()?;
+        self.make_stage()?;
+        let mut complete = Vec::new();
+        for tree in taken {
+            let (hidden, tree) = tree?;
+            complete.push((hidden.mount_point, self.hide(hidden, tree)?));
+        }
+        // The first process may be at work, and is never without: what is new comes above or,
+        // by propagation, beneath what is there.
+        if !self.view.locked {
+            self.inside.enter()?;
+            for (point, tree) in &complete {
+                mount::attach(tree.as_fd(), Path::new(point))?;
+            }
+            return Ok(());
+        }
+        self.outside.enter()?;
+        self.hand_over(root, &own_root, &complete)?;
+        self.inside.enter()?;
+        for (point, _) in &complete {
+            mount::unmount_top(Path::new(point))?;
+            let all = Propagation::PRIVATE | Propagation::REC;
+            mount::propagate(Path::new(point), all)?;
+        }
+        mount::propagate(Path::new("/"), Propagation::PRIVATE)
+    }
+
+    fn stage(&self, name: &str) -> PathBuf {
+        self.view.stage.join(name)
+    }
+
+    /// A small file system for what stands in place of something.
+    fn make_stage(&self) -> Result<()> {
+        let doing = "making what stands for hidden files";
+        let options = [
+            FsOption::Text("source", Path::new("berth")),
+            FsOption::Text("mode", Path::new("0755")),
+            FsOption::Text("size", Path::new(SIZE)),
+        ];
+        let stage = mount::create("tmpfs", &options, Attributes::empty()).or_fault(doing)?;
+        mount::attach(stage.as_fd(), self.view.stage)?;
+        for name in ["empty", "tree", "root", "peer"] {
+            make_dir(&self.stage(name))?;
+        }
+        Ok(())
+    }
+
+    /// The whole of a file system, with what is hidden covered.
+    fn hide(&self, hidden: &Hidden, tree: OwnedFd) -> Result<OwnedFd> {
+        let top = self.stage("tree");
+        mount::attach(tree.as_fd(), &top)?;
+        for path in hidden.emptied {
+            let place = top.join(path);
+            if place.is_dir() {
+                uncover(&place)?;
+                self.cover(&self.stage("empty"), &place)?;
+            }
+        }
+        for narrowed in hidden.narrowed {
+            self.narrow(&top, narrowed)?;
+        }
+        if hidden.mount_point == hidden::PROC.mount_point {
+            self.replace(&top)?;
+        }
+        let complete = mount::clone_trees(&top)?;
+        mount::unmount(&top)?;
+        Ok(complete)
+    }
+
+    fn narrow(&self, top: &Path, narrowed: &Narrowed) -> Result<()> {
+        let place = top.join(narrowed.path);
+        if !place.is_dir() {
+            return Ok(());
+        }
+        let kept = narrowed.kept.iter().filter(|name| place.join(name).is_dir());
+        let kept = kept.map(|name| mount::clone_trees(&place.join(name)).map(|tree| (name, tree)));
+        let kept = kept.collect::<Result<Vec<_>>>()?;
+        // Nobody would see them any more.
+        kept.iter().try_for_each(|(name, _)| uncover(&place.join(name)))?;
+        let cover = self.stage(&narrowed.path.replace('/', "-"));
+        make_dir(&cover)?;
+        let mut names = kept.iter().map(|(name, _)| *name).chain(narrowed.emptied);
+        names.try_for_each(|name| make_dir(&cover.join(name)))?;
+        self.cover(&cover, &place)?;
+        kept.iter().try_for_each(|(name, tree)| mount::attach(tree.as_fd(), &place.join(name)))
+    }
+
+    fn replace(&self, proc: &Path) -> Result<()> {
+        for file in hidden::replaced(self.view.command_line, self.view.boot_id) {
+            let place = proc.join(file.path);
+            if !place.is_file() || mount::is_mount_point(&place)? {
+                continue;
+            }
+            let cover = self.stage(&file.path.replace('/', "-"));
+            write(&cover, file.content.as_bytes())?;
+            self.cover(&cover, &place)?;
+        }
+        Ok(())
+    }
+
+    fn cover(&self, with: &Path, place: &Path) -> Result<()> {
+        let cover = mount::clone_tree(with)?;
+        let attributes = Attributes::MOUNT_ATTR_RDONLY
+            | Attributes::MOUNT_ATTR_NOSUID
+            | Attributes::MOUNT_ATTR_NODEV
+            | Attributes::MOUNT_ATTR_NOEXEC;
+        mount::set_attributes(cover.as_fd(), attributes, None)?;
+        mount::attach(cover.as_fd(), place)
+    }
+
+    /// Mounts the trees on a copy of the instance's root mount that the latter is a slave of.
+    fn hand_over(
+        &self,
+        root: OwnedFd,
+        own_root: &OwnedFd,
+        trees: &[(&str, OwnedFd)],
+    ) -> Result<()> {
+        let (copy, peer) = (self.stage("root"), self.stage("peer"));
+        mount::attach(root.as_fd(), &copy)?;
+        mount::propagate(&copy, Propagation::SHARED)?;
+        mount::attach(mount::clone_tree(&copy)?.as_fd(), &peer)?;
+        mount::propagate(&peer, Propagation::DOWNSTREAM)?;
+        mount::join_group(&peer, own_root.as_fd())?;
+        let copy = open(&copy)?;
+        for (point, tree) in trees {
+            mount::attach_below(
+                tree.as_fd(),
+                copy.as_fd(),
+                Path::new(point.trim_start_matches('/')),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes away what is mounted at a place.
+fn uncover(place: &Path) -> Result<()> {
+    if mount::is_mount_point(place)? { mount::unmount(place) } else { Ok(()) }
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    File::open(path).map(OwnedFd::from).or_fault(format_args!("opening {}", path.display()))
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    DirBuilder::new().mode(0o555).create(path).or_fault(format_args!("making {}", path.display()))
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o444).open(path);
+    file.and_then(|mut file| std::io::Write::write_all(&mut file, content))
+        .or_fault(format_args!("writing {}", path.display()))
+}
