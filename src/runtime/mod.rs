@@ -6,6 +6,7 @@
 //! * [`probe`] finds one that works on this host.
 //! * [`init`] knows what init programs want to be told.
 //! * [`lxcfs`] finds what lxcfs offers.
+//! * [`apparmor`] has a profile for each role.
 //! * [`targets`] looks where the mounts go, before a program does.
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use std::process::Command;
 use crate::fault::Result;
 use crate::sys::process::ChildSetup;
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod cli;
 pub mod init;
