@@ -108,6 +108,20 @@ pub struct Runtime {
     pub program: String,
     /// Arguments before the verb.
     pub args: Vec<String>,
+    /// Whether instances run under AppArmor profiles.
+    pub apparmor: AppArmor,
+}
+
+/// Whether instances run under AppArmor profiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AppArmor {
+    /// Where the host can.
+    Auto,
+    /// Never.
+    Off,
+    /// The service does not start where the host cannot.
+    Required,
 }
 
 /// What every instance has.
@@ -247,6 +261,10 @@ pub struct Bridge {
     pub address: String,
     /// Translate the instances' addresses on the way out (nftables).
     pub nat: bool,
+    /// Connections that the host tracks at once for each address, when it translates them; 0: no limit.
+    pub connections: u32,
+    /// Instances reach the host and what is beyond it, and not one another.
+    pub port_isolation: bool,
 }
 
 impl Default for Service {
@@ -268,7 +286,7 @@ impl Default for Service {
 
 impl Default for Runtime {
     fn default() -> Self {
-        Runtime { program: "auto".into(), args: Vec::new() }
+        Runtime { program: "auto".into(), args: Vec::new(), apparmor: AppArmor::Auto }
     }
 }
 
@@ -378,7 +396,14 @@ impl Default for Host {
 
 impl Default for Bridge {
     fn default() -> Self {
-        Bridge { enabled: false, name: "berth0".into(), address: "10.88.0.1/16".into(), nat: true }
+        Bridge {
+            enabled: false,
+            name: "berth0".into(),
+            address: "10.88.0.1/16".into(),
+            nat: true,
+            connections: 16_384,
+            port_isolation: false,
+        }
     }
 }
 

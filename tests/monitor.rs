@@ -153,6 +153,7 @@ impl Instance {
             cgroup_view: CgroupView::Unified,
             lxcfs: &guest.lxcfs,
             rescued: false,
+            apparmor: None,
         })
         .unwrap();
         specification.save(layout.bundle().join("config.json")).unwrap();

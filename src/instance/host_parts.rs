@@ -14,7 +14,7 @@ use crate::image::ImageStore;
 use crate::network::{Network, Rates};
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
-use crate::runtime::{cli::CliRuntime, lxcfs, probe};
+use crate::runtime::{apparmor::AppArmor, cli::CliRuntime, lxcfs, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
@@ -45,6 +45,8 @@ pub struct HostParts {
     pub runtime: CliRuntime,
     /// What that program can do.
     pub runtime_info: RuntimeInfo,
+    /// The profiles that instances run under.
+    pub apparmor: AppArmor,
     /// The monitor's program.
     pub monitor_program: PathBuf,
     /// Which CPUs the instances run on.
@@ -91,6 +93,7 @@ impl HostParts {
                 root: layout.runtime_root(),
             },
             runtime_info: info,
+            apparmor: AppArmor::start(config.runtime.apparmor)?,
             monitor_program: monitor_program(&config)?,
             placement: Placement::new(&config, &hierarchy, &sets),
             dedicated_cpus: sets.dedicated,

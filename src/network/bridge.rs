@@ -16,7 +16,7 @@ use crate::network::netlink::{InfoKindName, Link, Netlink, OrNetworkFault, Toler
 use crate::network::nft;
 use crate::network::plan::check_device_name;
 use crate::network::pool::Subnet;
-use crate::network::veth::open;
+use crate::network::veth::{Port, open};
 use crate::network::wire::set_conf;
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -40,6 +40,8 @@ pub struct Bridge {
     name: String,
     subnet: Subnet,
     nat: bool,
+    connections: u32,
+    isolated: bool,
 }
 
 impl Bridge {
@@ -51,6 +53,8 @@ impl Bridge {
                 name: config.name.clone(),
                 subnet: Subnet { gateway, prefix },
                 nat: config.nat,
+                connections: config.connections,
+                isolated: config.port_isolation,
             }),
             _ => Err(Fault::invalid(
                 "bridge.address",
@@ -64,8 +68,13 @@ impl Bridge {
         self.subnet
     }
 
+    /// What makes a host's end one of its ports.
+    pub fn port(&self, netlink: &mut Netlink) -> Result<Port> {
+        Ok(Port { bridge: self.index(netlink)?, isolated: self.isolated })
+    }
+
     /// Its index.
-    pub fn index(&self, netlink: &mut Netlink) -> Result<u32> {
+    fn index(&self, netlink: &mut Netlink) -> Result<u32> {
         self.find(netlink)?.map(|link| link.index).ok_or_else(|| {
             Fault::new(
                 FaultKind::NetworkFailed,
@@ -171,13 +180,23 @@ impl Bridge {
     /// The rules, replacing those before in one transaction.
     fn rules(&self) -> String {
         let (table, name) = (self.table(), &self.name);
-        let clear = format!("table inet {table}\ndelete table inet {table}\n");
-        if !self.nat {
-            return clear;
+        let mut rules = format!("table inet {table}\ndelete table inet {table}\n");
+        let mut add = |chain: &str| rules.push_str(&format!("table inet {table} {{{chain}}}\n"));
+        if self.isolated {
+            // A port hands nothing to another; but the host, as a router, would lead it there.
+            add(&format!(
+                "
+    chain isolation {{
+        type filter hook forward priority filter - 1; policy accept;
+        iifname \"{name}\" oifname \"{name}\" drop
+    }}
+"
+            ));
         }
-        let subnet = self.subnet.cidr();
-        format!(
-            "{clear}table inet {table} {{
+        if self.nat {
+            let subnet = self.subnet.cidr();
+            add(&format!(
+                "
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname \"{name}\" accept
@@ -188,8 +207,23 @@ impl Bridge {
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr {subnet} oifname != \"{name}\" masquerade
     }}
-}}
 "
-        )
+            ));
+        }
+        if self.nat && self.connections > 0 {
+            // What is dropped here never comes into the table. The guards see to it that
+            // an address is its owner's.
+            let most = self.connections;
+            add(&format!(
+                "
+    set connections {{ type ipv4_addr; size 65536; flags dynamic; }}
+    chain connections {{
+        type filter hook prerouting priority filter; policy accept;
+        iifname \"{name}\" ct state new add @connections {{ ip saddr ct count over {most} }} drop
+    }}
+"
+            ));
+        }
+        rules
     }
 }

@@ -99,12 +99,12 @@ impl Network {
     pub fn attach(&self, vif: &Vif, index: usize, net_ns: &Path) -> Result<()> {
         let plan = VifPlan::new(vif, index)?;
         wire::ensure()?;
-        let controller = if vif.bridge {
-            Some(self.bridge(&format!("vifs[{index}].bridge"))?.index(&mut veth::open()?)?)
+        let port = if vif.bridge {
+            Some(self.bridge(&format!("vifs[{index}].bridge"))?.port(&mut veth::open()?)?)
         } else {
             None
         };
-        veth::attach(&plan, net_ns, controller)
+        veth::attach(&plan, net_ns, port)
     }
 
     /// Removes a VIF's pair and what limits its rates. Absence is success.

@@ -16,8 +16,9 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoData, InfoKind,
-    InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridgePort, InfoData,
+    InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkMessage,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
@@ -329,6 +330,15 @@ impl Netlink {
     /// Makes a link a port of a bridge.
     pub fn set_controller(&mut self, index: u32, controller: u32) -> Result<()> {
         self.set(index, LinkAttribute::Controller(controller))
+    }
+
+    /// Says whether a port of a bridge hands nothing to other ports of which the same was said.
+    pub fn set_isolated(&mut self, index: u32, isolated: bool) -> Result<()> {
+        let data = InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(isolated)]);
+        let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(data)];
+        let message = link_message(index, vec![LinkAttribute::LinkInfo(info)]);
+        // The kernel looks for a port's own attributes in no other message.
+        self.tell(&RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// [`Self::set_alias`], and the kernel speaks no ARP on the link, gives it no IPv6

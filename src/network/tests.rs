@@ -424,7 +424,8 @@ fn bridged(number: u8, network: &Network, used: &mut BTreeSet<IpAddr>) -> (Vif, 
 }
 
 fn bridge_config(nat: bool) -> config::Bridge {
-    config::Bridge { enabled: true, name: "br-test".into(), address: "10.88.0.1/16".into(), nat }
+    let (name, address) = ("br-test".into(), "10.88.0.1/16".into());
+    config::Bridge { enabled: true, name, address, nat, ..Default::default() }
 }
 
 /// Connects the host with a namespace that knows nothing of the bridge's subnet.
@@ -459,6 +460,77 @@ fn root_the_bridge_connects_instances_host_and_world() {
     assert_eq!(translated, IpAddr::from([192, 0, 2, 2]));
     world.run(|| ip("route add 10.88.0.0/16 via 192.0.2.2"));
     assert!(reach(&world, &a, &address_a.to_string()).is_err(), "nobody outside may begin");
+}
+
+#[test]
+fn root_isolated_ports_reach_the_gateway_and_not_each_other() {
+    let (host, a, b) = (TestNs::new(), TestNs::new(), TestNs::new());
+    let world = world(&host);
+    let mut used = BTreeSet::new();
+    let open = Network::new(&bridge_config(false)).unwrap();
+    let (vif_a, address_a) = bridged(1, &open, &mut used);
+    let (vif_b, address_b) = bridged(2, &open, &mut used);
+    world.run(|| ip("route add 10.88.0.0/16 via 192.0.2.2"));
+    let attach = |network: &Network| {
+        host.run(|| {
+            network.start().unwrap();
+            network.attach(&vif_a, 0, &a.path()).unwrap();
+            network.attach(&vif_b, 0, &b.path()).unwrap();
+        });
+    };
+    attach(&open);
+    assert_eq!(reach(&a, &b, &address_b.to_string()).unwrap(), address_a);
+    for nat in [false, true] {
+        let config = config::Bridge { port_isolation: true, ..bridge_config(nat) };
+        // Those that are up already, too.
+        attach(&Network::new(&config).unwrap());
+        assert!(reach(&a, &b, &address_b.to_string()).is_err(), "nat {nat}");
+        // Nor by the gateway, whose address is the next hop to a single neighbour.
+        a.run(|| ip(&format!("route replace {address_b}/32 via 10.88.0.1")));
+        b.run(|| ip(&format!("route replace {address_a}/32 via 10.88.0.1")));
+        assert!(reach(&a, &b, &address_b.to_string()).is_err(), "by the gateway, nat {nat}");
+        reach(&a, &world, "192.0.2.1").unwrap();
+        reach(&a, &host, "10.88.0.1").unwrap();
+    }
+    attach(&open);
+    reach(&a, &b, &address_b.to_string()).unwrap();
+}
+
+#[test]
+fn root_one_address_does_not_fill_the_hosts_table_of_connections() {
+    let (host, a, b) = (TestNs::new(), TestNs::new(), TestNs::new());
+    let world = world(&host);
+    let config = config::Bridge { connections: 20, ..bridge_config(true) };
+    let network = Network::new(&config).unwrap();
+    let mut used = BTreeSet::new();
+    let (vif_a, _) = bridged(1, &network, &mut used);
+    let (vif_b, address_b) = bridged(2, &network, &mut used);
+    host.run(|| {
+        network.start().unwrap();
+        network.attach(&vif_a, 0, &a.path()).unwrap();
+        network.attach(&vif_b, 0, &b.path()).unwrap();
+    });
+    let tracked = || -> u32 {
+        let count =
+            host.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"));
+        count.unwrap().trim().parse().unwrap()
+    };
+    let flood = |ports: u16| {
+        a.run(|| {
+            for port in 1..=ports {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.send_to(b"x", ("192.0.2.1", 1000 + port)).unwrap();
+            }
+        });
+    };
+    flood(10);
+    assert!(tracked() >= 10, "the host tracks nothing: {}", tracked());
+    flood(200);
+    assert!((20..=25).contains(&tracked()), "{}", tracked());
+    assert!(reach(&a, &world, "192.0.2.1").is_err());
+    // Others have theirs.
+    let _ = address_b;
+    reach(&b, &world, "192.0.2.1").unwrap();
 }
 
 #[test]

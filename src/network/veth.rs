@@ -13,6 +13,15 @@ use crate::network::plan::VifPlan;
 use crate::network::wire;
 use crate::sys::thread::in_netns;
 
+/// What makes a host's end a port of our bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The bridge's index.
+    pub bridge: u32,
+    /// Whether it hands nothing to other such ports.
+    pub isolated: bool,
+}
+
 /// What the host has under a VIF's `devname`.
 enum Found {
     Nothing,
@@ -27,21 +36,21 @@ enum Found {
 
 /// Makes what the plan says, if it is not there already.
 ///
-/// `controller` is the index of the bridge that the host's end becomes a port
-/// of. What this call made is removed again if it fails.
-pub fn attach(plan: &VifPlan, net_ns: &Path, controller: Option<u32>) -> Result<()> {
+/// The host's end becomes `port` of our bridge, or is left for somebody else's.
+/// What this call made is removed again if it fails.
+pub fn attach(plan: &VifPlan, net_ns: &Path, port: Option<Port>) -> Result<()> {
     let ns = File::open(net_ns).or_kind(
         FaultKind::NetworkFailed,
         format!("opening the network namespace {}", net_ns.display()),
     )?;
     let mut netlink = open()?;
     match find(&mut netlink, plan, &ns)? {
-        Found::Right { host, inner } => repair(&mut netlink, plan, net_ns, controller, host, inner),
+        Found::Right { host, inner } => repair(&mut netlink, plan, net_ns, port, host, inner),
         Found::Wrong(host) => {
             remove(&mut netlink, &host)?;
-            create(&mut netlink, plan, net_ns, &ns, controller)
+            create(&mut netlink, plan, net_ns, &ns, port)
         }
-        Found::Nothing => create(&mut netlink, plan, net_ns, &ns, controller),
+        Found::Nothing => create(&mut netlink, plan, net_ns, &ns, port),
     }
 }
 
@@ -108,14 +117,14 @@ fn create(
     plan: &VifPlan,
     net_ns: &Path,
     ns: &File,
-    controller: Option<u32>,
+    port: Option<Port>,
 ) -> Result<()> {
     let devname = &plan.devname;
     let veth = Veth {
         name: devname,
         mtu: plan.mtu,
         group: wire::GROUP,
-        controller,
+        controller: port.map(|port| port.bridge),
         peer_ns: ns,
         peer_name: &plan.name,
         peer_mac: plan.mac,
@@ -133,7 +142,7 @@ fn create(
             ),
         ));
     }
-    let set_up = set_up_both_ends(netlink, plan, net_ns, controller, &plan.name);
+    let set_up = set_up_both_ends(netlink, plan, net_ns, port, &plan.name);
     if set_up.is_err() {
         // Best effort: the fault that led here is the one to report.
         let _ = detach(netlink, devname, &plan.alias);
@@ -146,7 +155,7 @@ fn set_up_both_ends(
     netlink: &mut Netlink,
     plan: &VifPlan,
     net_ns: &Path,
-    controller: Option<u32>,
+    port: Option<Port>,
     inner: &str,
 ) -> Result<()> {
     in_netns(net_ns, || configure_inside(plan, inner))?;
@@ -154,7 +163,7 @@ fn set_up_both_ends(
     let doing = || format!("setting {devname} up");
     let gone = || Fault::new(FaultKind::NetworkFailed, format!("{devname} has vanished"));
     let host = netlink.link(devname).or_network(doing())?.ok_or_else(gone)?;
-    wall(netlink, plan, &host, controller)?;
+    wall(netlink, plan, &host, port)?;
     netlink.set_up(host.index).or_network(doing())?;
     match netlink.link(devname).or_network(doing())?.ok_or_else(gone)? {
         host if host.up => Ok(()),
@@ -189,31 +198,33 @@ fn repair(
     netlink: &mut Netlink,
     plan: &VifPlan,
     net_ns: &Path,
-    controller: Option<u32>,
+    port: Option<Port>,
     host: Link,
     inner: String,
 ) -> Result<()> {
-    if let Some(bridge) = controller.filter(|_| host.controller != controller) {
+    let bridge = port.map(|port| port.bridge);
+    if let Some(bridge) = bridge.filter(|_| host.controller != bridge) {
         netlink
             .set_controller(host.index, bridge)
             .or_network(format!("attaching {} to the bridge", host.name))?;
     }
     if host.up {
         // One that an earlier version made may lack them.
-        wall(netlink, plan, &host, controller)
+        wall(netlink, plan, &host, port)
     } else {
-        set_up_both_ends(netlink, plan, net_ns, controller, &inner)
+        set_up_both_ends(netlink, plan, net_ns, port, &inner)
     }
 }
 
 /// What stands between the instance and the host's stack, and on our bridge
 /// between it and its neighbours. On others the ports' owner sees to that.
-fn wall(netlink: &mut Netlink, plan: &VifPlan, host: &Link, controller: Option<u32>) -> Result<()> {
+fn wall(netlink: &mut Netlink, plan: &VifPlan, host: &Link, port: Option<Port>) -> Result<()> {
     wire::make(netlink, host.index, &host.name, &plan.alias)?;
-    match controller {
-        Some(_) => guard::set(netlink, host, plan),
-        None => Ok(()),
-    }
+    let Some(port) = port else { return Ok(()) };
+    guard::set(netlink, host, plan)?;
+    netlink
+        .set_isolated(host.index, port.isolated)
+        .or_network(format!("isolating {} on the bridge", host.name))
 }
 
 fn remove(netlink: &mut Netlink, link: &Link) -> Result<()> {

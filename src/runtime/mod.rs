@@ -7,6 +7,7 @@
 //! * [`init`] knows what init programs want to be told.
 //! * [`lxcfs`] finds what lxcfs offers.
 //! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
+//! * [`apparmor`] has a profile for each role.
 //! * [`targets`] looks where the mounts go, before a program does.
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use oci_spec::runtime::Process;
 use crate::fault::Result;
 use crate::sys::process::ChildSetup;
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod cli;
 pub mod hidden;

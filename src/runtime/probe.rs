@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn root_runc_works_here_and_leaves_nothing() {
         let dir = scratch();
-        let config = config::Runtime { program: "runc".into(), args: vec![] };
+        let config = config::Runtime { program: "runc".into(), ..Default::default() };
         let info = probe(&config, dir.path(), BLOCK).unwrap();
         assert_eq!(info.name, "runc");
         assert!(info.version.starts_with("runc version"), "{}", info.version);
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn root_auto_finds_one() {
         let dir = scratch();
-        let config = config::Runtime { program: "auto".into(), args: vec![] };
+        let config = config::Runtime { program: "auto".into(), ..Default::default() };
         let info = probe(&config, dir.path(), BLOCK).unwrap();
         assert!(CANDIDATES.contains(&info.name.as_str()), "{}", info.name);
     }
@@ -238,12 +238,12 @@ mod tests {
         fs::write(&fake, "#!/bin/sh\n[ $1 = --version ] && exit 0\necho not here >&2; exit 1\n")
             .unwrap();
         fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
-        let config = config::Runtime { program: fake.display().to_string(), args: vec![] };
+        let config = config::Runtime { program: fake.display().to_string(), ..Default::default() };
         let fault = probe(&config, dir.path(), BLOCK).unwrap_err();
         assert_eq!(fault.kind, FaultKind::HostUnsupported);
         assert_eq!(fault.detail, "fake create: not here");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the trial left something");
-        let config = config::Runtime { program: "no-such-runtime".into(), args: vec![] };
+        let config = config::Runtime { program: "no-such-runtime".into(), ..Default::default() };
         assert!(probe(&config, dir.path(), BLOCK).unwrap_err().detail.contains("no-such-runtime"));
     }
 }

@@ -69,6 +69,8 @@ pub struct SpecInput<'a> {
     pub lxcfs: &'a [(PathBuf, PathBuf)],
     /// Whether it boots a rescue image, and has its own root file system beside.
     pub rescued: bool,
+    /// Its AppArmor profile.
+    pub apparmor: Option<&'a str>,
 }
 
 /// The specification.
@@ -111,6 +113,7 @@ fn process(input: &SpecInput<'_>, role: Role, args: Vec<String>) -> Result<Proce
         .no_new_privileges(false)
         .build()?;
     process.set_rlimits(None);
+    process.set_apparmor_profile(input.apparmor.map(str::to_owned));
     Ok(process)
 }
 
@@ -324,7 +327,7 @@ fn strings(texts: &[&str]) -> Vec<String> {
 
 /// What must not be seen: the kernel's memory, keys, timers and hardware.
 /// [`super::hidden`] is what must not be seen of others.
-const MASKED: [&str; 12] = [
+pub(super) const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -379,6 +382,7 @@ mod tests {
             cgroup_view: view,
             lxcfs,
             rescued: false,
+            apparmor: None,
         })
     }
 
@@ -547,6 +551,7 @@ mod tests {
             cgroup_view: CgroupView::Unified,
             lxcfs: &[],
             rescued: true,
+            apparmor: Some("berth-application"),
         };
         let rescued = build(&input).unwrap();
         let ordinary = build(&SpecInput { rescued: false, ..input }).unwrap();
@@ -564,6 +569,8 @@ mod tests {
         // Nothing else is different: the walls are those of every instance.
         assert_eq!(rescued.linux(), ordinary.linux());
         assert_eq!(rescued.process(), ordinary.process());
+        let process = ordinary.process().as_ref().unwrap();
+        assert_eq!(process.apparmor_profile().as_deref(), Some("berth-application"));
         assert_eq!(rescued.root(), ordinary.root());
     }
 

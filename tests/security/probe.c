@@ -285,6 +285,90 @@ static int try_usual(const char *way)
     return verdict(0, "usual sockets");
 }
 
+/* Whether what /proc calls a program's file is the one that has this name here. */
+static int is_ours(const char *path, int fd)
+{
+    char name[300];
+    struct stat here, is;
+    ssize_t length = readlink(path, name, sizeof name - 1);
+    name[length < 0 ? 0 : length] = 0;
+    return stat(name, &here) == 0 && fstat(fd, &is) == 0 && here.st_dev == is.st_dev && here.st_ino == is.st_ino;
+}
+
+/* Whether a program's file could be written, which a sealed copy in memory cannot. */
+static int writable(const char *way)
+{
+    int fd = open(way, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    int seals = fcntl(fd, F_GET_SEALS);
+    close(fd);
+    return seals < 0 || !(seals & F_SEAL_WRITE);
+}
+
+/* CVE-2019-5736: the file of every program that comes into sight for some seconds, held and written to once it
+ * does not run any more. */
+static int try_overwrite(const char *seconds)
+{
+    enum { MOST = 64 };
+    int held[MOST], count = 0, refusals = 0;
+    time_t end = time(NULL) + atoi(seconds);
+    puts("ready");
+    fflush(stdout);
+    while (time(NULL) < end) {
+        DIR *all = opendir("/proc");
+        for (struct dirent *entry; (entry = readdir(all));) {
+            char path[300];
+            if (*entry->d_name < '1' || *entry->d_name > '9' || atoi(entry->d_name) == getpid())
+                continue;
+            snprintf(path, sizeof path, "/proc/%s/exe", entry->d_name);
+            int fd = open(path, O_PATH | O_CLOEXEC);
+            if (fd < 0) {
+                refusals += errno == EACCES || errno == EPERM;
+                continue;
+            }
+            if (is_ours(path, fd) || count == MOST)
+                close(fd);
+            else
+                held[count++] = fd;
+        }
+        closedir(all);
+        for (int i = 0; i < count; i++) {
+            char way[64];
+            snprintf(way, sizeof way, "/proc/self/fd/%d", held[i]);
+            if (writable(way))
+                return verdict(0, "the file of a program from outside");
+        }
+    }
+    if (!count && !refusals)
+        return puts("absent: no program from outside came into sight"), 3;
+    errno = EACCES;
+    return verdict(-1, "files of programs from outside");
+}
+
+/* CVE-2024-21626: a way to a file of the host, through what any process here has open or stands in. */
+static int try_leftover(const char *marker)
+{
+    static const char *const climbs[] = {"", "/..", "/../..", "/../../..", "/../../../..", "/../../../../../.."};
+    DIR *all = opendir("/proc");
+    for (struct dirent *entry; (entry = readdir(all));) {
+        if (*entry->d_name < '1' || *entry->d_name > '9')
+            continue;
+        for (int fd = -2; fd < 64; fd++) {
+            char path[700];
+            int length = snprintf(path, sizeof path, fd == -2 ? "/proc/%s/cwd" : fd == -1 ? "/proc/%s/root" : "/proc/%s/fd/%d", entry->d_name, fd);
+            for (size_t i = 0; i < sizeof climbs / sizeof *climbs; i++) {
+                snprintf(path + length, sizeof path - length, "%s%s", climbs[i], marker);
+                if (open(path, O_RDONLY | O_CLOEXEC) >= 0)
+                    return verdict(0, path);
+            }
+        }
+    }
+    closedir(all);
+    errno = ENOENT;
+    return verdict(-1, marker);
+}
+
 static int with(const char *argument, int (*attempt)(const char *))
 {
     if (!argument)
@@ -303,6 +387,7 @@ int main(int argc, char **argv)
         {"mount", try_mount_new, NULL}, {"map", try_nested_map, NULL},
         {"keyring", try_keyring, NULL}, {"ptrace", NULL, try_ptrace},
         {"family", NULL, try_family}, {"usual", NULL, try_usual},
+        {"overwrite", NULL, try_overwrite}, {"leftover", NULL, try_leftover},
         {"setuid", NULL, try_setuid}, {"chown", NULL, try_chown},
     };
     for (size_t i = 0; argc > 1 && i < sizeof attempts / sizeof *attempts; i++)

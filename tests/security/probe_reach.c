@@ -51,6 +51,22 @@ static int open_file(const char *how, const char *path)
     return !error ? possible(path) : forbids(error) ? refused(path, error) : absent(strerror(error));
 }
 
+static const struct { const char *place, *kind; } kinds[] = {
+    {"/proc", "proc"}, {"/sys", "sysfs"}, {"/sys/kernel/debug", "debugfs"}, {"/sys/kernel/tracing", "tracefs"},
+};
+
+/* Where it is, when what hides it is taken away. */
+static int uncovered(const char *how, const char *path)
+{
+    int layers = 0, error;
+    while (umount2(path, MNT_DETACH) == 0)
+        layers++;
+    if (!layers)
+        return absent("nothing that hides it");
+    error = try_open(path, *how == 'w');
+    return !error ? possible(path) : forbids(error) ? refused(path, error) : absent(strerror(error));
+}
+
 /* What hides it or keeps it from being written is taken away, and a file system of our own put beside. */
 static int reach(const char *how, const char *path)
 {
@@ -83,8 +99,17 @@ static int reach(const char *how, const char *path)
     if (mount(NULL, top, NULL, MS_REMOUNT, NULL) == 0 && !try_open(path, writing))
         return possible("after a remount of all of it");
     mkdir(SCRATCH, 0700);
-    if (mount("none", SCRATCH, strcmp(top, "/sys") ? "proc" : "sysfs", 0, NULL) == 0) {
-        snprintf(part, sizeof part, "%s%s", SCRATCH, path + strlen(top));
+    /* Where the host has another file system mounted, it is that which is to be refused, too. */
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        size_t length = strlen(kinds[i].place);
+        if (strncmp(path, kinds[i].place, length) || path[length] != '/')
+            continue;
+        if (mount("none", SCRATCH, kinds[i].kind, 0, NULL) < 0) {
+            if (forbids(errno) && strcmp(kinds[i].place, top))
+                forbidden = errno;
+            continue;
+        }
+        snprintf(part, sizeof part, "%s%s", SCRATCH, path + length);
         if (!(error = try_open(part, writing)))
             return possible("in a file system of our own");
         if (forbids(error))
@@ -150,14 +175,56 @@ static int oom(const char *value, const char *unused)
     return possible("oom_score_adj");
 }
 
+static char *own_profile(void)
+{
+    static char text[256];
+    int fd = open("/proc/self/attr/current", O_RDONLY);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    text[length < 0 ? 0 : length] = 0;
+    text[strcspn(text, "\n")] = 0;
+    close(fd);
+    return text;
+}
+
+static int profile(const char *unused, const char *unused_too)
+{
+    (void)unused, (void)unused_too;
+    return puts(own_profile()), 0;
+}
+
+/* Its AppArmor profile, for another one: at once, and with the next program. */
+static int leave(const char *to, const char *unused)
+{
+    static const char *const ways[][2] = {
+        {"/proc/self/attr/current", "changeprofile"}, {"/proc/self/attr/exec", "exec"},
+    };
+    char order[300], before[256];
+    int error = 0;
+    (void)unused;
+    strcpy(before, own_profile());
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        int length = snprintf(order, sizeof order, "%s %s", ways[i][1], to);
+        int fd = open(ways[i][0], O_WRONLY);
+        if (fd < 0)
+            return absent(strerror(errno));
+        if (write(fd, order, length) < 0)
+            error = forbids(errno) || !error ? errno : error;
+        else if (i == 1 || strcmp(before, own_profile()))
+            return possible(order);
+        close(fd);
+    }
+    return forbids(error) ? refused(to, error) : absent(strerror(error));
+}
+
 int main(int argc, char **argv)
 {
     static const struct { const char *name; int (*attempt)(const char *, const char *); int arguments; } attempts[] = {
         {"open", open_file, 2}, {"reach", reach, 2}, {"limit", limit, 2}, {"hierarchy", hierarchy, 1}, {"oom", oom, 1},
+        {"uncovered", uncovered, 2}, {"profile", profile, 0}, {"leave", leave, 1},
     };
     for (size_t i = 0; argc > 1 && i < sizeof attempts / sizeof *attempts; i++)
         if (strcmp(argv[1], attempts[i].name) == 0 && argc == 2 + attempts[i].arguments)
-            return attempts[i].attempt(argv[2], argc > 3 ? argv[3] : NULL);
-    fprintf(stderr, "usage: probe open|reach r|w PATH, limit CONTROLLER FILE, hierarchy NAME, oom VALUE\n");
+            return attempts[i].attempt(argc > 2 ? argv[2] : NULL, argc > 3 ? argv[3] : NULL);
+    fprintf(stderr, "usage: probe open|reach|uncovered r|w PATH, limit CONTROLLER FILE, hierarchy NAME, oom VALUE, profile, leave PROFILE\n");
     return 2;
 }

@@ -447,3 +447,36 @@ def test_a_guard_goes_with_its_interface(service, busybox, limit):
     finally:
         instance.discard()
     assert not Path(f"/sys/class/net/{vif['devname']}").exists()
+
+
+@pytest.fixture
+def port_isolation(service):
+    """Switches it, with a restart that no instance notices."""
+
+    def switch(on: bool) -> None:
+        service.kill()
+        service.settings["bridge"]["port_isolation"] = on
+        service.start()
+
+    yield switch
+    switch(False)
+
+
+def test_isolated_ports_reach_the_gateway_alone(attacker, victim, port_isolation):
+    """Neither to a neighbour's MAC address, nor to all, nor to the host as a router."""
+    service = attacker.service
+    own, to = attacker.vif["address"], victim.vif["address"]
+    own4, to4 = (one.vif["addresses"][0].split("/")[0] for one in (attacker, victim))
+    gateway = Path(f"/sys/class/net/{service.bridge}/address").read_text().strip()
+    packets = {"direct": (to, to4), "to all": (ALL, to4), "by the gateway": (gateway, to4)}
+    frames = {
+        name: frame(mac_address, own, IPV4, ip(address, own4, UDP, udp(MARK + name.encode() + b":")))
+        for name, (mac_address, address) in packets.items()
+    }
+    frames["arp"] = frame(ALL, own, ARP, arp(1, own, own4, to4, MARK + b"arp:"))
+    for on, heard in ((False, frames.keys()), (True, set()), (False, frames.keys())):
+        port_isolation(on)
+        # The router asks for a neighbour that it does not know, and that is heard all the same.
+        victim.sh(f"ping -c 1 -W 2 {service.subnet}.1")
+        attacker.sh(f"ping -c 1 -W 2 {service.subnet}.1")
+        assert heard_by(victim, attacker, frames) == heard, on

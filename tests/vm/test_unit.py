@@ -177,6 +177,19 @@ def test_instances_and_monitors_are_outside_the_units_cgroup(spawn, service):
     assert inside == [str(service.pid)]
 
 
+def test_instances_have_their_profile_and_the_service_none(spawn, service):
+    def profile(pid: int) -> str:
+        return Path(f"/proc/{pid}/attr/current").read_text().strip("\0\n")
+
+    instance = spawn()
+    assert profile(instance.get()["pid"]) == "berth-system (enforce)"
+    assert profile(service.pid) == profile(instance.monitor_pid()) == "unconfined"
+    service.stop()
+    assert profile(instance.pids()[0]) == "berth-system (enforce)"
+    service.start()
+    assert profile(instance.get()["pid"]) == "berth-system (enforce)"
+
+
 def test_the_limits_are_in_force(spawn):
     instance = spawn(flavor={"vcpus": 1, "memory_mb": 64, "extra_specs": {"berth:processes": "77"}})
     found = limits(instance)

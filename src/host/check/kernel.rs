@@ -6,8 +6,10 @@ use std::path::Path;
 
 use super::outcome::{failed, ok, warning};
 use super::trials::Trials;
-use crate::config::Config;
+use crate::config::{AppArmor, Config};
+use crate::fault::Result;
 use crate::host::facts::{kernel_release, read};
+use crate::runtime::apparmor::{self, Host};
 use crate::types::Check;
 
 pub(super) const OVERLAY: &str = "overlayfs on idmapped layers";
@@ -32,7 +34,7 @@ pub(super) fn checks(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
             "mount devpts on /dev/pts; the kernel needs CONFIG_UNIX98_PTYS",
         ),
         seccomp(read(Path::new("/proc/sys/kernel/seccomp/actions_avail")).ok().as_deref()),
-        apparmor(read(Path::new("/sys/module/apparmor/parameters/enabled")).ok().as_deref()),
+        apparmor(config.runtime.apparmor, &Host::look(), apparmor::mode, apparmor::try_out),
     ]
 }
 
@@ -115,20 +117,52 @@ fn seccomp(actions: Option<&str>) -> Check {
     }
 }
 
-fn apparmor(enabled: Option<&str>) -> Check {
-    match enabled {
-        Some("Y") => ok("AppArmor", "enabled"),
-        _ => warning(
-            "AppArmor",
-            "absent",
-            "boot with apparmor=1 security=apparmor if the kernel has it; user namespaces and seccomp confine instances without",
+/// What instances that start now get. The service loads the profiles when it starts.
+fn apparmor(
+    wanted: AppArmor,
+    host: &Host,
+    mode: impl Fn(&str) -> Option<String>,
+    try_out: impl Fn(&Host) -> Result<()>,
+) -> Check {
+    const NAME: &str = "AppArmor";
+    const WITHOUT: &str = "the other walls stand without";
+    if wanted == AppArmor::Off {
+        return ok(NAME, "off by runtime.apparmor = \"off\"");
+    }
+    let names = [apparmor::SYSTEM, apparmor::APPLICATION];
+    let modes = names.map(|name| mode(name).map(|mode| (name, mode)));
+    let lax = modes.iter().flatten().find(|(_, mode)| mode != "enforce");
+    let (found, remedy) = match (host, lax) {
+        (Host::Ready(_), Some((name, mode))) => (
+            format!("{name} is in {mode} mode: it refuses nothing"),
+            "systemctl restart berth: it loads them to be enforced".to_owned(),
         ),
+        (Host::Ready(_), None) if modes.iter().all(Option::is_some) => {
+            return ok(NAME, "profiles are loaded and enforced");
+        }
+        (Host::Ready(_), None) => match try_out(host) {
+            Ok(()) => return ok(NAME, "the service loads its profiles when it starts"),
+            Err(fault) => (fault.detail, format!("apt install --reinstall apparmor; {WITHOUT}")),
+        },
+        (Host::NoParser, _) => (
+            "enabled, without a program to load profiles".to_owned(),
+            format!("apt install apparmor; {WITHOUT}"),
+        ),
+        (Host::Absent(why), _) => (
+            format!("absent: {why}"),
+            format!("boot with apparmor=1 security=apparmor if the kernel has it; {WITHOUT}"),
+        ),
+    };
+    match wanted {
+        AppArmor::Required => failed(NAME, found, remedy),
+        _ => warning(NAME, found, remedy),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::{Fault, FaultKind};
     use crate::types::CheckStatus::{self, Failed, Ok, Warning};
 
     #[test]
@@ -156,10 +190,27 @@ mod tests {
         assert_eq!(privilege(false).status, Failed);
         assert_eq!(seccomp(Some("kill errno allow")).status, Ok);
         assert_eq!(seccomp(None).status, Failed);
-        assert_eq!(apparmor(Some("N")).status, Warning);
         let known = |text: &str| -> CheckStatus { filesystem(&Config::default(), text).status };
         assert_eq!(known("nodev\tproc\n\text4\n"), Ok);
         assert_eq!(known("\text3\n"), Warning);
+    }
+
+    #[test]
+    fn apparmor_says_what_instances_get() {
+        let host = Host::Ready(Path::new("/sbin/apparmor_parser"));
+        let check = |wanted, host: &Host, mode: Option<&str>| {
+            apparmor(wanted, host, |_| mode.map(str::to_owned), |_| Result::Ok(()))
+        };
+        assert_eq!(check(AppArmor::Auto, &host, Some("enforce")).status, Ok);
+        assert_eq!(check(AppArmor::Required, &host, None).status, Ok);
+        assert_eq!(check(AppArmor::Auto, &host, Some("complain")).status, Warning);
+        let refuses = |_: &Host| Err(Fault::new(FaultKind::HostUnsupported, "syntax error"));
+        assert_eq!(apparmor(AppArmor::Auto, &host, |_| None, refuses).found, "syntax error");
+        for host in [Host::Absent("booted without"), Host::NoParser] {
+            assert_eq!(check(AppArmor::Auto, &host, None).status, Warning);
+            assert_eq!(check(AppArmor::Required, &host, None).status, Failed);
+            assert_eq!(check(AppArmor::Off, &host, None).status, Ok);
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ struct Sysctl {
 /// [`etc/sysctl.d/60-berth.conf`] sets them to what is advised, which is enough for a thousand instances.
 ///
 /// [`etc/sysctl.d/60-berth.conf`]: ../../../etc/sysctl.d/60-berth.conf
-const SYSCTLS: [Sysctl; 10] = [
+const SYSCTLS: [Sysctl; 15] = [
     Sysctl {
         name: "fs.inotify.max_user_instances",
         least: 128,
@@ -32,6 +32,12 @@ const SYSCTLS: [Sysctl; 10] = [
         least: 65_536,
         advice: 1_048_576,
         why: "each instance has so many",
+    },
+    Sysctl {
+        name: "fs.inotify.max_queued_events",
+        least: 16_384,
+        advice: 1_048_576,
+        why: "a program inside that reads late loses what is beyond it",
     },
     Sysctl {
         name: "fs.aio-max-nr",
@@ -52,6 +58,18 @@ const SYSCTLS: [Sysctl; 10] = [
         why: "systemd inside takes a keyring for each service",
     },
     Sysctl {
+        name: "kernel.keys.maxbytes",
+        least: 20_000,
+        advice: 2_000_000,
+        why: "systemd inside takes a keyring for each service",
+    },
+    Sysctl {
+        name: "kernel.dmesg_restrict",
+        least: 1,
+        advice: 1,
+        why: "every user of the host reads the kernel's messages, its addresses among them",
+    },
+    Sysctl {
         name: "kernel.pty.max",
         least: 4096,
         advice: 16_384,
@@ -68,6 +86,18 @@ const SYSCTLS: [Sysctl; 10] = [
         least: 65_536,
         advice: 1_048_576,
         why: "instances share the host's threads",
+    },
+    Sysctl {
+        name: "net.core.bpf_jit_limit",
+        least: 264_241_152,
+        advice: 1_000_000_000,
+        why: "the system call filters of all instances share it",
+    },
+    Sysctl {
+        name: "vm.max_map_count",
+        least: 65_530,
+        advice: 262_144,
+        why: "databases inside do not start with less",
     },
     Sysctl {
         name: "net.ipv4.neigh.default.gc_thresh3",
@@ -88,6 +118,9 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     checks.extend(SYSCTLS.iter().map(|s| sysctl(s, value(s.name))));
     if config.bridge.enabled {
         checks.push(forwarding(value("net.ipv4.ip_forward")));
+        if config.bridge.nat {
+            checks.push(connections(config, value(CONNTRACK)));
+        }
     }
     checks
 }
@@ -145,6 +178,30 @@ fn sysctl(limit: &Sysctl, value: Option<u64>) -> Check {
     }
 }
 
+const CONNTRACK: &str = "net.netfilter.nf_conntrack_max";
+
+/// Room in the one table of connections for instances on the bridge, each with as many as it may have.
+fn connections(config: &Config, value: Option<u64>) -> Check {
+    let each = u64::from(config.bridge.connections);
+    let remedy = || {
+        let most = (each * 64).clamp(1 << 20, 1 << 26);
+        format!("sysctl -w {CONNTRACK}={most}; an entry takes about 300 bytes")
+    };
+    match value {
+        // Until the module is there: the service's rules load it.
+        None => ok(CONNTRACK, "nothing is tracked yet"),
+        Some(most) if each == 0 => warning(
+            CONNTRACK,
+            format!("{most}, and one instance can take them all: bridge.connections is 0"),
+            "set bridge.connections to what one instance may have",
+        ),
+        Some(most) if most < each * 8 => {
+            warning(CONNTRACK, format!("{most}: {} instances take them all", most / each), remedy())
+        }
+        Some(most) => ok(CONNTRACK, format!("{most}, for {} instances at least", most / each)),
+    }
+}
+
 fn forwarding(value: Option<u64>) -> Check {
     match value {
         Some(1) => ok("net.ipv4.ip_forward", "1"),
@@ -170,10 +227,21 @@ mod tests {
         assert_eq!(sysctl(&SYSCTLS[0], None).status, Ok);
         let file = include_str!("../../../etc/sysctl.d/60-berth.conf");
         for s in &SYSCTLS {
-            assert!(s.advice > s.least, "{}", s.name);
+            assert!(s.advice >= s.least, "{}", s.name);
             let line = format!("{} = {}", s.name, s.advice);
             assert!(file.lines().any(|l| l == line), "60-berth.conf has no line {line}");
         }
+    }
+
+    #[test]
+    fn a_table_that_few_instances_fill_is_a_warning() {
+        let mut config = Config::default();
+        config.bridge.connections = 1000;
+        assert_eq!(connections(&config, Some(7999)).status, Warning);
+        assert_eq!(connections(&config, Some(8000)).status, Ok);
+        assert_eq!(connections(&config, None).status, Ok);
+        config.bridge.connections = 0;
+        assert_eq!(connections(&config, Some(1 << 30)).status, Warning);
     }
 
     #[test]

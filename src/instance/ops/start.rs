@@ -123,6 +123,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, &boot.config.user)?;
     let lxcfs = lxcfs_files(parts, record);
+    let role = Role::of(boot.config, boot.definition.command.as_deref());
     let cgroup_view = match parts.hierarchy.layout() {
         CgroupLayout::V1 => CgroupView::V1,
         CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,
@@ -138,6 +139,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
         cgroup_view,
         lxcfs: &lxcfs,
         rescued: record.rescue.is_some(),
+        apparmor: parts.apparmor.profile(role)?,
     })?;
     targets::follow_links(&mut spec, &paths.rootfs())?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;
