@@ -176,7 +176,8 @@ impl Instance {
                 .flat_map(|dir| [dir.join("memory.oom_control"), dir.join("memory.events")])
                 .collect(),
             console_log_bytes: 131_072,
-            serial_line: None,
+            block,
+            init: None,
         };
         Instance { runtime, _dir: dir, layout, spec, rootfs, parent, _hugetlb: hugetlb }
     }

@@ -13,7 +13,7 @@ use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
 
-use super::container::{self, Container};
+use super::container::{self, Container, Idle};
 use super::log::log;
 use super::peer::{Peer, Purpose};
 use super::protocol::{
@@ -109,6 +109,10 @@ impl Server {
             if ready.console {
                 self.pump(BURST);
             }
+            if ready.idle {
+                let lines = self.container.iter_mut().flat_map(|container| &mut container.idle);
+                lines.for_each(Idle::drain);
+            }
             if ready.listener {
                 self.accept();
             }
@@ -130,6 +134,10 @@ impl Server {
         let flagged = self.peers.iter().map(|peer| (peer, peer_flags(peer)));
         let waited = flagged.filter(|(_, flags)| !flags.is_empty());
         fds.extend(waited.map(|(peer, flags)| PollFd::new(&peer.stream, flags)));
+        let before_idle = fds.len();
+        let idle = self.container.iter().flat_map(|container| &container.idle);
+        fds.extend(idle.map(|line| PollFd::from_borrowed_fd(line.as_fd(), PollFlags::IN)));
+        let after_idle = fds.len();
         if let Some(container) = &self.container {
             fds.push(PollFd::from_borrowed_fd(container.console.as_fd(), self.console_flags()));
         }
@@ -141,6 +149,7 @@ impl Server {
             children: ready(0),
             listener: ready(1),
             console: self.container.is_some() && ready(fds.len() - 1),
+            idle: (before_idle..after_idle).any(ready),
         }
     }
 
@@ -161,6 +170,11 @@ impl Server {
                 peer.send_console(&buffer[..n]);
             }
             moved += n;
+        }
+        if self.spec.init.is_some()
+            && let Some(container) = &self.container
+        {
+            container.console.free_from(container.init);
         }
     }
 
@@ -395,6 +409,7 @@ struct Ready {
     children: bool,
     listener: bool,
     console: bool,
+    idle: bool,
 }
 
 fn peer_flags(peer: &Peer) -> PollFlags {

@@ -4,7 +4,8 @@
 //!   specification, with [`capabilities`] and [`seccomp`]; pure.
 //! * [`cli`] drives any program with the standard command line.
 //! * [`probe`] finds one that works on this host.
-//! * [`init`] knows what init programs want to be told.
+//! * [`init`] knows what init programs want to be told, [`asking`] leaves it in their files,
+//!   and [`lines`] knows where they have somebody log in.
 //! * [`lxcfs`] finds what lxcfs offers.
 //! * [`targets`] looks where the mounts go, before a program does.
 
@@ -14,9 +15,11 @@ use std::process::Command;
 use crate::fault::Result;
 use crate::sys::process::ChildSetup;
 
+pub mod asking;
 pub mod capabilities;
 pub mod cli;
 pub mod init;
+pub mod lines;
 pub mod lxcfs;
 pub mod probe;
 pub mod role;

@@ -93,7 +93,8 @@ fn monitor_spec(
         join_cgroups: group.left_alone(),
         oom_counters: group.oom_counters(),
         console_log_bytes: parts.config.instances.console_log_bytes,
-        serial_line: init::logs_in_at_serial_line(role).then_some(record.id_block),
+        block: record.id_block,
+        init: init::of_lines(role),
     })
 }
 
