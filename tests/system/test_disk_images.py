@@ -135,7 +135,8 @@ def split(work: Path, fstab: str, *places: str) -> tuple[Path, dict[str, Path]]:
         label = place.replace("/", "-")
         size = "12M" if place == "usr" else "4M"
         uuid_option = ("-U", "5ca1ab1e-0000-4000-8000-000000000001") if place == "var" else ()
-        parts[place] = disklib.ext(work / f"{label}.img", size, aside, "-t", "ext4", "-L", label, *uuid_option)
+        options = ("-t", "ext4", "-L", label, *uuid_option)
+        parts[place] = disklib.ext(work / f"{label}.img", size, aside, *options)
     return disklib.ext(work / "root.img", "12M", tree, "-t", "ext4", "-L", "root"), parts
 
 

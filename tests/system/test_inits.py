@@ -56,13 +56,14 @@ S6 = """\
 cp -a /etc/s6-linux-init/current/run-image/service /run/
 exec s6-svscan /run/service
 """
+#: What s6-svscan becomes when it is asked to end.
 S6_FINISH = "#!/bin/sh\nexec /bin/busybox poweroff -f\n"
 
 
 def s6_tree() -> imagelib.Tree:
     """What makes Debian's s6 an init, in the places of s6-linux-init, which Debian has not."""
     tree = imagelib.Tree()
-    tree.file("sbin/init", S6, 0o755)
+    tree.file("usr/sbin/init", S6, 0o755)  # `sbin` is a link
     service = "etc/s6-linux-init/current/run-image/service"
     tree.file(f"{service}/getty-tty1/run", "#!/bin/sh\nexec /sbin/getty 38400 tty1\n", 0o755)
     tree.file(f"{service}/.s6-svscan/finish", S6_FINISH, 0o755)
@@ -104,6 +105,8 @@ def test_it_is_found_and_somebody_logs_in_at_its_console(service, image, system)
         terminal.read_until(b"# ")
         terminal.type(b"echo $((6*7))-$(ps -o comm= -p 1)\r")
         terminal.read_until(b"42-")
+        if name == "runit":
+            return  # Debian's getty at ttyS0 leads no session there, nor on a machine.
         # A terminal of its own: what is interrupted ends, and its shell does not.
         terminal.type(b"sleep 1000\r")
         wait_for("the command", lambda: system.run("pidof", "sleep").stdout)
@@ -122,7 +125,7 @@ def test_nothing_respawns_for_want_of_a_line(system):
     assert system.sh(gettys) == before
     assert system.console() == said
     assert said.count("login:") == 1
-    for complaint in ("respawning too", "can't open /dev/tty", "No such device", "No such file or directory: tty"):
+    for complaint in ("respawning too", "can't open /dev/tty", "No such device", "No such file"):
         assert complaint not in said, said
 
 
