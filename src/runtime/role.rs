@@ -50,3 +50,45 @@ impl Role {
 fn is(known: &str, word: &str) -> bool {
     known == word || known.rsplit_once("bin/").is_some_and(|(_, name)| name == word)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::InitProgram;
+
+    #[test]
+    fn a_command_boots_the_program_that_is_known_for_an_init() {
+        let init = |words: &str, kind| InitProgram {
+            command: words.split(' ').map(str::to_owned).collect(),
+            kind,
+        };
+        let image = ImageConfig {
+            init: Some(InitKind::Systemd),
+            inits: vec![
+                init("/usr/lib/systemd/systemd", InitKind::Systemd),
+                init("/sbin/runit-init", InitKind::Runit),
+                init("/bin/busybox init", InitKind::Busybox),
+                init("/opt/init", InitKind::Other),
+            ],
+            ..ImageConfig::default()
+        };
+        for (words, role) in [
+            ("/usr/lib/systemd/systemd --show-status=0", Role::System(InitKind::Systemd)),
+            ("runit-init", Role::System(InitKind::Runit)),
+            ("/bin/busybox init", Role::System(InitKind::Busybox)),
+            ("/bin/busybox httpd", Role::Application),
+            ("/bin/busybox", Role::Application),
+            // Their names say nothing.
+            ("/sbin/init", Role::Application),
+            ("/init", Role::Application),
+            ("systemd", Role::Application),
+            ("/opt/init", Role::Application),
+        ] {
+            let command: Vec<_> = words.split(' ').map(str::to_owned).collect();
+            assert_eq!(Role::of(&image, Some(&command)), role, "{words}");
+        }
+        assert_eq!(Role::of(&image, None), Role::System(InitKind::Systemd));
+        let image = ImageConfig { init: None, ..image };
+        assert_eq!(Role::of(&image, None), Role::Application);
+    }
+}

@@ -151,3 +151,56 @@ def test_it_is_rebooted_from_inside_and_softly(system):
     assert time.monotonic() - before < 20
     wait_for("the login", lambda: system.console().count("machine login:") == 3, 60)
     assert system.state == "RUNNING"
+
+
+# -- what is told by the program alone ---------------------------------------------
+
+#: What s6-overlay's `/init` says, and what its application does here.
+SUPERVISOR = """\
+#!/bin/sh -e
+# s6-overlay-suexec is accessible via PATH, as are all our binaries.
+trap 'echo asked; exit 0' TERM
+echo "supervises $*"
+while :; do sleep 0.1; done
+"""
+
+
+def applications() -> dict[str, tuple[imagelib.Tree, list[str]]]:
+    """Trees with an init that is not what their command starts, and that command."""
+    named, other = imagelib.busybox_tree(), imagelib.busybox_tree()
+    for tree in (named, other):
+        tree.symlink("sbin/init", "/bin/busybox")
+    named.file("init", SUPERVISOR, 0o755)
+    other.file("opt/sbin/init", SUPERVISOR.replace("s6-overlay", "x"), 0o755)
+    return {"s6-overlay": (named, ["/init"]), "an init by name": (other, ["/opt/sbin/init"])}
+
+
+@pytest.mark.parametrize("kind", applications())
+def test_what_only_is_called_init_is_an_application(service, made, tmp_path, kind):
+    tree, entrypoint = applications()[kind]
+    file = tmp_path / "image.tar"
+    file.write_bytes(imagelib.docker_archive([tree.tar()], {"Entrypoint": entrypoint}, "app:1"))
+    vif = service.vif()
+    made.append(service.spawn(service.import_image(file), vifs=[vif]))
+    made[-1].wait_console("supervises")
+    # Nothing in it asks for an address.
+    address = vif["addresses"][0].split("/")[0]
+    assert address in made[-1].sh("ip -o -4 addr show")
+    made[-1].action("stop", timeout=30)
+    assert "asked" in made[-1].console()
+    assert made[-1].get()["exit"]["signal"] is None
+
+
+def test_an_init_boots_by_the_name_that_is_there(service, made, tmp_path):
+    tree = imagelib.busybox_tree()
+    tree.symlink("init", "/bin/busybox")
+    tree.file("etc/inittab", "::sysinit:/bin/echo started\n::respawn:-/bin/sh\n")
+    file = tmp_path / "image.tar"
+    file.write_bytes(imagelib.docker_archive([tree.tar()], {}, "init:1"))
+    image = service.import_image(file)
+    assert service.client.get(f"/v1/images/{image}")["config"]["init"] == "busybox"
+    made.append(service.spawn(image))
+    made[-1].wait_console("started")
+    before = time.monotonic()
+    made[-1].action("stop", timeout=30)
+    assert time.monotonic() - before < 10
