@@ -177,7 +177,8 @@ impl Instance {
                 .flat_map(|dir| [dir.join("memory.oom_control"), dir.join("memory.events")])
                 .collect(),
             console_log_bytes: 131_072,
-            serial_line: None,
+            block,
+            init: None,
             view: Some(ViewSpec { command_line: "init=test".into(), locked: true }),
         };
         Instance { runtime, _dir: dir, layout, spec, rootfs, parent, _hugetlb: hugetlb }
@@ -694,9 +695,10 @@ fn systemd_boots(runtime: &'static str) {
         ["running", "degraded"].contains(&state.trim()).then_some(state)
     });
     assert_eq!(state.trim(), "running", "{}", inside(&["systemctl", "--failed", "--no-pager"]));
-    let signals = berth::runtime::init::soft_signals(
+    let asking = berth::runtime::init::asking(
         berth::runtime::role::Role::System(InitKind::Systemd),
         &image,
+        berth::runtime::init::Ask::PowerOff,
     )
     .unwrap();
     let (_, stream) = monitor.subscribe().unwrap();
@@ -708,7 +710,7 @@ fn systemd_boots(runtime: &'static str) {
         (inside(&["systemctl", "is-system-running"]).trim() == "running").then_some(())
     });
     monitor.on_exit(ExitAction::End).unwrap();
-    monitor.signal(signals.stop).unwrap();
+    monitor.signal(asking.signals[0]).unwrap();
     assert_eq!(instance.wait_end(&monitor).unwrap().kind, ExitKind::PowerOff);
 }
 

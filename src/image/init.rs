@@ -1,66 +1,211 @@
-//! Finds the init program of a root file system.
+//! Finds the init programs of a root file system, and tells what they are by what they hold.
+//!
+//! A name makes no program an init, and what another file of the image says does not either:
+//! `/init` is systemd in one image, an application's supervisor in another. Only a program at a
+//! place where a kernel looks is one whatever it holds, of an image that names no command.
 
 use std::path::PathBuf;
 
 use super::stacked::{Found, StackedLayers};
 use crate::fault::Result;
-use crate::types::InitKind;
+use crate::types::{ImageConfig, InitKind, InitProgram};
 
-/// Where an init may be: the kernel's first choice, then systemd where its
-/// link was not installed, then the initial ramdisk's convention.
-pub const CANDIDATES: &[&str] =
-    &["/sbin/init", "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/init"];
+/// Where the program is that boots: the kernel's choices, then systemd where its link was not
+/// installed, then the initial ramdisk's convention.
+pub const CANDIDATES: &[&str] = &[
+    "/sbin/init",
+    "/etc/init",
+    "/bin/init",
+    "/usr/lib/systemd/systemd",
+    "/lib/systemd/systemd",
+    "/init",
+];
+/// Names under which inits are installed beside another. Only what is known for one boots by them.
+pub const NAMED: &[&str] = &[
+    "/sbin/openrc-init",
+    "/sbin/runit-init",
+    "/sbin/finit",
+    "/sbin/dinit",
+    "/usr/bin/dinit",
+    "/usr/sbin/init",
+    "/usr/bin/init",
+    "/usr/sbin/openrc-init",
+    "/usr/sbin/runit-init",
+    "/usr/bin/runit-init",
+    "/usr/sbin/finit",
+    "/usr/sbin/dinit",
+    "/lib/runit/runit-init",
+    "/usr/lib/runit/runit-init",
+    "/etc/s6-linux-init/current/bin/init",
+];
+/// Where a command without a directory is looked for.
+const PATH: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// How much of a program is searched for the words that give it away.
 const SEARCHED: u64 = 4 << 20;
+/// Most programs that scripts lead to.
+const MAX_SCRIPTS: usize = 4;
 
-/// An init program in the image.
+/// What is known of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Init {
-    /// The path to start it by.
-    pub path: &'static str,
-    /// What it is, which tells how it is asked to stop.
-    pub kind: InitKind,
+enum Known {
+    /// It boots a system.
+    Init(InitKind),
+    /// It watches over an application; at an init's place, over a system of this kind.
+    Supervisor(Option<InitKind>),
+    /// It may be anything.
+    Nothing,
 }
 
-/// The init of the layers (lowest first), if they have one.
-pub fn find(layers: &[PathBuf]) -> Result<Option<Init>> {
-    let layers = StackedLayers::new(layers)?;
-    for path in CANDIDATES {
-        if let Some(found) = layers.find(path)?
-            && found.mode & 0o111 != 0
+/// Words in programs by which they are known. More telling ones first: others' programs
+/// speak of inits, too.
+const WORDS: &[(&[u8], Known)] = &[
+    (b"BusyBox v", Known::Init(InitKind::Busybox)),
+    (b"TINI_SUBREAPER", Known::Supervisor(None)),
+    (b"[dumb-init] ", Known::Supervisor(None)),
+    (b"catatonit", Known::Supervisor(None)),
+    (b"systemd.crash_chvt", Known::Init(InitKind::Systemd)),
+    (b"OpenRC init version", Known::Init(InitKind::Openrc)),
+    (b"openrc-init", Known::Init(InitKind::Openrc)),
+    (b"/runit.stopit", Known::Init(InitKind::Runit)),
+    (b"/etc/runit/stopit", Known::Init(InitKind::Runit)),
+    (b"/etc/finit.conf", Known::Init(InitKind::Finit)),
+    (b"dinit, an init with dependency management", Known::Init(InitKind::Dinit)),
+    (b"dinit: init/service manager daemon", Known::Init(InitKind::Dinit)),
+    (b"/etc/dinit/environment", Known::Init(InitKind::Dinit)),
+    (b"INIT_VERSION=sysvinit", Known::Init(InitKind::Sysvinit)),
+    (b"INIT: version", Known::Init(InitKind::Sysvinit)),
+    (b"s6-linux-init", Known::Init(InitKind::S6)),
+    (b".s6-svscan", Known::Supervisor(Some(InitKind::S6))),
+];
+/// The same of scripts, beside the programs that they become.
+const SCRIPTS_WORDS: &[(&[u8], Known)] = &[
+    (b"s6-overlay", Known::Supervisor(None)),
+    (b"/etc/s6/init/", Known::Supervisor(None)),
+    (b"s6-linux-init", Known::Init(InitKind::S6)),
+    (b"s6-svscan", Known::Supervisor(Some(InitKind::S6))),
+];
+
+/// Fills in which inits an image has whose layers (lowest first) are these.
+pub fn recognise(config: &mut ImageConfig, layers: &[PathBuf]) -> Result<()> {
+    let image = Programs { layers: StackedLayers::new(layers)? };
+    config.inits = Vec::new();
+    let boots = image.boots()?;
+    config.init = boots.as_ref().map(|program| program.kind);
+    config.inits.extend(boots);
+    let command: Vec<&str> =
+        config.entrypoint.iter().chain(&config.cmd).map(String::as_str).collect();
+    let mut others: Vec<Vec<String>> = Vec::new();
+    if let [first, rest @ ..] = command.as_slice() {
+        let applet = rest.first().filter(|second| **second == "init");
+        others.push([first].into_iter().chain(applet).map(ToString::to_string).collect());
+        others.push(vec![(*first).to_owned()]);
+    }
+    let paths = CANDIDATES.iter().chain(NAMED);
+    others.extend(paths.map(|path| vec![(*path).to_owned()]));
+    for command in others {
+        if let Known::Init(kind) = image.known(&command)?
+            && config.inits.iter().all(|program| program.command != command)
         {
-            return Ok(Some(Init { path, kind: kind(&found)? }));
+            config.inits.push(InitProgram { command, kind });
         }
     }
-    Ok(None)
+    Ok(())
 }
 
-/// What the init of the layers (lowest first) is. A layer that cannot be read has none.
-pub fn detect(layers: &[PathBuf]) -> Option<InitKind> {
-    find(layers).ok().flatten().map(|init| init.kind)
+/// An image's programs.
+struct Programs {
+    layers: StackedLayers,
 }
 
-/// Tells by the program behind the links first, then by words in it.
-fn kind(found: &Found) -> Result<InitKind> {
-    let by_name = match found.name() {
-        b"systemd" if found.directory_name() == b"systemd" => Some(InitKind::Systemd),
-        name if name.starts_with(b"busybox") => Some(InitKind::Busybox),
-        b"openrc-init" => Some(InitKind::Openrc),
-        _ => None,
-    };
-    if let Some(kind) = by_name {
-        return Ok(kind);
+impl Programs {
+    /// The one that boots.
+    fn boots(&self) -> Result<Option<InitProgram>> {
+        for (index, path) in CANDIDATES.iter().chain(NAMED).enumerate() {
+            let command = vec![(*path).to_owned()];
+            let Some(found) = self.executable(path)? else { continue };
+            let kind = match self.tell(&found, &command, MAX_SCRIPTS)? {
+                Known::Init(kind) => kind,
+                // At the kernel's own places it is one, whatever it is. `/init` is many things.
+                Known::Supervisor(Some(kind)) if index < 3 => kind,
+                Known::Nothing if index < CANDIDATES.len() => InitKind::Other,
+                _ => continue,
+            };
+            return Ok(Some(InitProgram { command, kind }));
+        }
+        Ok(None)
     }
-    let content = found.read(SEARCHED)?;
-    // More telling words first: BusyBox's binary also speaks of INIT.
-    let words: [(&[u8], InitKind); 4] = [
-        (b"BusyBox v", InitKind::Busybox),
-        (b"openrc-init", InitKind::Openrc),
-        (b"libsystemd-shared", InitKind::Systemd),
-        (b"INIT: version", InitKind::Sysvinit),
-    ];
+
+    /// What the program is that a command starts.
+    fn known(&self, command: &[String]) -> Result<Known> {
+        let name = command.first().map_or("", String::as_str);
+        let found = if name.contains('/') {
+            self.executable(name)?
+        } else {
+            let paths =
+                PATH.iter().map(|directory| self.executable(&format!("{directory}/{name}")));
+            paths.filter_map(Result::transpose).next().transpose()?
+        };
+        found.map_or(Ok(Known::Nothing), |found| self.tell(&found, command, MAX_SCRIPTS))
+    }
+
+    fn executable(&self, path: &str) -> Result<Option<Found>> {
+        Ok(self.layers.find(path)?.filter(|found| found.mode & 0o111 != 0))
+    }
+
+    /// Tells by the program behind the links.
+    fn tell(&self, found: &Found, command: &[String], scripts: usize) -> Result<Known> {
+        let content = found.read(SEARCHED)?;
+        if content.starts_with(b"#!") {
+            return self.tell_script(&content, scripts);
+        }
+        let known = match found.name() {
+            b"systemd" if found.directory_name() == b"systemd" => Known::Init(InitKind::Systemd),
+            b"openrc-init" => Known::Init(InitKind::Openrc),
+            name if name.starts_with(b"busybox") => Known::Init(InitKind::Busybox),
+            _ => by_words(&content, WORDS),
+        };
+        // It is many programs, by the name that it is called by.
+        let name = command.first().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        let applet = if name.starts_with("busybox") {
+            command.get(1).map(String::as_str)
+        } else {
+            Some(name)
+        };
+        match known {
+            Known::Init(InitKind::Busybox) if !matches!(applet, Some("init" | "linuxrc")) => {
+                Ok(Known::Nothing)
+            }
+            known => Ok(known),
+        }
+    }
+
+    /// A script is what it says, or the program that it becomes.
+    fn tell_script(&self, content: &[u8], left: usize) -> Result<Known> {
+        let known = by_words(content, SCRIPTS_WORDS);
+        if known != Known::Nothing || left == 0 {
+            return Ok(known);
+        }
+        for line in String::from_utf8_lossy(content).lines() {
+            let mut words = line.split_whitespace();
+            if words.next() != Some("exec") {
+                continue;
+            }
+            let path = words.next().unwrap_or_default().trim_matches('"');
+            if path.starts_with('/')
+                && let Some(found) = self.executable(path)?
+                && let Known::Init(kind) = self.tell(&found, &[path.to_owned()], left - 1)?
+            {
+                return Ok(Known::Init(kind));
+            }
+        }
+        Ok(Known::Nothing)
+    }
+}
+
+fn by_words(content: &[u8], words: &[(&[u8], Known)]) -> Known {
     let has = |word: &[u8]| content.windows(word.len()).any(|window| window == word);
-    Ok(words.iter().find(|(word, _)| has(word)).map_or(InitKind::Other, |(_, kind)| *kind))
+    words.iter().find(|(word, _)| has(word)).map_or(Known::Nothing, |(_, known)| *known)
 }
 
 #[cfg(test)]
@@ -76,46 +221,126 @@ mod tests {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    fn detect_in(build: impl Fn(&tempfile::TempDir)) -> Option<InitKind> {
+    /// The image's inits; the first is the one that boots, if one does.
+    fn inits(entrypoint: &[&str], build: impl Fn(&tempfile::TempDir)) -> ImageConfig {
         let root = tempfile::tempdir().unwrap();
         build(&root);
-        detect(&[root.path().to_owned()])
+        let entrypoint = entrypoint.iter().map(ToString::to_string).collect();
+        let mut config = ImageConfig { entrypoint, ..ImageConfig::default() };
+        recognise(&mut config, &[root.path().to_owned()]).unwrap();
+        config
+    }
+
+    fn boots(build: impl Fn(&tempfile::TempDir)) -> Option<(String, InitKind)> {
+        let config = inits(&[], build);
+        let first = config.inits.first();
+        assert_eq!(config.init, first.map(|program| program.kind));
+        first.map(|program| (program.command.join(" "), program.kind))
     }
 
     #[test]
     fn by_the_program_behind_the_links() {
-        let debian = detect_in(|root| {
+        let debian = boots(|root| {
             program(root, "usr/lib/systemd/systemd", "x", 0o755);
             fs::create_dir(root.path().join("usr/sbin")).unwrap();
             symlink("usr/sbin", root.path().join("sbin")).unwrap();
             symlink("../lib/systemd/systemd", root.path().join("usr/sbin/init")).unwrap();
         });
-        assert_eq!(debian, Some(InitKind::Systemd));
-        let alpine = detect_in(|root| {
+        assert_eq!(debian, Some(("/sbin/init".into(), InitKind::Systemd)));
+        let alpine = boots(|root| {
             program(root, "bin/busybox", "x", 0o755);
             fs::create_dir(root.path().join("sbin")).unwrap();
             symlink("/bin/busybox", root.path().join("sbin/init")).unwrap();
         });
-        assert_eq!(alpine, Some(InitKind::Busybox));
+        assert_eq!(alpine, Some(("/sbin/init".into(), InitKind::Busybox)));
     }
 
     #[test]
-    fn by_the_words_in_it() {
+    fn by_what_is_in_it() {
         for (content, kind) in [
             ("..INIT: version %s booting..", InitKind::Sysvinit),
+            ("INIT_VERSION=sysvinit-3.06\0", InitKind::Sysvinit),
             ("..BusyBox v1.36 INIT: version", InitKind::Busybox),
-            ("..openrc-init..", InitKind::Openrc),
+            ("..OpenRC init version %s starting", InitKind::Openrc),
+            ("/run/runit.stopit", InitKind::Runit),
+            ("/etc/finit.conf", InitKind::Finit),
+            ("dinit, an init with dependency management\n", InitKind::Dinit),
+            ("#!/bin/execlineb -S0\ns6-linux-init -c /etc/s6-linux-init\n", InitKind::S6),
+            ("#!/bin/sh\nexec s6-svscan /etc/s6/run\n", InitKind::S6),
             ("#!/bin/sh", InitKind::Other),
         ] {
-            assert_eq!(detect_in(|root| program(root, "sbin/init", content, 0o755)), Some(kind));
+            let found = boots(|root| program(root, "sbin/init", content, 0o755));
+            assert_eq!(found, Some(("/sbin/init".into(), kind)), "{content}");
         }
     }
 
     #[test]
+    fn the_program_that_is_there_boots() {
+        let only = |path: &'static str, content: &'static str| {
+            boots(move |root| program(root, path, content, 0o755))
+        };
+        let systemd = "systemd.crash_chvt";
+        for path in ["usr/lib/systemd/systemd", "lib/systemd/systemd", "init"] {
+            assert_eq!(only(path, systemd), Some((format!("/{path}"), InitKind::Systemd)));
+        }
+        assert_eq!(
+            only("sbin/openrc-init", "x"),
+            Some(("/sbin/openrc-init".into(), InitKind::Openrc))
+        );
+        assert_eq!(only("sbin/dinit", "x"), None);
+        assert_eq!(only("init", "x"), Some(("/init".into(), InitKind::Other)));
+    }
+
+    #[test]
+    fn what_watches_over_an_application_is_no_init() {
+        let s6 = "#!/bin/sh -e\nexec s6-overlay-suexec ' /libexec/preinit' '' \"$@\"\n";
+        for content in [s6, "TINI_SUBREAPER", "[dumb-init] Received", "catatonit"] {
+            assert_eq!(boots(|root| program(root, "init", content, 0o755)), None, "{content}");
+            let config = inits(&["/init"], |root| {
+                program(root, "init", content, 0o755);
+                program(root, "sbin/init", "systemd.crash_chvt", 0o755);
+            });
+            assert!(config.inits.iter().all(|program| program.command == ["/sbin/init"]));
+        }
+        assert_eq!(boots(|root| program(root, "sbin/init", "TINI_SUBREAPER", 0o755)), None);
+        // A supervisor at an init's place is one; the same as a container's command is not.
+        let config =
+            inits(&["/bin/s6-svscan"], |root| program(root, "bin/s6-svscan", ".s6-svscan", 0o755));
+        assert!(config.inits.is_empty());
+    }
+
+    #[test]
+    fn the_images_own_command_is_looked_at() {
+        let command = |words: &[&str], content: &str| {
+            let config = inits(words, |root| {
+                program(root, "opt/start", content, 0o755);
+                program(root, "bin/busybox", "BusyBox v1", 0o755);
+                program(root, "sbin/init", "systemd.crash_chvt", 0o755);
+                symlink("busybox", root.path().join("bin/sh")).unwrap();
+            });
+            config.inits.into_iter().map(|program| program.command).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            command(&["/opt/start"], "#!/bin/sh\nmount -a\nexec /sbin/init \"$@\"\n"),
+            [vec!["/sbin/init"], vec!["/opt/start"]]
+        );
+        assert_eq!(command(&["/opt/start"], "#!/bin/sh\nexec /bin/sh\n"), [vec!["/sbin/init"]]);
+        assert_eq!(
+            command(&["busybox", "init"], ""),
+            [vec!["/sbin/init"], vec!["busybox", "init"]]
+        );
+        assert_eq!(command(&["/bin/busybox", "httpd"], ""), [vec!["/sbin/init"]]);
+        assert_eq!(command(&["init"], ""), [vec!["/sbin/init"], vec!["init"]]);
+        // A loop of scripts is none.
+        assert_eq!(command(&["/opt/start"], "#!/bin/sh\nexec /opt/start\n"), [vec!["/sbin/init"]]);
+    }
+
+    #[test]
     fn none_when_absent_not_executable_or_dangling() {
-        assert_eq!(detect_in(|_| {}), None);
-        assert_eq!(detect_in(|root| program(root, "sbin/init", "x", 0o644)), None);
-        assert_eq!(detect_in(|root| symlink("gone", root.path().join("init")).unwrap()), None);
-        assert_eq!(detect(&[PathBuf::from("/nonexistent-layer")]), None);
+        assert_eq!(boots(|_| {}), None);
+        assert_eq!(boots(|root| program(root, "sbin/init", "x", 0o644)), None);
+        assert_eq!(boots(|root| symlink("gone", root.path().join("init")).unwrap()), None);
+        let mut config = ImageConfig::default();
+        assert!(recognise(&mut config, &[PathBuf::from("/nonexistent-layer")]).is_err());
     }
 }

@@ -266,6 +266,7 @@ fn config(name: &str, bytes: &[u8], architecture: &str) -> Result<(ImageConfig, 
         working_dir: part.working_dir.unwrap_or_default(),
         stop_signal: part.stop_signal.unwrap_or_default(),
         init: None,
+        inits: Vec::new(),
     };
     check_config(&config)?;
     let diff_ids = document.rootfs.diff_ids.unwrap_or_default();

@@ -8,15 +8,17 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, symlinkat};
 use rustix::io::Errno;
+use rustix::termios::tcgetsid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::view::{self, View};
-use crate::runtime::{Create, Runtime, targets};
+use crate::runtime::{Create, Runtime, lines, targets};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
 use crate::sys::ids::IdBlock;
 use crate::sys::process::{ChildSetup, ProcessId};
 use crate::sys::{pty, scm, thread};
+use crate::types::InitKind;
 
 use super::log::log;
 use super::spec::MonitorSpec;
@@ -30,6 +32,8 @@ pub(super) struct Container {
     pub init: ProcessId,
     /// Its console.
     pub console: Console,
+    /// Terminals that nobody looks at.
+    pub idle: Vec<Idle>,
     oom_kills_before: u64,
 }
 
@@ -39,6 +43,13 @@ pub(super) struct Console {
     /// Held open so that the master reports no hang-up while no process has
     /// the console open: an init may close it between two messages.
     peer: Option<OwnedFd>,
+}
+
+/// A terminal that is there for a getty to wait at: what comes is thrown away.
+pub(super) struct Idle {
+    master: File,
+    /// As of the [`Console`].
+    _peer: OwnedFd,
 }
 
 /// Makes the container anew; its first process waits to be started.
@@ -96,13 +107,13 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
             },
         )?;
     }
-    if let Some(block) = spec.serial_line
-        && let Err(fault) = console.be_serial_line(init, block)
-    {
+    let lines = spec.init.map_or(Ok(Vec::new()), |kind| console.be_lines(init, kind, spec.block));
+    let idle = lines.unwrap_or_else(|fault| {
         // The instance only lacks a login.
         log(fault.in_full());
-    }
-    Ok(Container { init, console, oom_kills_before: 0 })
+        Vec::new()
+    });
+    Ok(Container { init, console, idle, oom_kills_before: 0 })
 }
 
 /// Lets the first process run.
@@ -131,6 +142,19 @@ fn oom_kills(spec: &MonitorSpec) -> u64 {
     spec.oom_counters.iter().filter_map(|path| kills(&fs::read_to_string(path).ok()?)).sum()
 }
 
+impl Idle {
+    /// The master, to poll.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.master.as_fd()
+    }
+
+    /// Throws away what was written, so that nobody waits for a reader: a turn's worth. Gives the bytes.
+    pub fn drain(&mut self) -> usize {
+        let mut buffer = [0; 4096];
+        self.master.read(&mut buffer).unwrap_or(0)
+    }
+}
+
 impl Console {
     /// Takes the master that the runtime has already sent: it has exited.
     fn receive(listener: &UnixListener) -> Result<Console> {
@@ -152,23 +176,46 @@ impl Console {
         Ok(Console { master: File::from(master), peer: Some(peer) })
     }
 
-    /// Has a getty at a machine's first serial line find the console. Runtimes
-    /// make it the first process's controlling terminal, which only a process
-    /// with rights over the host could take from it.
-    fn be_serial_line(&self, init: ProcessId, block: IdBlock) -> Result<()> {
+    /// Has gettys at a machine's lines find the console at one of them, and at the others
+    /// terminals of their own. Runtimes make the console the first process's controlling
+    /// terminal, which only a process with rights over the host could take from it.
+    fn be_lines(&self, init: ProcessId, kind: InitKind, block: IdBlock) -> Result<Vec<Idle>> {
         let doing = "giving the console to a getty";
         if let Some(peer) = &self.peer {
             pty::free(peer.as_fd()).or_fault(doing)?;
         }
         let root = File::open(format!("/proc/{}/root", init.pid)).or_fault(doing)?;
+        let lines = lines::of(kind, root.as_fd());
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let dev = open_in_root(root.as_fd(), Path::new("dev"), flags, Mode::empty());
         let dev = dev.or_fault(doing)?;
-        // Of the instance's own root, or the kernel would not know the owner there.
-        thread::as_ids(block, || match symlinkat("console", dev, "ttyS0") {
+        let link = |to: &str, name: &str| match symlinkat(to, &dev, name) {
             Err(Errno::EXIST) => Ok(()),
             made => made.or_fault(doing),
+        };
+        // Of the instance's own root, or the kernel would not know the owner there.
+        thread::as_ids(block, || {
+            lines.console.iter().try_for_each(|name| link("console", name))?;
+            let idle = lines.idle.iter().map(|name| {
+                let (master, peer, place) = pty::open_at(dev.as_fd()).or_fault(doing)?;
+                link(&place, name)?;
+                Ok(Idle { master: File::from(master), _peer: peer })
+            });
+            idle.collect()
         })
+    }
+
+    /// Takes it from an init that it controls, for the getty to come. sysvinit has it by opening
+    /// it, and says something then.
+    pub fn free_from(&self, init: ProcessId) {
+        let holds = tcgetsid(&self.master).is_ok_and(|id| id.as_raw_nonzero().get() == init.pid);
+        if holds
+            && let Some(peer) = &self.peer
+            && let Err(error) = pty::free(peer.as_fd())
+        {
+            // The instance only lacks job control.
+            log(format_args!("taking the console from the init: {error}"));
+        }
     }
 
     /// The master, to poll.

@@ -13,7 +13,7 @@ use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
 
-use super::container::{self, Container};
+use super::container::{self, Container, Idle};
 use super::log::log;
 use super::peer::{Peer, Purpose};
 use super::protocol::{
@@ -115,6 +115,11 @@ impl Server {
             if ready.console {
                 self.pump(TURN.min(self.throttle.left()));
             }
+            if ready.idle {
+                let lines = self.container.iter_mut().flat_map(|container| &mut container.idle);
+                let drained = lines.map(Idle::drain).sum();
+                self.throttle.took(drained);
+            }
             if ready.listener {
                 self.accept();
             }
@@ -137,7 +142,12 @@ impl Server {
         let flagged = self.peers.iter().map(|peer| (peer, peer_flags(peer)));
         let waited = flagged.filter(|(_, flags)| !flags.is_empty());
         fds.extend(waited.map(|(peer, flags)| PollFd::new(&peer.stream, flags)));
+        let before_idle = fds.len();
         let console = self.console_flags(pause.is_none());
+        // Held up with the console: a flood there would cost as much.
+        let idle = self.container.iter().filter(|_| pause.is_none()).flat_map(|c| &c.idle);
+        fds.extend(idle.map(|line| PollFd::from_borrowed_fd(line.as_fd(), PollFlags::IN)));
+        let after_idle = fds.len();
         let polled = self.container.as_ref().filter(|_| !console.is_empty());
         fds.extend(polled.map(|c| PollFd::from_borrowed_fd(c.console.as_fd(), console)));
         let retry = self.unwritten.then_some(RETRY);
@@ -150,6 +160,7 @@ impl Server {
             children: ready(0),
             listener: ready(1),
             console: polled.is_some() && pause.is_none() && ready(fds.len() - 1),
+            idle: (before_idle..after_idle).any(ready),
         }
     }
 
@@ -185,6 +196,11 @@ impl Server {
             moved += filled;
         }
         self.throttle.took(moved);
+        if self.spec.init.is_some()
+            && let Some(container) = &self.container
+        {
+            container.console.free_from(container.init);
+        }
     }
 
     fn accept(&mut self) {
@@ -418,6 +434,7 @@ struct Ready {
     children: bool,
     listener: bool,
     console: bool,
+    idle: bool,
 }
 
 fn peer_flags(peer: &Peer) -> PollFlags {

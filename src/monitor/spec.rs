@@ -9,6 +9,7 @@ use crate::cgroup::plan::CgroupPlan;
 use crate::runtime::cli::CliRuntime;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
+use crate::types::InitKind;
 
 /// All that a monitor needs to know, in `monitor.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,10 +38,10 @@ pub struct MonitorSpec {
     pub oom_counters: Vec<PathBuf>,
     /// Bound of the console log, bytes.
     pub console_log_bytes: u64,
-    /// The instance's ids, if its console is to be a machine's: see
-    /// [`crate::runtime::init::logs_in_at_serial_line`].
-    #[serde(default)]
-    pub serial_line: Option<IdBlock>,
+    /// The instance's ids.
+    pub block: IdBlock,
+    /// Its init, if it is to have a machine's lines: see [`crate::runtime::init::of_lines`].
+    pub init: Option<InitKind>,
     /// What it is shown of the kernel's files; none: what the runtime program mounts.
     #[serde(default)]
     pub view: Option<ViewSpec>,

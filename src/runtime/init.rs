@@ -3,6 +3,7 @@
 use crate::fault::{Fault, FaultKind, Result};
 use crate::types::{ImageConfig, InitKind};
 
+use super::asking::{self, Note};
 use super::role::Role;
 
 /// First real-time signal as the C library counts (glibc and musl keep 32 and 33, musl 34 too,
@@ -100,54 +101,86 @@ pub fn command_line(image: &ImageConfig, command: Option<&[String]>) -> String {
     }
 }
 
-/// Whether an init's images log in where a machine has its first serial line.
-/// systemd's log in at the console when they are a container; those that know
-/// of containers less have a getty at `ttyS0`, or only where there is one.
-pub fn logs_in_at_serial_line(role: Role) -> bool {
-    matches!(role, Role::System(InitKind::Busybox | InitKind::Sysvinit | InitKind::Openrc))
+/// The init whose instances have a machine's lines, on which their images log in
+/// ([`super::lines`]). systemd's log in at the console when they are a container;
+/// those that know of containers less start a getty on each line that a machine has.
+pub fn of_lines(role: Role) -> Option<InitKind> {
+    match role {
+        Role::System(InitKind::Systemd | InitKind::Other) | Role::Application => None,
+        Role::System(kind) => Some(kind),
+    }
 }
 
-/// The signals that stop and restart an instance softly.
+/// What an init is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SoftSignals {
-    /// Ends it in good order.
-    pub stop: i32,
-    /// Reboots it in good order; `None` when only a stop and a new start do.
-    pub reboot: Option<i32>,
+pub enum Ask {
+    /// To power off.
+    PowerOff,
+    /// To reboot.
+    Reboot,
 }
 
-/// The signals for an instance with this role and image.
+/// How it is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// What it finds in its files, put there before the signals are sent.
+    pub notes: Vec<Note>,
+    /// What it is sent.
+    pub signals: Vec<i32>,
+}
+
+/// How an instance with this role and image is asked. What knows no reboot is
+/// asked to stop, and started again.
 ///
 /// The image's own `StopSignal` goes first, except that systemd's "halt"
 /// becomes its "power off": the same for a container, but without the wait of
 /// a machine that is only halted.
-pub fn soft_signals(role: Role, image: &ImageConfig) -> Result<SoftSignals> {
+pub fn asking(role: Role, image: &ImageConfig, ask: Ask) -> Result<Asking> {
     let wished = match image.stop_signal.as_str() {
         "" => None,
         name => Some(parse_signal(name)?),
     };
-    let known = match role {
-        Role::Application => SoftSignals { stop: libc::SIGTERM, reboot: None },
+    let off = ask == Ask::PowerOff;
+    let either = |stop, reboot| if off { stop } else { reboot };
+    let mut notes = Vec::new();
+    let signals = match role {
+        // systemd(1): RTMIN+4 starts poweroff.target, RTMIN+5 reboot.target.
         Role::System(InitKind::Systemd) => {
-            // systemd(1): RTMIN+4 starts poweroff.target, RTMIN+5 reboot.target.
-            return Ok(SoftSignals { stop: SIGRTMIN + 4, reboot: Some(SIGRTMIN + 5) });
+            let signals = vec![SIGRTMIN + either(4, 5)];
+            return Ok(Asking { notes, signals });
         }
-        // BusyBox init: USR2 powers off (USR1 halts), TERM reboots.
-        Role::System(InitKind::Busybox) => {
-            SoftSignals { stop: libc::SIGUSR2, reboot: Some(libc::SIGTERM) }
+        // An image that knows best.
+        _ if off && let Some(signal) = wished => vec![signal],
+        Role::Application | Role::System(InitKind::Other) => {
+            vec![wished.unwrap_or(libc::SIGTERM)]
         }
-        // inittab(5): INT is ctrlaltdel, by default `shutdown -r`; PWR is powerwait,
-        // which powers off where the image has such a line.
+        // BusyBox init: USR2 powers off (USR1 halts), TERM reboots; Finit has it from there.
+        Role::System(InitKind::Busybox | InitKind::Finit) => {
+            vec![either(libc::SIGUSR2, libc::SIGTERM)]
+        }
+        // inittab(5): of signals it only knows what its image makes of them, INT (ctrlaltdel)
+        // and PWR (powerwait); hence its pipe, into which telinit writes, goes first.
         Role::System(InitKind::Sysvinit) => {
-            SoftSignals { stop: libc::SIGPWR, reboot: Some(libc::SIGINT) }
+            notes.push(asking::sysvinit(off));
+            vec![either(libc::SIGPWR, libc::SIGINT)]
         }
-        // openrc-init(8): INT reboots, TERM and PWR (newer) shut down.
+        // openrc-init(8): its pipe, into which openrc-shutdown writes; INT reboots, TERM halts.
         Role::System(InitKind::Openrc) => {
-            SoftSignals { stop: libc::SIGTERM, reboot: Some(libc::SIGINT) }
+            notes.push(asking::openrc(off));
+            vec![either(libc::SIGTERM, libc::SIGINT)]
         }
-        Role::System(InitKind::Other) => SoftSignals { stop: libc::SIGTERM, reboot: None },
+        // runit(8): CONT has it look at its files.
+        Role::System(InitKind::Runit) => {
+            notes.extend(asking::runit(off));
+            vec![libc::SIGCONT]
+        }
+        // s6-linux-init-maker(8): USR1 powers off, INT reboots, and TERM does nothing, by which
+        // s6-svscan alone ends.
+        Role::System(InitKind::S6) => vec![either(libc::SIGUSR1, libc::SIGINT), libc::SIGTERM],
+        // dinit(8): TERM halts, INT reboots.
+        Role::System(InitKind::Dinit) => vec![either(libc::SIGTERM, libc::SIGINT)],
     };
-    Ok(SoftSignals { stop: wished.unwrap_or(known.stop), ..known })
+    Ok(Asking { notes, signals })
 }
 
 /// A signal by name (`SIGTERM`, `TERM`, `SIGRTMIN+3`, `RTMAX-1`) or number (1 to 64).
@@ -206,6 +239,10 @@ mod tests {
         }
     }
 
+    fn signals(role: Role, image: &ImageConfig, ask: Ask) -> Vec<i32> {
+        asking(role, image, ask).unwrap().signals
+    }
+
     #[test]
     fn the_command_line_names_what_starts() {
         let line = |entrypoint: &[&str], cmd: &[&str], command: Option<&[&str]>| {
@@ -224,24 +261,33 @@ mod tests {
     #[test]
     fn each_init_is_told_in_its_own_words() {
         let image = ImageConfig::default();
-        let signals = |role| soft_signals(role, &image).unwrap();
-        assert_eq!(
-            signals(Role::System(InitKind::Systemd)),
-            SoftSignals { stop: 38, reboot: Some(39) }
-        );
-        assert_eq!(
-            signals(Role::System(InitKind::Busybox)),
-            SoftSignals { stop: libc::SIGUSR2, reboot: Some(libc::SIGTERM) }
-        );
-        assert_eq!(signals(Role::Application), SoftSignals { stop: libc::SIGTERM, reboot: None });
+        for (role, off, reboot) in [
+            (Role::System(InitKind::Systemd), 38, 39),
+            (Role::System(InitKind::Busybox), libc::SIGUSR2, libc::SIGTERM),
+            (Role::System(InitKind::Finit), libc::SIGUSR2, libc::SIGTERM),
+            (Role::System(InitKind::Sysvinit), libc::SIGPWR, libc::SIGINT),
+            (Role::System(InitKind::Openrc), libc::SIGTERM, libc::SIGINT),
+            (Role::System(InitKind::Runit), libc::SIGCONT, libc::SIGCONT),
+            (Role::System(InitKind::Dinit), libc::SIGTERM, libc::SIGINT),
+            (Role::Application, libc::SIGTERM, libc::SIGTERM),
+        ] {
+            assert_eq!(signals(role, &image, Ask::PowerOff), [off], "{role:?}");
+            assert_eq!(signals(role, &image, Ask::Reboot), [reboot], "{role:?}");
+        }
+        let notes = |kind, ask| asking(Role::System(kind), &image, ask).unwrap().notes;
+        for kind in [InitKind::Sysvinit, InitKind::Openrc, InitKind::Runit] {
+            assert_ne!(notes(kind, Ask::PowerOff), notes(kind, Ask::Reboot), "{kind:?}");
+        }
     }
 
     #[test]
     fn the_image_has_the_first_word_except_on_systemds_halt() {
         let image = ImageConfig { stop_signal: "SIGQUIT".into(), ..Default::default() };
-        assert_eq!(soft_signals(Role::Application, &image).unwrap().stop, libc::SIGQUIT);
+        assert_eq!(signals(Role::Application, &image, Ask::PowerOff), [libc::SIGQUIT]);
+        assert_eq!(signals(Role::Application, &image, Ask::Reboot), [libc::SIGQUIT]);
+        let runit = asking(Role::System(InitKind::Runit), &image, Ask::PowerOff).unwrap();
+        assert_eq!(runit, Asking { notes: Vec::new(), signals: vec![libc::SIGQUIT] });
         let image = ImageConfig { stop_signal: "SIGRTMIN+3".into(), ..Default::default() };
-        let signals = soft_signals(Role::System(InitKind::Systemd), &image).unwrap();
-        assert_eq!(signals.stop, 38);
+        assert_eq!(signals(Role::System(InitKind::Systemd), &image, Ask::PowerOff), [38]);
     }
 }

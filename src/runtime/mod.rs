@@ -4,7 +4,8 @@
 //!   specification, with [`capabilities`] and [`seccomp`]; pure.
 //! * [`cli`] drives any program with the standard command line.
 //! * [`probe`] finds one that works on this host.
-//! * [`init`] knows what init programs want to be told.
+//! * [`init`] knows what init programs want to be told, [`asking`] leaves it in their files,
+//!   and [`lines`] knows where they have somebody log in.
 //! * [`lxcfs`] finds what lxcfs offers.
 //! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
 //! * [`apparmor`] has a profile for each role.
@@ -19,10 +20,12 @@ use crate::fault::Result;
 use crate::sys::process::ChildSetup;
 
 pub mod apparmor;
+pub mod asking;
 pub mod capabilities;
 pub mod cli;
 pub mod hidden;
 pub mod init;
+pub mod lines;
 pub mod lxcfs;
 pub mod probe;
 pub mod role;

@@ -135,14 +135,16 @@ fn arguments(input: &SpecInput<'_>, role: Role) -> Result<Vec<String>> {
     let mut arguments: Vec<String> =
         input.image.entrypoint.iter().chain(command).cloned().collect();
     if arguments.is_empty() && role.is_system() {
-        arguments.push("/sbin/init".into());
+        match input.image.inits.first() {
+            Some(init) => arguments.extend(init.command.iter().cloned()),
+            None => arguments.push("/sbin/init".into()),
+        }
     }
     match role {
         Role::System(kind) => arguments.extend(super::init::arguments(kind)),
         Role::Application if !arguments.is_empty() => {}
         Role::Application => {
-            let detail =
-                "the image names no command and has no /sbin/init; give the instance a command";
+            let detail = "the image names no command and has no init; give the instance a command";
             let fault = Fault::new(FaultKind::ImageUnacceptable, detail);
             return Err(Fault { field: Some("command".into()), ..fault });
         }

@@ -114,7 +114,7 @@ fn write_docker<W: Write>(
 }
 
 fn config(contents: &Contents, diff_ids: &[String]) -> Value {
-    let ImageConfig { architecture, entrypoint, cmd, env, user, working_dir, stop_signal, init: _ } =
+    let ImageConfig { architecture, entrypoint, cmd, env, user, working_dir, stop_signal, .. } =
         &contents.config;
     let architecture = if architecture.is_empty() { host_architecture() } else { architecture };
     let mut config = json!({"Env": env, "User": user, "WorkingDir": working_dir});

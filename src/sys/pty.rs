@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 /// A new one: its master and its other end, of the host's own devpts. Close-on-exec
@@ -14,6 +15,19 @@ pub fn open() -> io::Result<(OwnedFd, OwnedFd)> {
     unlockpt(&master)?;
     let peer = open_peer(std::os::fd::AsFd::as_fd(&master))?;
     Ok((master, peer))
+}
+
+/// A new one of the devpts in a directory that is an instance's `/dev`: its master, non-blocking,
+/// its other end, and the path of that from there. It belongs to whom the thread acts as.
+pub fn open_at(dev: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd, String)> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let master = openat2(dev, "pts/ptmx", flags, Mode::empty(), resolve)?;
+    unlockpt(&master)?;
+    let peer = open_peer(std::os::fd::AsFd::as_fd(&master))?;
+    let name = ptsname(&master, Vec::new())?;
+    let number = name.to_str().ok().and_then(|name| name.strip_prefix("/dev/")).map(str::to_owned);
+    Ok((master, peer, number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?))
 }
 
 /// Sets the size; the kernel tells the foreground processes by SIGWINCH.

@@ -252,9 +252,21 @@ pub struct ImageConfig {
     /// OCI `StopSignal`, e.g. `SIGTERM` or `SIGRTMIN+3`.
     #[serde(default)]
     pub stop_signal: String,
-    /// The init program found in the root file system, if any.
+    /// The init program that boots where the image names no command, if it has one.
     #[serde(default)]
     pub init: Option<InitKind>,
+    /// All init programs in the image, the one that boots first.
+    #[serde(default)]
+    pub inits: Vec<InitProgram>,
+}
+
+/// An init program of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InitProgram {
+    /// The words that start it: its path, and of BusyBox's program `init` besides.
+    pub command: Vec<String>,
+    /// What it is.
+    pub kind: InitKind,
 }
 
 /// Whom an instance's process runs as, resolved from the image's own files.
@@ -282,6 +294,14 @@ pub enum InitKind {
     Openrc,
     /// System V init.
     Sysvinit,
+    /// runit.
+    Runit,
+    /// s6-linux-init, or a script that starts s6-svscan.
+    S6,
+    /// Dinit.
+    Dinit,
+    /// Finit.
+    Finit,
     /// Something executable at `/sbin/init` that is none of the others.
     Other,
 }

@@ -19,7 +19,7 @@ pub use flavor::{ExtraSpecs, Flavor};
 pub use host::{Capabilities, Check, CheckStatus, HostInfo, HostStats, Inventory, RuntimeInfo};
 pub use image::{
     Image, ImageConfig, ImageDestination, ImageDisk, ImageFormat, ImageHash, ImageImport,
-    ImageSource, ImageVerification, InitKind, ProcessUser, Snapshot, SnapshotFormat,
+    ImageSource, ImageVerification, InitKind, InitProgram, ProcessUser, Snapshot, SnapshotFormat,
 };
 pub use instance::{
     Definition, Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -109,3 +110,134 @@ def test_what_is_no_disk_that_can_be_read_is_refused_with_the_remedy(service, tm
     assert made.returncode != 0
     assert "qemu-img convert -O qcow2" in made.stderr
     assert subprocess.run(["ls", service.state_dir / "images/tmp"], capture_output=True).stdout == b""
+
+
+# -- systems on several partitions ------------------------------------------------
+
+VAR, HOME, USR = (
+    "4d21b016-b534-45c2-a9fb-5c16e091fd2d",
+    "933ac7e1-2eb4-4f13-b844-0e14e2aef915",
+    "8484680c-9521-48c6-9c11-b0720656f69e",
+)
+
+
+def split(work: Path, fstab: str, *places: str) -> tuple[Path, dict[str, Path]]:
+    """A root without these directories' files, and a file system of each."""
+    tree = unpack(work / "tree", "meant", fstab=fstab)
+    for place in places:
+        (tree / place).mkdir(parents=True, exist_ok=True)
+        (tree / place / "part").write_text(place)
+    parts = {}
+    for place in sorted(places, key=len, reverse=True):
+        aside = work / place.replace("/", "-")
+        (tree / place).rename(aside)
+        (tree / place).mkdir()
+        label = place.replace("/", "-")
+        size = "12M" if place == "usr" else "4M"
+        uuid_option = ("-U", "5ca1ab1e-0000-4000-8000-000000000001") if place == "var" else ()
+        options = ("-t", "ext4", "-L", label, *uuid_option)
+        parts[place] = disklib.ext(work / f"{label}.img", size, aside, *options)
+    return disklib.ext(work / "root.img", "12M", tree, "-t", "ext4", "-L", "root"), parts
+
+
+FSTAB = """\
+LABEL=root / ext4 defaults 0 1
+UUID=5CA1AB1E-0000-4000-8000-000000000001 /var ext4 nodev 0 2
+LABEL=var-log /var/log ext4 defaults 0 2
+PARTUUID=0badcafe-0000-4000-8000-000000000001 /home ext4 defaults 0 2
+PARTLABEL=things /srv ext4 defaults 0 2
+/dev/sda6 /opt ext4 defaults 0 2
+LABEL=usr /usr ext4 ro 0 2
+tmpfs /var/tmp tmpfs size=1m 0 0
+LABEL=absent /opt/absent ext4 nofail 0 2
+"""
+
+
+def partitions(root: Path, parts: dict[str, Path]) -> list[Partition]:
+    """The rows of a disk with them all, in the order of the names."""
+    own = {"home": {"uuid": "0badcafe-0000-4000-8000-000000000001"}, "srv": {"name": "things"}}
+    rows = {place: Partition(LINUX, part, **own.get(place, {})) for place, part in parts.items()}
+    return [Partition(LINUX, root), *(rows[place] for place in sorted(rows))]
+
+
+def test_what_the_fstab_mounts_belongs_to_the_system(service, made, tmp_path):
+    places = ("var", "var/log", "home", "srv", "opt", "usr")
+    root, parts = split(tmp_path, FSTAB, *places)
+    rows = partitions(root, parts)
+    rows[[*sorted(places)].index("opt") + 1].number = 6
+    rows[[*sorted(places)].index("opt") + 2].number = 7
+    disk = disklib.gpt(tmp_path / "disk", rows)
+    image = service.import_image(disk)
+    shown = service.client.get(f"/v1/images/{image}")
+    assert (len(shown["layers"]), shown["config"]["init"]) == (1, "busybox")
+    assert "partition of its own" in shown["disk"]["refusal"]
+    made.append(service.spawn(image))
+    made[-1].wait_console("started")
+    for place in places:
+        assert made[-1].sh(f"cat /{place}/part") == place
+    assert made[-1].sh("ls -d /lost+found /var/lost+found") == "/lost+found\n/var/lost+found"
+    assert made[-1].sh("cat /etc/fstab") == FSTAB.strip()
+
+
+def test_types_of_partitions_are_followed_onto_empty_directories(service, tmp_path):
+    root, parts = split(tmp_path, "", "var", "home", "usr")
+    rows = [Partition(ROOT_X86_64, root), Partition(VAR, parts["var"]), Partition(USR, parts["usr"])]
+    image = service.import_image(disklib.gpt(tmp_path / "disk", [*rows, Partition(HOME, parts["home"])]))
+    (layer,) = service.client.get(f"/v1/images/{image}")["layers"]
+    fs = service.state_dir / "images/layers/sha256" / layer.removeprefix("sha256:") / "fs"
+    for place in ("var", "home", "usr"):
+        assert (fs / place / "part").read_text() == place
+    service.client.delete(f"/v1/images/{image}")
+
+
+def half(work: Path, kind: str) -> list[Partition]:
+    """Disks that are no whole system."""
+    directory = work / "half"
+    directory.mkdir()
+    empty = disklib.ext(work / "empty", "4M", directory, "-t", "ext4", "-L", "ROOT")
+    if kind == "an empty ROOT":
+        usr = disklib.ext(work / "usr", "4M", directory, "-t", "ext4", "-L", "USR-A")
+        return [Partition("5dfbf5f4-2848-4bac-aa5e-0d9a20b745a6", usr, name="USR-A"), Partition(LINUX, empty)]
+    if kind == "ostree":
+        (directory / "ostree/deploy").mkdir(parents=True)
+        (directory / "boot").mkdir()
+    elif kind == "no init":
+        (directory / "etc").mkdir()
+        (directory / "sbin").mkdir()
+        (directory / "sbin/init").write_text("not to be executed")
+    elif kind == "usr elsewhere":
+        return [Partition(LINUX, split(work, "UUID=1-2 /usr ext4 ro 0 2\n", "usr")[0])]
+    elif kind == "var on another disk":
+        return [Partition(LINUX, split(work, "/dev/vdb1 /var ext4 defaults 0 2\n", "var")[0])]
+    elif kind == "var in a volume":
+        return [Partition(LINUX, split(work, "/dev/mapper/vg-var /var xfs defaults 0 2\n", "var")[0])]
+    elif kind == "var with a file system that is not read":
+        root, _ = split(work, "LABEL=v /var xfs defaults 0 2\n", "var")
+        xfs = b"XFSB".ljust(108, b"\0") + b"v".ljust(1 << 20, b"\0")
+        return [Partition(LINUX, root), Partition(LINUX, xfs)]
+    return [Partition(LINUX, disklib.ext(work / "fs", "4M", directory, "-t", "ext4", "-L", "root"))]
+
+
+REFUSED = {
+    "an empty ROOT": r"partition 2 \(ROOT\).*no init.*is empty",
+    "ostree": r"partition 1 \(root\).*OSTree",
+    "no init": r"no init.*it holds etc, sbin",
+    "usr elsewhere": r"mounts /usr from UUID=1-2, which the disk has not",
+    "var on another disk": r"mounts /var from /dev/vdb1, which the disk has not",
+    "var in a volume": r"mounts /var from /dev/mapper/vg-var, which the disk has not",
+    "var with a file system that is not read": r"/var is on partition 2 of its own, which holds.*XFS",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_half_a_system_is_refused_for_what_was_found(service, tmp_path, kind):
+    made = service.run_berth("image", "import", str(disklib.gpt(tmp_path / "disk", half(tmp_path, kind))))
+    assert made.returncode != 0
+    assert re.search(REFUSED[kind], made.stderr), made.stderr
+    assert list((service.state_dir / "images/tmp").iterdir()) == []
+
+
+def test_a_disk_without_partitions_that_is_half_a_system_is_refused(service, tmp_path):
+    root, _ = split(tmp_path, "LABEL=var /var ext4 defaults 0 2\n", "var")
+    made = service.run_berth("image", "import", str(root))
+    assert "mounts /var from LABEL=var" in made.stderr

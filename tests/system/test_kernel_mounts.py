@@ -180,3 +180,61 @@ def test_other_programs_disks_boot(service, tree, tmp_path, label, options):
     instance.delete()
     service.client.delete(f"/v1/images/{image}")
     assert nothing_is_left(service)
+
+
+#: Where distributions have their root, and what their fstab mounts on it.
+SUBVOLUMES = {
+    "Fedora": ("root", {"home": "home", "var": "var"}, None),
+    "Ubuntu": ("@", {"home": "@home"}, None),
+    "openSUSE": (
+        "@/.snapshots/1/snapshot",
+        {"var": "@/var", "srv": "@/srv", "opt": "@/opt", "usr/local": "@/usr/local"},
+        "@/.snapshots/1/snapshot",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", SUBVOLUMES)
+def test_a_btrfs_is_taken_with_its_subvolumes(service, tree, tmp_path, layout):
+    root, parts, default = SUBVOLUMES[layout]
+    path, top = tmp_path / "btrfs", tmp_path / "top"
+    disklib.run("truncate", "-s", "256M", path)
+    disklib.run("mkfs.btrfs", "-q", "-m", "single", path)
+    top.mkdir()
+    disklib.run("mount", "-o", "loop", path, top)
+    try:
+        for subvolume in ["@", root, *parts.values()]:
+            if not (top / subvolume).exists():
+                (top / subvolume).parent.mkdir(parents=True, exist_ok=True)
+                disklib.run("btrfs", "subvolume", "create", top / subvolume)
+        disklib.run("cp", "-a", f"{tree}/.", top / root)
+        fstab = ["LABEL=x / btrfs defaults 0 0"]
+        for place, subvolume in parts.items():
+            (top / root / place).mkdir(parents=True, exist_ok=True)
+            (top / subvolume / "part").write_text(place)
+            fstab.append(f"LABEL=x /{place} btrfs rw,subvol=/{subvolume} 0 0")
+        (top / root / "etc/fstab").write_text("\n".join(fstab) + "\n")
+        if default:
+            disklib.run("btrfs", "subvolume", "set-default", top / default)
+    finally:
+        disklib.run("umount", top)
+    with glance(path, visibility="public", disk_format="raw") as endpoint:
+        image = fetch(service, endpoint)
+    instance = service.spawn(image)
+    instance.wait_console("started")
+    for place in parts:
+        assert instance.sh(f"cat /{place}/part") == place
+    instance.delete()
+    service.client.delete(f"/v1/images/{image}")
+    assert nothing_is_left(service)
+    # Without one of them it is half a system.
+    disklib.run("mount", "-o", "loop,subvolid=5", path, top)
+    try:
+        gone = next(iter(parts.values()))
+        disklib.run("mv", top / gone, top / f"{gone}-renamed")
+    finally:
+        disklib.run("umount", top)
+    with glance(path, visibility="public", disk_format="raw") as endpoint, pytest.raises(Fault) as fault:
+        fetch(service, endpoint)
+    assert f"mounts /{next(iter(parts))} from LABEL=x" in fault.value.detail
+    assert nothing_is_left(service)

@@ -73,9 +73,13 @@ impl Frame {
 /// Gives each piece outside the root that is not all zeros, as [`put`] writes it.
 pub fn write(image: Rc<dyn Blocks>, sink: &mut impl Write) -> Result<Frame> {
     let disk = open(image)?;
-    let Root { file_system, blocks, start } = root::find(&disk)?;
+    let Root { file_system, blocks, start, parts, .. } = root::find(&disk)?;
     if file_system != FileSystem::Ext {
         return Err(unacceptable("only ext2, ext3 and ext4 can be made again"));
+    }
+    if let Some((place, _)) = parts.first() {
+        // Its files would be in the new root, below a mount of the old ones.
+        return Err(unacceptable(format!("/{place} is on a partition of its own")));
     }
     let layout = ext::open(Rc::clone(&blocks))?.layout()?;
     let frame = Frame { size: disk.size(), root_start: start, root_size: blocks.size(), layout };

@@ -21,6 +21,8 @@ pub mod ext;
 mod file_tree;
 pub mod foreign;
 pub mod frame;
+mod fstab;
+mod joined;
 pub mod mounted;
 mod open;
 mod pack;
@@ -90,6 +92,9 @@ pub fn find_root(file: File) -> Result<RootPlace> {
     if root.file_system == FileSystem::Btrfs {
         part::check_btrfs(&*root.blocks)?;
     }
+    if root.file_system == FileSystem::Ext {
+        joined::check_system(&root.files()?, &root.what)?;
+    }
     let size = root.blocks.size();
     Ok(RootPlace { file_system: root.file_system, start: root.start, size, plain })
 }
@@ -100,9 +105,17 @@ pub fn check_foreign(file: File, disk: DiskFormat, most: u64) -> Result<()> {
     foreign::check(&*raw(file)?, disk, most)
 }
 
-/// Writes the file system that is mounted at a directory as a tar archive.
-pub fn write_mounted(top: OwnedFd, sink: impl Write, limits: UnpackLimits) -> Result<()> {
-    pack::write(&mounted::Mounted::new(top)?, sink, limits)
+/// Writes the file system that is mounted at a directory as a tar archive. `all`: the directory
+/// with all subvolumes of a Btrfs.
+pub fn write_mounted(
+    top: OwnedFd,
+    all: Option<OwnedFd>,
+    sink: impl Write,
+    limits: UnpackLimits,
+) -> Result<()> {
+    let files = mounted::system(top, all)?;
+    joined::check_system(&files, "the root file system")?;
+    pack::write(&files, sink, limits)
 }
 
 /// What an image of content that is read here is called.
@@ -127,7 +140,7 @@ pub fn write_tar_of(image: Rc<dyn Blocks>, sink: impl Write, limits: UnpackLimit
     let disk = open(image)?;
     let root = root::find(&disk)?;
     match root.file_system {
-        FileSystem::Ext => pack::write(&ext::open(root.blocks)?, sink, limits),
+        FileSystem::Ext => pack::write(&root.files()?, sink, limits),
         other => Err(refusal::of_content(Content::FileSystem(other))),
     }
 }

@@ -15,6 +15,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::file_tree::{About, Attributes, Extent, FileKind, FileTree, MAX_PIECES};
+use super::fstab;
+use super::joined::{self, Joined};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::image::recognise::{Content, FileSystem};
 use crate::image::refusal::unacceptable;
@@ -24,6 +26,8 @@ use crate::image::refusal::unacceptable;
 const SUBVOLUMES: [&str; 4] = ["root", "@", "@rootfs", "rootfs"];
 /// Directories of which a root has one.
 const TOP: [&str; 3] = ["usr", "etc", "bin"];
+/// Most bytes of an fstab.
+const MAX_FSTAB: u64 = 1 << 20;
 /// Most bytes of an attribute, and of the list of their names, as in the kernel.
 const MAX_ATTRIBUTE: usize = 1 << 16;
 
@@ -86,6 +90,39 @@ impl Mounted {
         drop(found);
         Ok(Mounted { root: root.unwrap_or(top) })
     }
+}
+
+/// The system in what is mounted at `top`, with the subvolumes that its fstab mounts, of those
+/// below `all`.
+pub(super) fn system(top: OwnedFd, all: Option<OwnedFd>) -> Result<Joined<Mounted>> {
+    let root = Mounted::new(top)?;
+    let text = match joined::find(&root, "etc/fstab")? {
+        Some(file) if root.about(&file).kind == FileKind::Regular => {
+            let size = root.about(&file).size.min(MAX_FSTAB);
+            let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
+            root.read(&file, 0, &mut bytes)?;
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+        _ => String::new(),
+    };
+    let mut files = Joined::new(root);
+    for line in fstab::parts(&text) {
+        let subvolume = all.as_ref().zip(line.value("subvol"));
+        match subvolume.and_then(|(all, path)| below(all, path)) {
+            Some(root) => files.mount(&line.place, Mounted { root })?,
+            None if line.has("nofail") => {}
+            None => return Err(line.elsewhere()),
+        }
+    }
+    Ok(files)
+}
+
+/// A directory below another, by a path without links.
+fn below(top: &OwnedFd, path: &str) -> Option<OwnedFd> {
+    let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
+    let mut names = names.map(|name| (name != "..").then_some(name));
+    let here = top.try_clone().ok()?;
+    names.try_fold(here, |here, name| openat(&here, name?, directory(), Mode::empty()).ok())
 }
 
 fn is_root(directory: &OwnedFd) -> bool {
@@ -282,6 +319,35 @@ mod tests {
         assert_eq!(members(dir.path()), ["./", "etc/"]);
         fs::create_dir(dir.path().join("usr")).unwrap();
         assert_eq!(members(dir.path()), ["./", "@/", "@/etc/", "home/", "home/user/", "usr/"]);
+    }
+
+    #[test]
+    fn the_subvolumes_of_the_fstab_are_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["@/etc", "@/var", "@/home", "@var/log", "deep/@home/user", "@other"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let open = || OwnedFd::from(File::open(dir.path()).unwrap());
+        let told = |text: &str, all| {
+            fs::write(dir.path().join("@/etc/fstab"), text).unwrap();
+            system(open(), all).map(|files| {
+                let found = |path| joined::find(&files, path).unwrap().is_some();
+                (found("var/log"), found("home/user"))
+            })
+        };
+        let text = "UUID=1 / btrfs subvol=@ 0 0\nUUID=1 /home btrfs rw,subvol=/deep/@home\n\
+                    UUID=1 /var btrfs subvol=@var\n";
+        assert_eq!(told(text, Some(open())).unwrap(), (true, true));
+        assert!(told(text, None).is_err());
+        assert_eq!(
+            told("UUID=1 /srv btrfs nofail,subvol=gone\n", Some(open())).unwrap(),
+            (false, false)
+        );
+        for bad in ["subvol=gone", "subvol=../x", "defaults"] {
+            let fault = told(&format!("UUID=1 /var btrfs {bad}\n"), Some(open())).unwrap_err();
+            assert!(fault.detail.contains("mounts /var from UUID=1"), "{fault}");
+        }
+        assert!(told("UUID=1 /srv btrfs subvol=@other\n", Some(open())).is_err(), "no /srv");
     }
 
     #[test]

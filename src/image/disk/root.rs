@@ -13,6 +13,8 @@ use uuid::{Uuid, uuid};
 use super::blocks::{Blocks, Part};
 use super::ext::{self, Ext};
 use super::file_tree::FileKind;
+use super::fstab;
+use super::joined::Joined;
 use super::open::content;
 use super::partitions::{self, Partition, PartitionType};
 use crate::fault::{Fault, Result};
@@ -38,6 +40,21 @@ pub struct Root {
     pub start: u64,
     /// Its bytes.
     pub blocks: Rc<dyn Blocks>,
+    /// What is mounted on it, outer directories first: place without slashes around it, and bytes.
+    pub parts: Vec<(String, Rc<dyn Blocks>)>,
+    /// What a refusal calls it.
+    pub what: String,
+}
+
+impl Root {
+    /// All files of the system. Only of ext2/3/4.
+    pub fn files(&self) -> Result<Joined<Ext>> {
+        let mut files = Joined::new(ext::open(Rc::clone(&self.blocks))?);
+        for (place, blocks) in &self.parts {
+            files.mount(place, ext::open(Rc::clone(blocks))?)?;
+        }
+        Ok(files)
+    }
 }
 
 /// A partition and what is on it.
@@ -124,6 +141,33 @@ impl Volume {
         }
     }
 
+    /// The directory that its type has it mounted on.
+    fn discoverable(&self) -> Option<&'static str> {
+        let mut types = discoverable();
+        types.find(|(kind, _)| self.partition.kind == PartitionType::Guid(*kind)).map(|(_, at)| at)
+    }
+
+    /// Whether an fstab's first field means a file system by its UUID.
+    fn is_uuid(specification: &str, ext: &Ext) -> bool {
+        let uuid = specification.strip_prefix("UUID=").map(|uuid| uuid.trim_matches('"'));
+        uuid.is_some_and(|uuid| ext.uuid.eq_ignore_ascii_case(uuid))
+    }
+
+    /// Its bytes, to be mounted on a directory of the root.
+    fn as_part(&self, place: &str) -> Result<Rc<dyn Blocks>> {
+        match &self.ext {
+            Some(Ok(_)) => Ok(Rc::clone(&self.blocks)),
+            Some(Err(fault)) => {
+                Err(fault.clone().context(format!("partition {}", self.partition.number)))
+            }
+            None => Err(unacceptable(format!(
+                "/{place} is on partition {} of its own, which holds {}: beside a root with ext4 \
+                 only ext2, ext3 and ext4 are read; give the image with ext4, or as a tar archive",
+                self.partition.number, self.content
+            ))),
+        }
+    }
+
     /// What this partition's fstab mounts on `/`.
     fn fstab_root(&self) -> Option<String> {
         let ext = self.ext()?;
@@ -161,7 +205,9 @@ fn fstab_root(text: &str) -> Option<String> {
 pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     let whole = content(&**disk)?;
     if let Content::FileSystem(file_system) = whole {
-        return Ok(Root { file_system, start: 0, blocks: Rc::clone(disk) });
+        let (blocks, what) = (Rc::clone(disk), "the disk, one file system,".to_owned());
+        let root = Root { file_system, start: 0, blocks, parts: Vec::new(), what };
+        return with_parts(root, &[]);
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
@@ -176,14 +222,62 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     let volume = choose(&volumes)?;
     match volume.content {
         Content::FileSystem(file_system) => {
-            let start = volume.partition.start;
-            Ok(Root { file_system, start, blocks: Rc::clone(&volume.blocks) })
+            let Partition { start, number, .. } = volume.partition;
+            let blocks = Rc::clone(&volume.blocks);
+            let name = [&volume.label, &volume.partition.name].into_iter().find(|n| !n.is_empty());
+            let name = name.map(|name| format!(" ({name:.36})")).unwrap_or_default();
+            let what = format!("partition {number}{name}, the disk's root,");
+            let others: Vec<_> =
+                volumes.iter().filter(|other| other.partition.number != number).collect();
+            with_parts(Root { file_system, start, blocks, parts: Vec::new(), what }, &others)
         }
         other => Err(unacceptable(format!(
             "partition {}, the disk's root, holds {other}",
             volume.partition.number
         ))),
     }
+}
+
+/// The root with what is mounted on it, of these other partitions.
+fn with_parts(mut root: Root, others: &[&Volume]) -> Result<Root> {
+    if root.file_system != FileSystem::Ext {
+        // The kernel reads it, and one at a time.
+        return match others.iter().find_map(|other| Some((other, other.discoverable()?))) {
+            None => Ok(root),
+            Some((volume, place)) => Err(unacceptable(format!(
+                "/{place} is on partition {} of its own, which is only read beside a root with \
+                 ext4; give the image with ext4, or as a tar archive",
+                volume.partition.number
+            ))),
+        };
+    }
+    let ext = ext::open(Rc::clone(&root.blocks))?;
+    let text = match ext.find("/etc/fstab")? {
+        Some(inode) if inode.kind == FileKind::Regular => ext.read(&inode, MAX_FSTAB)?,
+        _ => Vec::new(),
+    };
+    let lines = fstab::parts(&String::from_utf8_lossy(&text));
+    for line in &lines {
+        if Volume::is_uuid(&line.what, &ext) {
+            continue;
+        }
+        let found = others.iter().find(|other| !line.is_of_another_disk() && other.is(&line.what));
+        match found {
+            Some(volume) => root.parts.push((line.place.clone(), volume.as_part(&line.place)?)),
+            None if line.has("nofail") => {}
+            None => return Err(line.elsewhere()),
+        }
+    }
+    let tree = Joined::new(ext);
+    for volume in others {
+        let Some(place) = volume.discoverable() else { continue };
+        let told = lines.iter().any(|line| line.place == place);
+        if !told && tree.is_free(place)? {
+            root.parts.push((place.to_owned(), volume.as_part(place)?));
+        }
+    }
+    root.parts.sort_by_key(|(place, _)| place.split('/').count());
+    Ok(root)
 }
 
 fn choose(volumes: &[Volume]) -> Result<&Volume> {
@@ -232,6 +326,25 @@ fn nothing(volumes: &[Volume]) -> Fault {
         "none of the disk's partitions is certainly its root file system; label it `root`. Found: {}",
         if seen.is_empty() { "none".to_owned() } else { seen.join("; ") }
     ))
+}
+
+/// Types of partitions that are mounted where they are not in an fstab, on a directory that is
+/// empty (Discoverable Partitions Specification).
+fn discoverable() -> impl Iterator<Item = (Uuid, &'static str)> {
+    let everywhere = [
+        (uuid!("4d21b016-b534-45c2-a9fb-5c16e091fd2d"), "var"),
+        (uuid!("7ec6f557-3bc5-4aca-b293-16ef5df639d1"), "var/tmp"),
+        (uuid!("3b8f8425-20e0-4f3b-907f-1a25a76f98e8"), "srv"),
+        (uuid!("933ac7e1-2eb4-4f13-b844-0e14e2aef915"), "home"),
+    ];
+    let usr = match std::env::consts::ARCH {
+        "x86_64" => Some(uuid!("8484680c-9521-48c6-9c11-b0720656f69e")),
+        "aarch64" => Some(uuid!("b0e01050-ee5f-4390-949a-9101b17104e9")),
+        "arm" => Some(uuid!("7d0359a3-02b3-4f0a-865c-654403e70625")),
+        "riscv64" => Some(uuid!("beaec34b-8442-439b-a40b-984381ed097d")),
+        _ => None,
+    };
+    usr.map(|usr| (usr, "usr")).into_iter().chain(everywhere)
 }
 
 /// The type of this architecture's root partition in a GUID table (Discoverable

@@ -138,7 +138,7 @@ pub(super) fn run<'a>(
     let layers = assembly.put_in_place(&content)?;
     let layers: Vec<String> = layers.iter().map(Digest::to_string).collect();
     let directories: Vec<_> = layers.iter().map(|digest| means.layers.directory(digest)).collect();
-    config.init = init::detect(&directories);
+    init::recognise(&mut config, &directories)?;
     let (disk, kept) = match remains {
         None => (None, None),
         Some(Err(refusal)) => {

@@ -50,7 +50,7 @@ fn parse(argument: Option<OsString>) -> Result<Task> {
 }
 
 fn run_jailed(task: &Task) -> Result<Outcome> {
-    confine(task)?;
+    let subvolumes = confine(task)?;
     let root = rustix::fs::open(
         "/",
         rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
@@ -64,6 +64,9 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
     if let Work::Convert { format, limits, .. } = &task.work {
         disk::check_foreign(input, *format, limits.bytes)?;
         return Err(become_converter(*format));
+    }
+    if let Work::Mounted { limits, .. } = &task.work {
+        return disk::write_mounted(root, subvolumes, output, *limits).map(|()| Outcome::Disk);
     }
     run(&task.work, root, input, output)
 }
@@ -82,7 +85,7 @@ pub(super) fn run(work: &Work, root: OwnedFd, input: File, output: impl Write) -
             part::write(input, *start, *size, output).map(|()| Outcome::DiskPart)
         }
         Work::Mounted { limits, .. } => {
-            disk::write_mounted(root, output, *limits).map(|()| Outcome::Disk)
+            disk::write_mounted(root, None, output, *limits).map(|()| Outcome::Disk)
         }
         Work::Convert { .. } => Err(Fault::internal("converting a disk", "it takes a jail")),
         Work::Frame => disk::write_frame(input, output).map(Outcome::Frame),

@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "its faults quote nix's errors: see `crate::sys`")]
 
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -10,6 +11,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, CapabilitySets};
 
 use super::calls;
@@ -37,7 +42,7 @@ const OPEN_DIRECTORIES: u64 = 512;
 pub const USER: u32 = 65_529;
 
 /// Gives up everything that the task does not need.
-pub(super) fn confine(task: &Task) -> Result<()> {
+pub(super) fn confine(task: &Task) -> Result<Option<OwnedFd>> {
     // By its parent, for no process can move itself.
     if std::process::id() != 1 {
         return Err(Fault::internal("entering the jail", "it has no PID namespace of its own"));
@@ -67,6 +72,10 @@ pub(super) fn confine(task: &Task) -> Result<()> {
         Work::Layer { limits } => (Root::Directory, unpacking(), limits.bytes),
         Work::Fill { device } => (Root::NewDevice(device), unpacking(), u64::MAX),
     };
+    let subvolumes = match &task.work {
+        Work::Mounted { device, file_system: FileSystem::Btrfs, .. } => Some(subvolumes(device)?),
+        _ => None,
+    };
     change_root(&task.directory, root)?;
     let files = if matches!(task.work, Work::Mounted { .. }) { OPEN_DIRECTORIES } else { 64 };
     let space = if matches!(task.work, Work::Convert { .. }) {
@@ -80,7 +89,27 @@ pub(super) fn confine(task: &Task) -> Result<()> {
     rustix::process::umask(rustix::fs::Mode::empty());
     drop_privileges(keep)?;
     // The last wall: those before it take calls that it has not.
-    filter::hold_to(&calls::of(&task.work)).or_fault("filtering the jail's system calls")
+    filter::hold_to(&calls::of(&task.work)).or_fault("filtering the jail's system calls")?;
+    Ok(subvolumes)
+}
+
+/// The top of a Btrfs, from which all of its subvolumes can be reached, mounted nowhere.
+fn subvolumes(device: &Path) -> Result<OwnedFd> {
+    let mount = || -> rustix::io::Result<OwnedFd> {
+        let btrfs = fsopen("btrfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(btrfs.as_fd(), "source", device)?;
+        fsconfig_set_string(btrfs.as_fd(), "subvolid", "5")?;
+        fsconfig_set_flag(btrfs.as_fd(), "ro")?;
+        fsconfig_create(btrfs.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        fsmount(btrfs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    mount().map_err(|errno| {
+        mounted::not_mounted(FileSystem::Btrfs, Errno::from_raw(errno.raw_os_error()))
+    })
 }
 
 /// What unpacking takes.

@@ -99,7 +99,8 @@ fn monitor_spec(
             command_line: init::command_line(boot.config, boot.definition.command.as_deref()),
             locked: !walls.fresh_proc,
         }),
-        serial_line: init::logs_in_at_serial_line(role).then_some(record.id_block),
+        block: record.id_block,
+        init: init::of_lines(role),
     })
 }
 

@@ -5,38 +5,44 @@ use crate::instance::host_parts::HostParts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::teardown::Teardown;
 use crate::monitor::{ExitAction, ExitKind, ExitRecord, Monitor};
-use crate::runtime::init::soft_signals;
+pub use crate::runtime::init::Ask;
 use crate::runtime::role::Role;
+use crate::runtime::{asking, init};
 use crate::types::ExitStatus;
 
 use super::destroy;
 
-/// What the init is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// To power off.
-    PowerOff,
-    /// To reboot.
-    Reboot,
-}
-
-/// Asks the init with the signal that it takes for this. One that knows no
+/// Asks the init in the way that it takes for this. One that knows no
 /// reboot is asked to stop, and the monitor starts it again.
 pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
     let boot = record.boot();
     let role = Role::of(boot.config, boot.definition.command.as_deref());
-    let signals = soft_signals(role, boot.config)?;
-    let (action, signal) = match ask {
-        Ask::PowerOff => (ExitAction::End, signals.stop),
-        Ask::Reboot => (ExitAction::Restart, signals.reboot.unwrap_or(signals.stop)),
+    let way = init::asking(role, boot.config, ask)?;
+    let action = match ask {
+        Ask::PowerOff => ExitAction::End,
+        Ask::Reboot => ExitAction::Restart,
     };
     monitor.on_exit(action)?;
     let init = monitor.status()?.init;
-    let deaf = role == Role::Application && init.is_some_and(|init| init.leaves_to_kernel(signal));
-    // To the first process of a pid namespace the kernel does not deliver a
-    // signal that has no handler (pid_namespaces(7)). Of any other process such
-    // a signal is the end, and an application knows no difference.
-    monitor.signal(if deaf { libc::SIGKILL } else { signal })
+    if let Some(init) = init {
+        match asking::leave(&way.notes, init, record.id_block) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // The signal is left.
+            Err(fault) => {
+                tracing::warn!(instance = %record.id, fault = %fault.in_full(), "its init finds no note");
+            }
+        }
+    }
+    for signal in way.signals {
+        let deaf =
+            role == Role::Application && init.is_some_and(|init| init.leaves_to_kernel(signal));
+        // To the first process of a pid namespace the kernel does not deliver a
+        // signal that has no handler (pid_namespaces(7)). Of any other process such
+        // a signal is the end, and an application knows no difference.
+        monitor.signal(if deaf { libc::SIGKILL } else { signal })?;
+    }
+    Ok(())
 }
 
 /// Ends whatever of it runs and takes its root file system down; its disks,
