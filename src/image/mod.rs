@@ -17,6 +17,7 @@
 //! came with the hash that was asked for.
 //! [`ImageStore`] is the door; everything behind it is synchronous.
 
+pub(crate) mod acl;
 #[cfg(feature = "service")]
 mod arrival;
 #[cfg(feature = "service")]

@@ -14,6 +14,7 @@ use crate::image::progress::Meter;
 use crate::image::recognise::{self, ArchiveKind};
 use crate::image::refusal;
 use crate::image::stage::{Body, Staged};
+use crate::image::unpack::TreeKind;
 use crate::types::{ImageConfig, ImageFormat};
 
 /// Most bytes of a manifest, an index or a config.
@@ -30,7 +31,7 @@ pub(super) fn unpack(
         ArchiveKind::Rootfs => {
             let size = fs::metadata(content).or_fault("looking at the content")?.len();
             let meter = assembly.meter("unpacking").whole(size);
-            unpack_layer(assembly, &Place::whole(content), None, meter)?;
+            unpack_layer(assembly, &Place::whole(content), None, TreeKind::Root, meter)?;
             Ok((ImageFormat::RootfsTar, ImageConfig::default()))
         }
         archive @ (ArchiveKind::Docker | ArchiveKind::Oci) => {
@@ -79,7 +80,9 @@ fn unpack_layers(
     for (number, (layer, (place, size))) in layers.iter().zip(&files).enumerate() {
         let meter = assembly.meter("unpacking").whole(total).from(before);
         check_stored(layer, place, *size)
-            .and_then(|()| unpack_layer(assembly, place, Some(&layer.diff_id), meter))
+            .and_then(|()| {
+                unpack_layer(assembly, place, Some(&layer.diff_id), TreeKind::Layer, meter)
+            })
             .map_err(|fault| fault.context(format_args!("layer {}", number + 1)))?;
         before += size;
     }
@@ -91,6 +94,7 @@ fn unpack_layer(
     assembly: &mut Assembly<'_>,
     place: &Place,
     expected: Option<&Digest>,
+    kind: TreeKind,
     meter: Meter<'_>,
 ) -> Result<()> {
     let here = match expected {
@@ -103,7 +107,7 @@ fn unpack_layer(
         // not its content must not get at it.
         Some(record) => Pending::Here(plain.hash()?, record),
         None => {
-            let (unpacked, digest) = assembly.unpack(|buffer| plain.read(buffer))?;
+            let (unpacked, digest) = assembly.unpack(kind, |buffer| plain.read(buffer))?;
             Pending::Aside(unpacked, digest)
         }
     };

@@ -34,6 +34,7 @@ use super::records::{ImageRecord, SCHEMA};
 use super::refusal;
 use super::source::Source;
 use super::space::Space;
+use super::unpack::TreeKind;
 use crate::config;
 use crate::fault::{Fault, Result};
 use crate::types::{
@@ -184,7 +185,8 @@ fn of_disk(kind: Content, remains: Remains) -> Made {
 fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arrived> {
     match recognise::content(arriving.peek(recognise::HEAD)?) {
         Content::Tar if is_root_file_system(assembly, arriving.peek(LOOK)?)? => {
-            let (unpacked, digest) = assembly.unpack(|buffer| arriving.read(buffer))?;
+            let (unpacked, digest) =
+                assembly.unpack(TreeKind::Root, |buffer| arriving.read(buffer))?;
             let done = unpacked.report.bytes;
             assembly.means.report.progress(Progress {
                 stage: "unpacking",
