@@ -40,6 +40,8 @@ pub mod jail;
 mod kept_disk;
 #[cfg(feature = "service")]
 mod layers;
+#[cfg(feature = "service")]
+mod machine;
 pub mod manifest;
 mod pax;
 #[cfg(feature = "service")]

@@ -164,6 +164,17 @@ impl<'a> Assembly<'a> {
         Ok((path, self.means.jail.start(root, work, Input::Pipe)?))
     }
 
+    /// Where its layers lie at the moment, lowest first.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let directory = |pending: &Pending| match pending {
+            Pending::Here(digest, _) => self.means.layers.directory(&digest.to_string()),
+            Pending::Aside(Unpacked { path, .. }, _) | Pending::OfDisk(Unpacked { path, .. }) => {
+                path.join(LAYER_ROOT)
+            }
+        };
+        self.pending.iter().map(directory).collect()
+    }
+
     /// Puts the layers of content that was verified in place; which they are, lowest first.
     pub(super) fn put_in_place(&mut self, content: &Verified) -> Result<Vec<Digest>> {
         let mut sealed = Vec::new();
