@@ -14,6 +14,9 @@ use crate::image::tar_reader::{DELETION, LINK, NAME};
 use crate::image::tar_writer::{Head, TarWriter};
 use crate::image::whiteout::{Meaning, meaning};
 
+/// A key and a value of a pax header.
+type PaxRecord = (Vec<u8>, Vec<u8>);
+
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 17;
 
@@ -29,7 +32,7 @@ pub(super) enum Files<'a> {
 impl Files<'_> {
     /// A name as others see it, and the record of what it is, where in a layer it would
     /// delete something though it should not. `key` is the kind of name.
-    fn shown(self, path: &[u8], key: &str) -> (Vec<u8>, Option<(Vec<u8>, Vec<u8>)>) {
+    fn shown(self, path: &[u8], key: &str) -> (Vec<u8>, Option<PaxRecord>) {
         let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
         // The last part of a deletion does delete.
         let names = if key == DELETION { parts.len() - 1 } else { parts.len() };

@@ -1,6 +1,5 @@
 """Archives and layers as the programs write them that people make images with."""
 
-import gzip
 import json
 import os
 import subprocess
@@ -52,11 +51,6 @@ def absolute(tree: Path, file: Path) -> None:
     assert "/" in names and "/usr/bin/perl" in names
 
 
-def padded(tree: Path, file: Path) -> None:
-    every_attribute(tree, file)
-    file.write_bytes(gzip.compress(file.read_bytes(), 1) + bytes(100_000))
-
-
 def pzstd(tree: Path, file: Path) -> None:
     every_attribute(tree, file)
     run("pzstd", "-q", "-p", "2", "--rm", file, "-o", f"{file}.zst")
@@ -78,10 +72,9 @@ PRODUCERS = {
     "GNU tar with a label": lambda t, f: every_attribute(t, f, "-V", "backup"),
     "GNU tar -cP": absolute,
     "GNU tar, incremental": lambda t, f: run(
-        "tar", "-c", "-f", f, "-C", t, "--format=gnu", "--listed-incremental=/dev/null", "."
+        "tar", "-c", "-f", f, "-C", t, "--format=gnu", f"--listed-incremental={f}.snar", "."
     ),
     "bsdtar": lambda t, f: run("bsdtar", "--format=pax", "-c", "-f", f, "-C", t, "."),
-    "gzip, padded": padded,
     "pzstd": pzstd,
     "Incus": unified,
 }

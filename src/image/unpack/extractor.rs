@@ -107,8 +107,7 @@ impl Extractor {
         let Some((name, parents)) = parts.split_last() else { return self.root_member(member) };
         let means = |part: &&[u8]| whiteout::meaning(part) != Meaning::Plain;
         if self.kind != TreeKind::Layer || member.literal == Literal::All {
-            self.report.own_kind |=
-                member.literal != Literal::All && parts.iter().any(|part| means(part));
+            self.report.own_kind |= member.literal != Literal::All && parts.iter().any(means);
             let parent = self.parent(parents, member)?;
             return self.create(reader, member, &parent, name);
         }
@@ -116,7 +115,7 @@ impl Extractor {
             if parts.iter().any(|part| whiteout::meaning(part) == Meaning::Bookkeeping) {
                 return Ok(());
             }
-            if parents.iter().any(|part| means(part)) {
+            if parents.iter().any(means) {
                 return Err(refused(member, "it lies in a directory with the name of a deletion"));
             }
         }
