@@ -12,7 +12,7 @@ use berth::fault::{Fault, FaultKind};
 use berth::image::ImageStore;
 use berth::image::jail::{COMMAND, Input, Jail, Task, USER, Work};
 use berth::image::recognise::DiskFormat;
-use berth::image::unpack::UnpackLimits;
+use berth::image::unpack::{TreeKind, UnpackLimits};
 use berth::store::layout::Layout;
 use berth::store::room::Room;
 use berth::sys::process::spawn_alone;
@@ -139,7 +139,8 @@ fn root_a_greedy_stream_is_refused() {
 #[test]
 fn root_the_child_has_given_up_its_privileges() {
     let dir = tempfile::tempdir().unwrap();
-    let work = Work::Layer { limits: UnpackLimits { entries: 10, bytes: 1 << 20 } };
+    let work =
+        Work::Layer { kind: TreeKind::Layer, limits: UnpackLimits { entries: 10, bytes: 1 << 20 } };
     let task = Task { work, directory: dir.path().to_owned() };
     let mut command = Command::new(BERTH);
     command

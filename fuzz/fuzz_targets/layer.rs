@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use berth::image::unpack::{UnpackLimits, extract, mark_opaque};
+use berth::image::unpack::{TreeKind, UnpackLimits, extract};
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };
@@ -36,11 +36,12 @@ fuzz_target!(|bytes: &[u8]| {
     fs::create_dir(&root).unwrap();
     fs::write(outer.path().join("secret"), "untouched").unwrap();
     let directory = File::open(&root).unwrap();
-    if let Ok(report) = extract(directory.try_clone().unwrap().into(), &bytes[..], LIMITS) {
+    let kind = if bytes.len() % 2 == 0 { TreeKind::Layer } else { TreeKind::Root };
+    if let Ok(report) = extract(directory.try_clone().unwrap().into(), &bytes[..], kind, LIMITS) {
         assert!(report.entries <= LIMITS.entries && report.bytes <= LIMITS.bytes);
         assert!(report.stored <= report.bytes);
-        // What the extractor calls a directory is one, or marking it fails.
-        mark_opaque(std::os::fd::AsFd::as_fd(&directory), &report.opaque).unwrap();
+        // What the extractor reports is there, or marking it fails.
+        report.marks.set(std::os::fd::AsFd::as_fd(&directory)).unwrap();
     }
     let secret = fs::metadata(outer.path().join("secret")).unwrap();
     assert_eq!(fs::read_to_string(outer.path().join("secret")).unwrap(), "untouched");

@@ -10,7 +10,7 @@ use super::disk::{Blocks, frame as frames, sums};
 use super::recognise::DiskFormat;
 use super::tar_reader::TarReader;
 use super::testing::LIMITS;
-use super::unpack::{extract, mark_opaque};
+use super::unpack::{TreeKind, extract};
 use super::{disk, manifest, recognise, refusal, stage};
 use crate::fault::{Fault, FaultKind};
 
@@ -44,8 +44,9 @@ fn root_layer_seeds_stay_inside() {
         fs::create_dir(&root).unwrap();
         fs::write(outer.path().join("secret"), "untouched").unwrap();
         let root = OwnedFd::from(fs::File::open(root).unwrap());
-        if let Ok(report) = extract(root.try_clone().unwrap(), &bytes[..], LIMITS) {
-            mark_opaque(root.as_fd(), &report.opaque).unwrap();
+        let kind = if bytes.len().is_multiple_of(2) { TreeKind::Layer } else { TreeKind::Root };
+        if let Ok(report) = extract(root.try_clone().unwrap(), &bytes[..], kind, LIMITS) {
+            report.marks.set(root.as_fd()).unwrap();
         }
         let secret = fs::read_to_string(outer.path().join("secret")).unwrap();
         assert_eq!(secret, "untouched", "{}", path.display());

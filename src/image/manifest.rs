@@ -18,6 +18,8 @@ use crate::types::ImageConfig;
 const MAX_LAYERS: usize = 127;
 /// Most levels of indexes in indexes.
 const MAX_INDEXES: usize = 4;
+/// Most manifests for this host's platform, or for none, that are looked at.
+const MAX_MANIFESTS: usize = 64;
 
 /// How an image is made from the members of its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,14 +107,28 @@ struct Platform {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Manifest {
+    artifact_type: Option<String>,
     config: Descriptor,
     layers: Vec<Descriptor>,
 }
 
-/// Reads the documents of a docker-archive.
+/// Reads the documents of a docker-archive, or of what skopeo calls `dir:`.
 pub fn docker(read: Read<'_>, architecture: &str) -> Result<ImagePlan> {
-    let manifests: Vec<DockerManifest> = parse("manifest.json", &read("manifest.json")?)?;
+    let bytes = read("manifest.json")?;
+    if bytes.trim_ascii_start().starts_with(b"{") {
+        let layout = Layout {
+            read,
+            blob: |digest| digest.hex().to_owned(),
+            manifest: |digest| format!("{}.manifest.json", digest.hex()),
+        };
+        return match is_index(&bytes) {
+            true => layout.choose("manifest.json", &bytes, architecture),
+            false => layout.image("manifest.json", &bytes, architecture),
+        };
+    }
+    let manifests: Vec<DockerManifest> = parse("manifest.json", &bytes)?;
     let [manifest] = manifests.as_slice() else {
         return Err(unacceptable(format!(
             "manifest.json names {} images; save one image at a time",
@@ -131,80 +147,197 @@ pub fn docker(read: Read<'_>, architecture: &str) -> Result<ImagePlan> {
 
 /// Reads the documents of an OCI layout.
 pub fn oci(read: Read<'_>, architecture: &str) -> Result<ImagePlan> {
-    let mut name = "index.json".to_owned();
-    let mut bytes = read(&name)?;
-    for _ in 0..MAX_INDEXES {
-        let index: Index = parse(&name, &bytes)?;
-        let descriptor = choose(index.manifests.unwrap_or_default(), architecture)?;
-        (name, bytes) = blob(read, &descriptor)?;
-        if is_manifest(&descriptor) || !is_index(&bytes) {
-            return manifest(read, &name, &bytes, architecture);
+    let layout = Layout { read, blob: blob_name, manifest: blob_name };
+    layout.choose("index.json", &read("index.json")?, architecture)
+}
+
+/// Members that are named by their hashes.
+struct Layout<'a> {
+    read: Read<'a>,
+    /// The member of a blob.
+    blob: fn(&Digest) -> String,
+    /// The member of a manifest or an index.
+    manifest: fn(&Digest) -> String,
+}
+
+/// A manifest that an index leads to.
+struct Candidate {
+    descriptor: Descriptor,
+    /// The name that it, or an index on the way to it, has.
+    reference: Option<String>,
+    member: String,
+    bytes: Vec<u8>,
+}
+
+/// What indexes lead to.
+#[derive(Default)]
+struct Found {
+    images: Vec<Candidate>,
+    /// Architectures that images are for, this host's not among them.
+    elsewhere: BTreeSet<String>,
+    /// Manifests of something else.
+    others: usize,
+}
+
+impl Layout<'_> {
+    /// The one image for this host, out of an index.
+    fn choose(&self, name: &str, bytes: &[u8], architecture: &str) -> Result<ImagePlan> {
+        let mut found = Found::default();
+        self.look(name, bytes, None, architecture, 0, &mut found)?;
+        let Found { mut images, mut elsewhere, others } = found;
+        if images.iter().any(|image| image.descriptor.platform.is_some()) {
+            images.retain(|image| image.descriptor.platform.is_some());
+        } else if digests(&images).len() > 1 {
+            images.retain(|image| match self.architecture(image) {
+                Some(other) if other != architecture => {
+                    elsewhere.insert(excerpt(&other).to_string());
+                    false
+                }
+                _ => true,
+            });
+        }
+        let names: BTreeSet<_> = images.iter().filter_map(|i| i.reference.as_ref()).collect();
+        let count = digests(&images).len();
+        if names.len() > 1 && count > 1 {
+            return Err(unacceptable(format!(
+                "{name} names {count} images; save one image at a time"
+            )));
+        }
+        // The plain variant runs on every machine of the architecture.
+        images.sort_by_key(|i| i.descriptor.platform.as_ref().is_some_and(|p| !plain_variant(p)));
+        match images.first() {
+            Some(image) => self.image(&image.member, &image.bytes, architecture),
+            None if elsewhere.is_empty() && others > 0 => Err(unacceptable(
+                "it holds no image, only signatures, attestations or other documents; give the \
+                 image that these are about",
+            )),
+            None => Err(unacceptable(format!(
+                "it has no image for linux/{architecture}, only for {elsewhere:?}; take one for \
+                 this host"
+            ))),
         }
     }
-    Err(unacceptable("its indexes lead to more indexes without end"))
-}
 
-fn manifest(read: Read<'_>, name: &str, bytes: &[u8], architecture: &str) -> Result<ImagePlan> {
-    let manifest: Manifest = parse(name, bytes)?;
-    let (config_name, config_bytes) = blob(read, &manifest.config)?;
-    let (config, diff_ids) = config(&config_name, &config_bytes, architecture)?;
-    let mut members = Vec::new();
-    for layer in &manifest.layers {
-        let kind = &layer.media_type;
-        if kind.contains("encrypted") || !kind.contains(".tar") {
-            return Err(unacceptable(format!("a layer is of the type {:?}", excerpt(kind))));
+    /// Looks through an index and those in it.
+    fn look(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        reference: Option<&str>,
+        architecture: &str,
+        depth: usize,
+        found: &mut Found,
+    ) -> Result<()> {
+        if depth == MAX_INDEXES {
+            return Err(unacceptable("its indexes lead to more indexes without end"));
         }
-        let digest = Digest::parse(&layer.digest)?;
-        members.push((blob_name(&digest), Some((digest, layer.size))));
+        let index: Index = parse(name, bytes)?;
+        for descriptor in index.manifests.unwrap_or_default() {
+            if !may_be_image(&descriptor) {
+                found.others += 1;
+                continue;
+            }
+            if let Some(platform) = &descriptor.platform
+                && !fits(platform, architecture)
+            {
+                found.elsewhere.insert(excerpt(&platform.architecture).to_string());
+                continue;
+            }
+            if found.images.len() + found.others >= MAX_MANIFESTS {
+                return Err(unacceptable(format!("it has more than {MAX_MANIFESTS} manifests")));
+            }
+            let (member, bytes) = self.document(&descriptor, self.manifest)?;
+            let reference = ref_name(&descriptor).or(reference).map(str::to_owned);
+            if !is_manifest(&descriptor) && is_index(&bytes) {
+                self.look(&member, &bytes, reference.as_deref(), architecture, depth + 1, found)?;
+            } else if is_image(&bytes) {
+                found.images.push(Candidate { descriptor, reference, member, bytes });
+            } else {
+                found.others += 1;
+            }
+        }
+        Ok(())
     }
-    Ok(ImagePlan { config, layers: pair(diff_ids, members)? })
+
+    /// What the config of an image says that it is for.
+    fn architecture(&self, image: &Candidate) -> Option<String> {
+        let manifest: Manifest = serde_json::from_slice(&image.bytes).ok()?;
+        let (_, bytes) = self.document(&manifest.config, self.blob).ok()?;
+        let document: ConfigDocument = serde_json::from_slice(&bytes).ok()?;
+        Some(document.architecture).filter(|architecture| !architecture.is_empty())
+    }
+
+    /// The image that a manifest describes.
+    fn image(&self, name: &str, bytes: &[u8], architecture: &str) -> Result<ImagePlan> {
+        let manifest: Manifest = parse(name, bytes)?;
+        let (config_name, config_bytes) = self.document(&manifest.config, self.blob)?;
+        let (config, diff_ids) = config(&config_name, &config_bytes, architecture)?;
+        let mut members = Vec::new();
+        for layer in &manifest.layers {
+            let kind = &layer.media_type;
+            if kind.contains("encrypted") || !kind.contains(".tar") {
+                return Err(unacceptable(format!("a layer is of the type {:?}", excerpt(kind))));
+            }
+            let digest = Digest::parse(&layer.digest)?;
+            members.push(((self.blob)(&digest), Some((digest, layer.size))));
+        }
+        Ok(ImagePlan { config, layers: pair(diff_ids, members)? })
+    }
+
+    /// A document by its descriptor.
+    fn document(
+        &self,
+        descriptor: &Descriptor,
+        name: fn(&Digest) -> String,
+    ) -> Result<(String, Vec<u8>)> {
+        let digest = Digest::parse(&descriptor.digest)?;
+        let name = name(&digest);
+        let bytes = (self.read)(&name)?;
+        if bytes.len() as u64 != descriptor.size {
+            return Err(corrupt(format!("{name} is not as long as its descriptor says")));
+        }
+        check(&digest, &bytes, &name)?;
+        Ok((name, bytes))
+    }
 }
 
-/// The one manifest or index for this host.
-fn choose(descriptors: Vec<Descriptor>, architecture: &str) -> Result<Descriptor> {
-    let image = |d: &Descriptor| {
-        let kind = d.media_type.as_str();
-        let known = kind.is_empty()
-            || is_manifest(d)
-            || kind.contains(".index.")
-            || kind.contains("manifest.list");
-        let note = d.annotations.as_ref().and_then(|a| a.get("vnd.docker.reference.type"));
-        known && note.is_none()
-    };
-    let images: Vec<_> = descriptors.into_iter().filter(image).collect();
-    let fits = |platform: &Platform| {
-        platform.architecture == architecture && (platform.os.is_empty() || platform.os == "linux")
-    };
-    let exact = images.iter().filter(|d| d.platform.as_ref().is_some_and(&fits));
-    let vague = images.iter().filter(|d| d.platform.is_none());
-    let mut chosen: Vec<_> = exact.collect();
-    if chosen.is_empty() {
-        chosen = vague.collect();
-    }
-    let names: BTreeSet<_> = chosen.iter().filter_map(|d| ref_name(d)).collect();
-    let digests: BTreeSet<_> = chosen.iter().map(|d| &d.digest).collect();
-    if names.len() > 1 && digests.len() > 1 {
-        return Err(unacceptable(format!(
-            "index.json names {} images; save one image at a time",
-            digests.len()
-        )));
-    }
-    // The plain variant runs on every machine of the architecture.
-    chosen.sort_by_key(|d| d.platform.as_ref().is_some_and(|p| !plain_variant(p)));
-    chosen.first().map(|d| (*d).clone()).ok_or_else(|| {
-        let offered: BTreeSet<_> = images
-            .iter()
-            .filter_map(|d| Some(excerpt(&d.platform.as_ref()?.architecture)))
-            .collect();
-        unacceptable(format!(
-            "it has no image for linux/{architecture}, only for {:?}; take one for this host",
-            offered
-        ))
-    })
+fn digests(images: &[Candidate]) -> BTreeSet<&String> {
+    images.iter().map(|image| &image.descriptor.digest).collect()
 }
 
-fn ref_name(descriptor: &Descriptor) -> Option<&String> {
-    descriptor.annotations.as_ref()?.get("org.opencontainers.image.ref.name")
+/// Whether a descriptor may lead to an image, as far as it says.
+fn may_be_image(descriptor: &Descriptor) -> bool {
+    let kind = descriptor.media_type.as_str();
+    let known = kind.is_empty()
+        || is_manifest(descriptor)
+        || kind.contains(".index.")
+        || kind.contains("manifest.list");
+    let note = |key| descriptor.annotations.as_ref().is_some_and(|all| all.contains_key(key));
+    known && !note("vnd.docker.reference.type")
+}
+
+/// Whether a manifest describes an image: signatures and the like have the same form. What
+/// cannot be read may be one, for its fault says more.
+fn is_image(bytes: &[u8]) -> bool {
+    const CONFIGS: [&str; 3] = [
+        "",
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+    ];
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) else { return true };
+    let layers = &manifest.layers;
+    manifest.artifact_type.is_none()
+        && CONFIGS.contains(&manifest.config.media_type.as_str())
+        && (layers.is_empty() || layers.iter().any(|layer| layer.media_type.contains(".tar")))
+}
+
+fn fits(platform: &Platform, architecture: &str) -> bool {
+    platform.architecture == architecture && (platform.os.is_empty() || platform.os == "linux")
+}
+
+fn ref_name(descriptor: &Descriptor) -> Option<&str> {
+    let annotations = descriptor.annotations.as_ref()?;
+    annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
 }
 
 fn plain_variant(platform: &Platform) -> bool {
@@ -222,17 +355,6 @@ fn is_manifest(descriptor: &Descriptor) -> bool {
 /// Whether a document without a telling media type is an index.
 fn is_index(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Index>(bytes).is_ok_and(|index| index.manifests.is_some())
-}
-
-fn blob(read: Read<'_>, descriptor: &Descriptor) -> Result<(String, Vec<u8>)> {
-    let digest = Digest::parse(&descriptor.digest)?;
-    let name = blob_name(&digest);
-    let bytes = read(&name)?;
-    if bytes.len() as u64 != descriptor.size {
-        return Err(corrupt(format!("{name} is not as long as its descriptor says")));
-    }
-    check(&digest, &bytes, &name)?;
-    Ok((name, bytes))
 }
 
 fn blob_name(digest: &Digest) -> String {
@@ -261,7 +383,8 @@ fn config(name: &str, bytes: &[u8], architecture: &str) -> Result<(ImageConfig, 
         architecture: document.architecture,
         entrypoint: part.entrypoint.unwrap_or_default(),
         cmd: part.cmd.unwrap_or_default(),
-        env: part.env.unwrap_or_default(),
+        // One without a value unsets what nothing has set.
+        env: part.env.unwrap_or_default().into_iter().filter(|e| e.contains('=')).collect(),
         user: part.user.unwrap_or_default(),
         working_dir: part.working_dir.unwrap_or_default(),
         stop_signal: part.stop_signal.unwrap_or_default(),
@@ -286,8 +409,8 @@ fn check_config(config: &ImageConfig) -> Result<()> {
     if texts.into_iter().any(|text| text.contains('\0')) {
         return Err(unacceptable("its config has a zero byte in a text"));
     }
-    if config.env.iter().any(|entry| entry.find('=').is_none_or(|equals| equals == 0)) {
-        return Err(unacceptable("its config has an Env entry that is not NAME=value"));
+    if config.env.iter().any(|entry| entry.starts_with('=')) {
+        return Err(unacceptable("its config has an Env entry without a name"));
     }
     if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
         return Err(unacceptable("its config has a WorkingDir that is not absolute"));
@@ -337,170 +460,5 @@ fn corrupt(why: impl Into<String>) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    const DIFF: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
-
-    fn read(members: &BTreeMap<String, Vec<u8>>) -> impl Fn(&str) -> Result<Vec<u8>> + '_ {
-        |name| members.get(name).cloned().ok_or_else(|| unacceptable(format!("no {name}")))
-    }
-
-    /// Puts a document among the blobs and returns its descriptor.
-    fn put(members: &mut BTreeMap<String, Vec<u8>>, kind: &str, document: &Value) -> Value {
-        let bytes = serde_json::to_vec(document).unwrap();
-        let digest = Digest::of(Algorithm::Sha256, &bytes[..]).unwrap();
-        let descriptor =
-            json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()});
-        members.insert(blob_name(&digest), bytes);
-        descriptor
-    }
-
-    fn image_config(architecture: &str) -> Value {
-        json!({
-            "architecture": architecture, "os": "linux",
-            "config": {"Env": ["A=b"], "Cmd": ["sh"], "Entrypoint": null, "User": "1:2",
-                       "WorkingDir": "/x", "StopSignal": "SIGINT"},
-            "rootfs": {"type": "layers", "diff_ids": [DIFF]},
-        })
-    }
-
-    fn oci_image(members: &mut BTreeMap<String, Vec<u8>>, architecture: &str) -> Value {
-        let config =
-            put(members, "application/vnd.oci.image.config.v1+json", &image_config(architecture));
-        let layer = json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+zstd",
-                           "digest": DIFF, "size": 3});
-        let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
-        let mut descriptor = put(members, "application/vnd.oci.image.manifest.v1+json", &manifest);
-        descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
-        descriptor
-    }
-
-    fn index(members: &mut BTreeMap<String, Vec<u8>>, manifests: &[Value]) {
-        let index = json!({"schemaVersion": 2, "manifests": manifests});
-        members.insert("index.json".into(), serde_json::to_vec(&index).unwrap());
-    }
-
-    #[test]
-    fn an_oci_layout() {
-        let mut members = BTreeMap::new();
-        let manifest = oci_image(&mut members, "amd64");
-        index(&mut members, &[manifest]);
-        let plan = oci(&read(&members), "amd64").unwrap();
-        assert_eq!(plan.config.cmd, ["sh"]);
-        assert_eq!(plan.config.entrypoint, [""; 0]);
-        assert_eq!(
-            (plan.config.user.as_str(), plan.config.stop_signal.as_str()),
-            ("1:2", "SIGINT")
-        );
-        assert_eq!(plan.layers.len(), 1);
-        assert_eq!(plan.layers[0].diff_id.to_string(), DIFF);
-    }
-
-    #[test]
-    fn a_nested_index_gives_this_hosts_image_and_no_attestation() {
-        let mut members = BTreeMap::new();
-        let arm = oci_image(&mut members, "arm64");
-        let amd = oci_image(&mut members, "amd64");
-        let mut note = amd.clone();
-        note["platform"] = json!({"os": "unknown", "architecture": "unknown"});
-        note["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"});
-        let nested = json!({"schemaVersion": 2, "manifests": [arm, note, amd]});
-        let nested = put(&mut members, "application/vnd.oci.image.index.v1+json", &nested);
-        index(&mut members, &[nested]);
-        assert_eq!(oci(&read(&members), "amd64").unwrap().config.architecture, "amd64");
-        assert_eq!(oci(&read(&members), "arm64").unwrap().config.architecture, "arm64");
-        let fault = oci(&read(&members), "riscv64").unwrap_err();
-        assert!(fault.detail.contains("arm64"), "{fault}");
-    }
-
-    #[test]
-    fn another_architecture_is_refused_even_without_a_platform() {
-        let mut members = BTreeMap::new();
-        let mut manifest = oci_image(&mut members, "s390x");
-        manifest.as_object_mut().unwrap().remove("platform");
-        index(&mut members, &[manifest]);
-        let fault = oci(&read(&members), "amd64").unwrap_err();
-        assert_eq!(fault.kind, FaultKind::ImageUnacceptable);
-        assert!(fault.detail.contains("s390x"), "{fault}");
-    }
-
-    #[test]
-    fn two_images_in_one_archive_are_refused() {
-        let mut members = BTreeMap::new();
-        let mut one = oci_image(&mut members, "amd64");
-        let mut two = put(&mut members, "application/vnd.oci.image.manifest.v1+json", &json!({}));
-        one["annotations"] = json!({"org.opencontainers.image.ref.name": "one"});
-        two["annotations"] = json!({"org.opencontainers.image.ref.name": "two"});
-        two["platform"] = one["platform"].clone();
-        index(&mut members, &[one, two]);
-        assert!(oci(&read(&members), "amd64").unwrap_err().detail.contains("2 images"));
-    }
-
-    #[test]
-    fn a_changed_blob_is_corrupt() {
-        let mut members = BTreeMap::new();
-        let manifest = oci_image(&mut members, "amd64");
-        index(&mut members, &[manifest]);
-        for name in
-            members.keys().filter(|name| name.starts_with("blobs")).cloned().collect::<Vec<_>>()
-        {
-            let mut changed = members.clone();
-            let bytes = changed.get_mut(&name).unwrap();
-            *bytes = bytes.iter().map(|b| if *b == b'2' { b'3' } else { *b }).collect();
-            if *bytes == members[&name] {
-                bytes.push(b' ');
-            }
-            assert_eq!(oci(&read(&changed), "amd64").unwrap_err().kind, FaultKind::ImageCorrupt);
-        }
-    }
-
-    fn docker_members(config: &Value, layers: &[&str]) -> BTreeMap<String, Vec<u8>> {
-        let manifest = json!([{"Config": "c.json", "RepoTags": null, "Layers": layers}]);
-        BTreeMap::from([
-            ("c.json".into(), serde_json::to_vec(config).unwrap()),
-            ("manifest.json".into(), serde_json::to_vec(&manifest).unwrap()),
-        ])
-    }
-
-    #[test]
-    fn a_docker_archive() {
-        let members = docker_members(&image_config("amd64"), &["x/layer.tar"]);
-        let plan = docker(&read(&members), "amd64").unwrap();
-        assert_eq!(plan.layers[0].member, "x/layer.tar");
-        assert_eq!(plan.config.env, ["A=b"]);
-        assert!(docker(&read(&members), "arm64").is_err());
-    }
-
-    #[test]
-    fn bad_docker_archives() {
-        let with = |key: &str, value: Value| {
-            let mut config = image_config("amd64");
-            config["config"][key] = value;
-            docker_members(&config, &["l"])
-        };
-        let mut named = docker_members(&image_config("amd64"), &["l"]);
-        let hex = "b".repeat(64);
-        let manifest = format!(r#"[{{"Config":"{hex}.json","Layers":["l"]}}]"#);
-        named.insert("manifest.json".into(), manifest.into_bytes());
-        named.insert(format!("{hex}.json"), serde_json::to_vec(&image_config("amd64")).unwrap());
-        let mut windows = image_config("amd64");
-        windows["os"] = json!("windows");
-        for (what, members) in [
-            ("layer count", docker_members(&image_config("amd64"), &["a", "b"])),
-            ("no layers", docker_members(&json!({"rootfs": {}}), &[])),
-            ("zero byte", with("Cmd", json!(["a\0b"]))),
-            ("env", with("Env", json!(["novalue"]))),
-            ("env", with("Env", json!(["=x"]))),
-            ("working dir", with("WorkingDir", json!("tmp"))),
-            ("types", with("Cmd", json!(5))),
-            ("config hash", named),
-            ("os", docker_members(&windows, &["l"])),
-            ("empty", BTreeMap::from([("manifest.json".into(), b"[]".to_vec())])),
-            ("json", BTreeMap::from([("manifest.json".into(), b"[".to_vec())])),
-        ] {
-            assert!(docker(&read(&members), "amd64").is_err(), "{what}");
-        }
-    }
-}
+#[path = "manifest_tests.rs"]
+mod tests;

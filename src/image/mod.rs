@@ -17,6 +17,7 @@
 //! came with the hash that was asked for.
 //! [`ImageStore`] is the door; everything behind it is synchronous.
 
+pub(crate) mod acl;
 #[cfg(feature = "service")]
 mod arrival;
 #[cfg(feature = "service")]
@@ -39,6 +40,8 @@ pub mod jail;
 mod kept_disk;
 #[cfg(feature = "service")]
 mod layers;
+#[cfg(feature = "service")]
+mod machine;
 pub mod manifest;
 mod pax;
 #[cfg(feature = "service")]

@@ -1,7 +1,19 @@
 //! The records of pax headers: what a tar header is too small for.
 
+use base64::Engine;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+
+use super::acl::AccessList;
 use super::refusal::malformed_tar as malformed;
 use crate::fault::Result;
+
+/// bsdtar pads nothing.
+const LIBARCHIVE: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The records of a pax header, in order.
 #[derive(Default)]
@@ -62,14 +74,32 @@ impl Pax {
         }))
     }
 
-    pub(super) fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    /// Extended attributes, as GNU tar, star and Docker write them, and, where they do
+    /// not, as bsdtar does.
+    pub(super) fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         for (key, value) in &self.0 {
             let Some(name) = key.strip_prefix(b"SCHILY.xattr.") else { continue };
             xattrs.retain(|(other, _)| other != name);
             xattrs.push((name.to_vec(), value.clone()));
         }
-        xattrs
+        for (key, value) in &self.0 {
+            let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") else { continue };
+            let bad =
+                || malformed("a pax header has an extended attribute that is not as bsdtar's");
+            let name = percent_decoded(name).ok_or_else(bad)?;
+            if !xattrs.iter().any(|(other, _)| *other == name) {
+                xattrs.push((name, LIBARCHIVE.decode(value).map_err(|_| bad())?));
+            }
+        }
+        Ok(xattrs)
+    }
+
+    /// The access list of a key.
+    pub(super) fn access_list(&self, key: &str) -> Result<Option<AccessList>> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        let list = AccessList::from_text(text);
+        list.map(Some).ok_or_else(|| malformed(format!("pax {key} is no access list")))
     }
 
     /// The map of pax formats 0.0 (a record for each number) and 0.1 (one list).
@@ -102,6 +132,21 @@ fn decimal(bytes: &[u8]) -> Option<u64> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
+/// A text in which bytes may be written as `%` and two hexadecimal digits.
+fn percent_decoded(mut text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    while let Some((first, rest)) = text.split_first() {
+        if *first == b'%' {
+            bytes.extend(hex::decode(rest.get(..2)?).ok()?);
+            text = &rest[2..];
+        } else {
+            bytes.push(*first);
+            text = rest;
+        }
+    }
+    Some(bytes)
+}
+
 /// `LENGTH KEY=VALUE\n`, where the length counts itself.
 pub(super) fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
@@ -130,6 +175,23 @@ mod tests {
     fn malformed_pax_is_refused() {
         for bad in [&b"99 a=b\n"[..], b"x a=b\n", b"6 a=bc", b"4 ab\n", b"0 a=b\n", b"\n", b"1 "] {
             assert!(Pax::parse(bad).is_err(), "{}", bad.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn attributes_of_bsdtar_count_where_no_others_do() {
+        let records = [
+            record(b"LIBARCHIVE.xattr.user.a%3Db", b"aGk"),
+            record(b"LIBARCHIVE.xattr.user.c", b"aGk="),
+            record(b"SCHILY.xattr.user.c", b"exact"),
+        ];
+        let mut found = Pax::parse(&records.concat()).unwrap().xattrs().unwrap();
+        found.sort();
+        let pair = |name: &str, value: &str| (name.as_bytes().to_vec(), value.as_bytes().to_vec());
+        assert_eq!(found, [pair("user.a=b", "hi"), pair("user.c", "exact")]);
+        for (name, value) in [(&b"user.%3"[..], &b"aGk"[..]), (b"user.x", b"?")] {
+            let record = record(&[b"LIBARCHIVE.xattr.", name].concat(), value);
+            assert!(Pax::parse(&record).unwrap().xattrs().is_err());
         }
     }
 

@@ -16,7 +16,9 @@ pub const HEAD: usize = 65_536 + 72;
 /// What the first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
-    /// No bytes at all, or only zeros.
+    /// No bytes at all.
+    Nothing,
+    /// Only zeros, as far as was looked.
     Empty,
     /// A tar archive; [`Members`] tells of what.
     Tar,
@@ -68,6 +70,10 @@ pub enum DiskFormat {
     Vdi,
     /// LUKS-encrypted.
     Luks,
+    /// A physical volume of LVM.
+    Lvm,
+    /// A member of a RAID of Linux.
+    Raid,
     /// Raw with a GUID partition table.
     RawGpt,
     /// Raw with a master boot record.
@@ -109,7 +115,8 @@ pub enum Other {
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Content::Empty => "nothing but zeros",
+            Content::Nothing => "empty, without a single byte",
+            Content::Empty => "nothing but zeros where it begins",
             Content::Tar => "a tar archive",
             Content::Compressed(compression) => match compression {
                 Compression::Gzip => "gzip",
@@ -128,6 +135,8 @@ impl fmt::Display for Content {
                 DiskFormat::Vhdx => "a VHDX disk image",
                 DiskFormat::Vdi => "a VDI disk image",
                 DiskFormat::Luks => "a LUKS-encrypted disk",
+                DiskFormat::Lvm => "a physical volume of LVM",
+                DiskFormat::Raid => "a member of a RAID",
                 DiskFormat::RawGpt => "a raw disk with a GUID partition table",
                 DiskFormat::RawMbr => "a raw disk with a master boot record",
             },
@@ -153,6 +162,9 @@ impl fmt::Display for Content {
 
 /// Tells content from its first [`HEAD`] bytes (fewer when there are no more).
 pub fn content(head: &[u8]) -> Content {
+    if head.is_empty() {
+        return Content::Nothing;
+    }
     if head.iter().all(|byte| *byte == 0) {
         return Content::Empty;
     }
@@ -160,6 +172,9 @@ pub fn content(head: &[u8]) -> Content {
     // format; it goes first because a member's name may look like any magic.
     if is_tar(head) {
         return Content::Tar;
+    }
+    if let Some(compression) = after_skippable_frames(head) {
+        return Content::Compressed(compression);
     }
     MAGICS
         .iter()
@@ -183,6 +198,12 @@ const MAGICS: &[(usize, &[u8], Content)] = &[
     (0, b"vhdxfile", Content::Disk(DiskFormat::Vhdx)),
     (0x40, b"\x7f\x10\xda\xbe", Content::Disk(DiskFormat::Vdi)),
     (0, b"LUKS\xba\xbe", Content::Disk(DiskFormat::Luks)),
+    (0, b"LABELONE", Content::Disk(DiskFormat::Lvm)),
+    (512, b"LABELONE", Content::Disk(DiskFormat::Lvm)),
+    (1024, b"LABELONE", Content::Disk(DiskFormat::Lvm)),
+    (1536, b"LABELONE", Content::Disk(DiskFormat::Lvm)),
+    (0, b"\xfc\x4e\x2b\xa9", Content::Disk(DiskFormat::Raid)),
+    (4096, b"\xfc\x4e\x2b\xa9", Content::Disk(DiskFormat::Raid)),
     (0, b"hsqs", Content::FileSystem(FileSystem::Squashfs)),
     (0, b"XFSB", Content::FileSystem(FileSystem::Xfs)),
     (1024, b"\xe2\xe1\xf5\xe0", Content::FileSystem(FileSystem::Erofs)),
@@ -197,6 +218,24 @@ const MAGICS: &[(usize, &[u8], Content)] = &[
     (0, b"070707", Content::Other(Other::Cpio)),
     (0, b"\x7fELF", Content::Other(Other::Elf)),
 ];
+
+/// What follows the frames that zstd and lz4 pass over, with which pzstd begins. Behind one that
+/// goes on after the head, it is taken for zstd.
+fn after_skippable_frames(head: &[u8]) -> Option<Compression> {
+    const MAGIC: u32 = 0x184d_2a50;
+    let word = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    let mut at = 0;
+    while word(at).is_some_and(|magic| magic & !0xf == MAGIC) {
+        at = at.saturating_add(8).saturating_add(word(at + 4)? as usize);
+    }
+    match head.get(at..) {
+        _ if at == 0 => None,
+        Some(rest) if rest.starts_with(b"\x04\x22\x4d\x18") => Some(Compression::Lz4),
+        Some(rest) if rest.starts_with(b"\x28\xb5\x2f\xfd") => Some(Compression::Zstd),
+        Some(rest) if !rest.is_empty() => None,
+        _ => Some(Compression::Zstd),
+    }
+}
 
 fn text_or_disk(head: &[u8]) -> Content {
     if head.get(510..512) == Some(b"\x55\xaa") {
@@ -238,6 +277,10 @@ pub enum ArchiveKind {
     Oci,
     /// A root file system.
     Rootfs,
+    /// A root file system below `rootfs/`, as Incus and LXC have it.
+    RootfsBelow,
+    /// What Incus says about an image whose root file system is another file.
+    IncusMetadata,
     /// An OVF virtual machine.
     Ova,
     /// None of these.
@@ -252,6 +295,8 @@ pub enum ArchiveKind {
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     rootfs: bool,
+    below: bool,
+    metadata: bool,
     docker: bool,
     oci_layout: bool,
     oci_index: bool,
@@ -268,8 +313,11 @@ impl Members {
     /// Takes one more name; true when no further name can change the answer.
     pub fn add(&mut self, path: &[u8]) -> bool {
         let path = plain(path);
-        let top = path.split(|byte| *byte == b'/').next().unwrap_or_default();
+        let mut parts = path.split(|byte| *byte == b'/');
+        let top = parts.next().unwrap_or_default();
         self.rootfs |= ROOT_NAMES.contains(&top);
+        self.below |= top == b"rootfs" && parts.next().is_some_and(|p| ROOT_NAMES.contains(&p));
+        self.metadata |= path == b"metadata.yaml";
         self.docker |= path == b"manifest.json";
         self.oci_layout |= path == b"oci-layout";
         self.oci_index |= path == b"index.json";
@@ -284,7 +332,9 @@ impl Members {
             // New `docker save` writes both layouts over the same blobs.
             Members { docker: true, .. } => ArchiveKind::Docker,
             Members { oci_layout: true, oci_index: true, .. } => ArchiveKind::Oci,
+            Members { below: true, .. } => ArchiveKind::RootfsBelow,
             Members { ova: true, .. } => ArchiveKind::Ova,
+            Members { metadata: true, .. } => ArchiveKind::IncusMetadata,
             _ => ArchiveKind::Other,
         }
     }
@@ -336,7 +386,19 @@ mod tests {
     #[test]
     fn first_bytes() {
         let table: &[(Vec<u8>, Content)] = &[
-            (vec![], Content::Empty),
+            (vec![], Content::Nothing),
+            (
+                b"\x50\x2a\x4d\x18\x04\0\0\0size\x28\xb5\x2f\xfd".to_vec(),
+                Content::Compressed(Compression::Zstd),
+            ),
+            (
+                b"\x5f\x2a\x4d\x18\0\0\0\0\x04\x22\x4d\x18".to_vec(),
+                Content::Compressed(Compression::Lz4),
+            ),
+            (b"\x50\x2a\x4d\x18\xff\xff\xff\xff".to_vec(), Content::Compressed(Compression::Zstd)),
+            (b"\x50\x2a\x4d\x18\x01\0\0\0xanything".to_vec(), Content::Unknown),
+            (at(512, b"LABELONE"), Content::Disk(DiskFormat::Lvm)),
+            (at(4096, b"\xfc\x4e\x2b\xa9"), Content::Disk(DiskFormat::Raid)),
             (vec![0; 1024], Content::Empty),
             (tar_header(), Content::Tar),
             (b"\x1f\x8b\x08\x00".to_vec(), Content::Compressed(Compression::Gzip)),
@@ -385,6 +447,10 @@ mod tests {
             (&["oci-layout", "./index.json"], ArchiveKind::Oci),
             (&["oci-layout"], ArchiveKind::Other),
             (&["manifest.json", "usr/bin/env"], ArchiveKind::Rootfs),
+            (&["metadata.yaml", "rootfs/", "rootfs/etc/x"], ArchiveKind::RootfsBelow),
+            (&["rootfs/etc/x", "etc/y"], ArchiveKind::Rootfs),
+            (&["rootfs/readme"], ArchiveKind::Other),
+            (&["metadata.yaml", "templates/x"], ArchiveKind::IncusMetadata),
             (&["vm.ovf", "vm.vmdk"], ArchiveKind::Ova),
             (&["docs/readme.txt"], ArchiveKind::Other),
             (&["sub/manifest.json"], ArchiveKind::Other),

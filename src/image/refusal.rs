@@ -1,6 +1,7 @@
 //! Why an image is refused, and what would help.
 
 use super::recognise::{ArchiveKind, Compression, Content, DiskFormat, FileSystem};
+use super::tar_reader::printable;
 use crate::fault::{Fault, FaultKind};
 
 /// The fault for an image that berth does not take.
@@ -21,6 +22,11 @@ pub fn of_content(content: Content) -> Fault {
              disk with `qemu-img convert -O qcow2`"
         }
         Content::Disk(DiskFormat::Luks) => "give it decrypted",
+        Content::Disk(DiskFormat::Lvm | DiskFormat::Raid) => {
+            "what is in it is not read; give the image with its root on a partition of its own, or \
+             as a tar archive"
+        }
+        Content::Nothing => "look at the upload, and at what was to be uploaded",
         Content::Disk(_) => "convert it with `qemu-img convert -O qcow2`",
         Content::FileSystem(FileSystem::Iso9660) => {
             "it is for installing from; give an image of what it installs"
@@ -52,14 +58,30 @@ pub(super) fn of_disk(disk: DiskFormat, why: &str) -> Fault {
 /// The fault for a tar archive of something else.
 pub fn of_archive(archive: ArchiveKind) -> Fault {
     let what = match archive {
-        ArchiveKind::Ova => "an OVA, a virtual machine with disk images",
+        ArchiveKind::Ova => {
+            "an OVA, a virtual machine, without a disk image in it that berth reads; give the disk"
+        }
+        ArchiveKind::IncusMetadata => {
+            "what Incus says about an image (metadata.yaml), without the image; give its root file \
+             system (rootfs.tar.xz or rootfs.squashfs), or Incus' unified tarball"
+        }
         _ => {
             "a tar archive that is no docker-archive (no manifest.json), no OCI layout (no \
-             oci-layout and index.json) and no root file system (no directory such as bin, etc or \
-             usr at its top)"
+             oci-layout and index.json), no root file system (no directory such as bin, etc or \
+             usr at its top or below rootfs/), and has no disk image in it"
         }
     };
     unacceptable(format!("the content is {what}"))
+}
+
+/// The fault for a tar archive of several disks.
+pub(super) fn of_disks(names: &[&str]) -> Fault {
+    let shown: Vec<_> = names.iter().take(8).map(|name| printable(name.as_bytes())).collect();
+    unacceptable(format!(
+        "the content is a tar archive with {} disk images ({}); give the one that holds the system",
+        names.len(),
+        shown.join(", ")
+    ))
 }
 
 #[cfg(test)]

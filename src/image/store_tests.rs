@@ -236,7 +236,7 @@ fn root_a_layer_with_an_opaque_root_stands_alone() {
 fn root_opaque_directories_are_marked_on_disk() {
     let store = Store::new();
     let layer = Archive::new().file("d/.wh..wh..opq", b"").file("etc/x", b"").bytes();
-    let image = store.import(&layer).unwrap();
+    let image = store.import(&docker(&[&layer])).unwrap();
     let path = store.store.layer_dir(&image.layers[0]).join("d");
     let mut value = [0; 8];
     let n = rustix::fs::lgetxattr(path, "trusted.overlay.opaque", &mut value[..]).unwrap();
@@ -263,6 +263,12 @@ fn refused_content_leaves_nothing() {
     let hostile = Archive::new().dir("etc").file("../x", b"").bytes();
     for (what, content, kind) in [
         ("nothing", vec![], FaultKind::ImageUnacceptable),
+        ("LVM", [&[0; 512][..], b"LABELONE"].concat(), FaultKind::ImageUnacceptable),
+        (
+            "Incus' words alone",
+            Archive::new().file("metadata.yaml", b"").bytes(),
+            FaultKind::ImageUnacceptable,
+        ),
         ("zeros", vec![0; 4096], FaultKind::ImageUnacceptable),
         ("qcow2", b"QFI\xfb\0\0\0\x03".to_vec(), FaultKind::ImageUnacceptable),
         ("compressed qcow2", gzip(b"QFI\xfb\0\0\0\x03"), FaultKind::ImageUnacceptable),
@@ -739,3 +745,6 @@ fn of_what_is_refused_the_wrong_hash_is_told_first() {
         assert!(store.is_empty());
     }
 }
+
+#[path = "store_format_tests.rs"]
+mod formats;

@@ -136,6 +136,10 @@ fn header(head: &Head<'_>) -> Header {
     header.set_uid(head.uid.into());
     header.set_gid(head.gid.into());
     header.set_size(head.size);
+    if matches!(head.kind, EntryType::Char | EntryType::Block) {
+        // Only 0/0 is written. These cannot fail for a header of this kind.
+        let _ = header.set_device_major(0).and_then(|()| header.set_device_minor(0));
+    }
     header.set_mtime(u64::try_from(head.mtime.0).unwrap_or(0).min(NUMBER));
     header.set_cksum();
     header

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use ::tar::{EntryType, Header};
 
-use super::unpack::{UnpackLimits, UnpackReport, extract};
+use super::unpack::{TreeKind, UnpackLimits, UnpackReport, extract};
 use crate::fault::Result;
 
 /// An archive under construction.
@@ -95,6 +95,12 @@ impl Archive {
     pub fn extract(self, root: &std::path::Path) -> Result<UnpackReport> {
         extract_bytes(&self.bytes(), root, LIMITS)
     }
+
+    /// The same as what it may be besides a layer.
+    pub fn extract_as(self, kind: TreeKind, root: &std::path::Path) -> Result<UnpackReport> {
+        let root = OwnedFd::from(std::fs::File::open(root).unwrap());
+        extract(root, &self.bytes()[..], kind, LIMITS)
+    }
 }
 
 /// UnpackLimits that only a bomb meets.
@@ -106,5 +112,5 @@ pub fn extract_bytes(
     limits: UnpackLimits,
 ) -> Result<UnpackReport> {
     let root = OwnedFd::from(std::fs::File::open(root).unwrap());
-    extract(root, bytes, limits)
+    extract(root, bytes, TreeKind::Layer, limits)
 }

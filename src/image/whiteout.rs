@@ -1,17 +1,48 @@
 //! Deletions in a layer: OCI's names, and what overlayfs makes of them.
 //!
-//! In an archive a deletion is an empty file `.wh.NAME`, and a directory that
+//! In a layer's archive a deletion is an empty file `.wh.NAME`, and a directory that
 //! hides all of what is below it in lower layers holds `.wh..wh..opq`. In an
 //! unpacked layer these are a character device 0/0 and the extended attribute
 //! `trusted.overlay.opaque`. It is `trusted.`, not `user.`: the overlay is
 //! mounted by the host's root in the initial user namespace, without
-//! `userxattr`, and an image's own files can never carry a `trusted.` name
-//! that someone inside an instance could have set.
+//! `userxattr`, and nobody inside an instance can set a `trusted.` name.
+//!
+//! A tree in which Docker or podman kept layers of its own holds such devices
+//! and attributes as data. They must not act in the overlay of an instance, so
+//! an unpacked layer has them in another form:
+//!
+//! * `trusted.overlay.NAME` as `trusted.overlay.overlay.NAME`, which is
+//!   overlayfs's own way to say so (Linux 6.7 and later show it under its first
+//!   name again; earlier kernels hide it);
+//! * a device 0/0 as an empty file with [`DEVICE_XATTR`], for no overlay can
+//!   show such a device;
+//! * `user.overlay.NAME` as it is, for it means nothing without `userxattr`.
 
 /// The attribute that makes a directory hide what is below it.
 pub const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 /// Its value.
 pub const OPAQUE_VALUE: &[u8] = b"y";
+/// The attribute, empty, that makes overlayfs look for deletions in a directory that no
+/// other layer has. Without it, they are listed there.
+pub const ORIGIN_XATTR: &str = "trusted.overlay.origin";
+/// What the names of overlayfs's own attributes begin with.
+pub const OWN: &[u8] = b"trusted.overlay.";
+/// The same of those that are data.
+const DATA: &[u8] = b"trusted.overlay.overlay.";
+/// The attribute of an empty file that stands for a character device 0/0.
+pub const DEVICE_XATTR: &str = "trusted.overlay.overlay.whiteout";
+/// Its value.
+pub const DEVICE_VALUE: &[u8] = b"0/0";
+
+/// The name under which an unpacked layer has one of overlayfs's own attributes as data.
+pub fn as_data(name: &[u8]) -> Vec<u8> {
+    [DATA, name.strip_prefix(OWN).unwrap_or(name)].concat()
+}
+
+/// The attribute that this name in an unpacked layer stands for, if it is data.
+pub fn from_data(name: &[u8]) -> Option<Vec<u8>> {
+    name.strip_prefix(DATA).map(|rest| [OWN, rest].concat())
+}
 
 /// What a file name means in a layer's archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

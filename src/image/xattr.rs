@@ -1,18 +1,22 @@
 //! Which extended attributes of an image are kept, and in which form.
 
+use super::acl::{ACCESS, AccessList, DEFAULT};
 use super::tar_reader::printable;
+use super::whiteout;
 use crate::fault::{Fault, FaultKind, Result};
 
-/// Ids that an instance has; an image may not name others.
+/// Ids that an instance has, from 0.
 pub const IDS: u64 = 65_536;
+/// Whom files of other ids belong to: `nobody` and `nogroup`, as Linux shows an id that a
+/// user namespace has not.
+pub const NOBODY: u32 = 65_534;
 
 /// The attribute to set for one in the archive; `None` for one that is left out.
 ///
-/// Kept: `user.*`, file capabilities and POSIX access lists. Left out, because
-/// they belong to the host that wrote them and mean nothing inside a user
-/// namespace: labels and hashes of other security modules, `system.*` of other
-/// file systems, `trusted.*`. Refused: overlayfs's own, which would change
-/// how the layers are stacked.
+/// Kept: `user.*`, file capabilities, POSIX access lists, and overlayfs's own, which
+/// [`whiteout`] says how to store. Left out, because they belong to the host that
+/// wrote them and mean nothing inside a user namespace: labels and hashes of other
+/// security modules, `system.*` of other file systems, all else of `trusted.*`.
 pub fn kept(name: &[u8], value: &[u8], path: &[u8]) -> Result<Option<Vec<u8>>> {
     let refuse = |why: &str| {
         Fault::new(
@@ -27,15 +31,17 @@ pub fn kept(name: &[u8], value: &[u8], path: &[u8]) -> Result<Option<Vec<u8>>> {
         b"security.capability" => {
             capability(value).map(Some).ok_or_else(|| refuse("is no file capability"))
         }
-        b"system.posix_acl_access" | b"system.posix_acl_default" => {
-            if acl_is_good(value) {
-                Ok(Some(value.to_vec()))
-            } else {
-                Err(refuse("is no access list with ids below 65536"))
+        ACCESS | DEFAULT => {
+            let list = AccessList::from_kernel(value).ok_or_else(|| refuse("is no access list"))?;
+            match list.to_kernel() {
+                _ if list.is_empty() => Ok(None),
+                Some(value) => Ok(Some(value)),
+                None => Err(refuse("is no access list that Linux takes")),
             }
         }
-        _ if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") => {
-            Err(refuse("is overlayfs's own and may not come from an image"))
+        _ if name.starts_with(whiteout::OWN) => {
+            let fits = name.len() > whiteout::OWN.len() && whiteout::as_data(name).len() <= 255;
+            Ok(fits.then(|| value.to_vec()))
         }
         _ if name.starts_with(b"user.") && name.len() > 5 => Ok(Some(value.to_vec())),
         _ => Ok(None),
@@ -60,20 +66,6 @@ fn capability(value: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Whether an access list in the kernel's form names only ids of an instance.
-fn acl_is_good(value: &[u8]) -> bool {
-    const VERSION: [u8; 4] = [2, 0, 0, 0];
-    const USER: u16 = 0x02;
-    const GROUP: u16 = 0x08;
-    let Some(entries) = value.strip_prefix(&VERSION) else { return false };
-    entries.len().is_multiple_of(8)
-        && entries.chunks_exact(8).all(|entry| {
-            let tag = u16::from_le_bytes([entry[0], entry[1]]);
-            let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            !matches!(tag, USER | GROUP) || u64::from(id) < IDS
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,10 +76,6 @@ mod tests {
         value
     }
 
-    fn acl(tag: u16, id: u32) -> Vec<u8> {
-        [&[2, 0, 0, 0][..], &tag.to_le_bytes(), &[4, 0], &id.to_le_bytes()].concat()
-    }
-
     #[test]
     fn what_is_kept_left_out_and_refused() {
         let keep = |name: &str, value: &[u8]| kept(name.as_bytes(), value, b"f");
@@ -95,10 +83,10 @@ mod tests {
         for left_out in ["security.selinux", "security.ima", "trusted.x", "system.nfs4_acl", "x"] {
             assert_eq!(keep(left_out, b"1").unwrap(), None, "{left_out}");
         }
-        for refused in ["trusted.overlay.opaque", "trusted.overlay.redirect", "user.overlay.opaque"]
-        {
-            assert!(keep(refused, b"y").is_err(), "{refused}");
+        for data in ["trusted.overlay.opaque", "trusted.overlay.redirect", "user.overlay.opaque"] {
+            assert_eq!(keep(data, b"y").unwrap(), Some(b"y".to_vec()), "{data}");
         }
+        assert_eq!(keep("trusted.overlay.", b"y").unwrap(), None);
         assert!(keep("user.big", &vec![0; 65_537]).is_err());
     }
 
@@ -114,12 +102,19 @@ mod tests {
     }
 
     #[test]
-    fn access_lists_name_only_an_instances_ids() {
-        let name = b"system.posix_acl_access";
-        assert!(kept(name, &acl(0x02, 65_535), b"f").is_ok());
-        assert!(kept(name, &acl(0x02, 65_536), b"f").is_err());
-        assert!(kept(name, &acl(0x08, 70_000), b"f").is_err());
-        assert!(kept(name, &acl(0x20, u32::MAX), b"f").is_ok(), "other has no id");
-        assert!(kept(name, b"\x03\0\0\0", b"f").is_err());
+    fn access_lists_are_whole() {
+        let entry = |tag: u8, id: u32| [&[tag, 0, 4, 0][..], &id.to_le_bytes()].concat();
+        let list = |named: &[Vec<u8>]| {
+            let rest = [0x01, 0x04, 0x10, 0x20].map(|tag| entry(tag, u32::MAX)).concat();
+            [&[2, 0, 0, 0][..], &rest, &named.concat()].concat()
+        };
+        let keep = |value: &[u8]| kept(ACCESS, value, b"f");
+        let plain = list(&[]);
+        assert_eq!(keep(&plain).unwrap(), Some(plain.clone()));
+        assert_eq!(keep(&list(&[entry(2, 65_535)])).unwrap().map(|value| value.len()), Some(44));
+        assert_eq!(keep(&list(&[entry(8, 65_536)])).unwrap(), Some(plain));
+        assert_eq!(keep(b"\x02\0\0\0").unwrap(), None);
+        assert!(keep(&[&[2, 0, 0, 0][..], &entry(2, 7)].concat()).is_err());
+        assert!(keep(b"\x03\0\0\0").is_err());
     }
 }

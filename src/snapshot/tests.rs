@@ -1,7 +1,7 @@
 //! What is packed, unpacked again as an image is.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use chrono::Utc;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::*;
 use crate::image::tar_reader::{MemberKind, TarReader};
 use crate::image::testing::extract_bytes;
-use crate::image::unpack::UnpackLimits;
+use crate::image::unpack::{TreeKind, UnpackLimits, extract};
 use crate::types::{ImageConfig, SnapshotFormat};
 
 const LIMITS: UnpackLimits = UnpackLimits { entries: 100, bytes: 1 << 30 };
@@ -91,7 +91,7 @@ fn root_what_was_packed_unpacks_the_same() {
     assert!(!String::from_utf8_lossy(layer).contains("overlay"));
 
     let report = extract_bytes(layer, to.path(), LIMITS).unwrap();
-    assert!(report.opaque.contains(&b"a"[..]));
+    assert!(report.marks.opaque.contains(&b"a"[..]));
     let at = |name: &str| to.path().join(name);
     let found = fs::metadata(at("a/b/file")).unwrap();
     assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (33, 65_535, 0o4711));
@@ -105,7 +105,7 @@ fn root_what_was_packed_unpacks_the_same() {
     let sparse = fs::read(at("sparse")).unwrap();
     assert_eq!((sparse.len(), &sparse[100 << 20..][..6]), (200 << 20, &b"middle"[..]));
     assert_eq!(fs::metadata(at("hole")).unwrap().len(), 1 << 20);
-    assert!(!at("seeded").exists() && !at("a/.wh.evil").exists());
+    assert!(!at("seeded").exists() && at("a/.wh.evil").exists());
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn root_a_tarball_holds_what_the_layers_show_together() {
     let plain = zstd::decode_all(&bytes[..]).unwrap();
     let to = tempfile::tempdir().unwrap();
     let report = extract_bytes(&plain, to.path(), LIMITS).unwrap();
-    assert!(report.opaque.is_empty());
+    assert!(report.marks.opaque.is_empty());
     let mut names: Vec<String> = members(&plain).into_iter().map(|(name, ..)| name).collect();
     names.retain(|name| !name.ends_with('/'));
     assert_eq!(
@@ -210,5 +210,73 @@ fn root_a_tarball_holds_what_the_layers_show_together() {
     );
     for (name, content) in [("etc/both", "1"), ("linked", "2"), ("second-name", "0")] {
         assert_eq!(fs::read_to_string(to.path().join(name)).unwrap(), content, "{name}");
+    }
+}
+
+/// What is data in a tree that a container runtime works in is so in a snapshot of it: in a
+/// layer, in a tarball and on a disk.
+#[test]
+fn root_data_that_looks_like_marks_is_kept() {
+    let tree = tempfile::tempdir().unwrap();
+    let at = |name: &str| tree.path().join(name);
+    for directory in ["etc", "diff", ".wh.d"] {
+        fs::create_dir(at(directory)).unwrap();
+    }
+    fs::write(at("diff/device"), "").unwrap();
+    set(&at("diff/device"), "trusted.overlay.overlay.whiteout", b"0/0");
+    set(&at("diff"), "trusted.overlay.overlay.opaque", b"y");
+    set(&at("diff"), "trusted.overlay.origin", b"of this host");
+    set(&at("diff"), "user.overlay.opaque", b"y");
+    fs::write(at(".wh.d/.wh.x"), "x").unwrap();
+    fs::hard_link(at(".wh.d/.wh.x"), at(".wh.d/y")).unwrap();
+    let acl = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xe8\x03\0\0\x04\0\x04\0\
+        \xff\xff\xff\xff\x10\0\x04\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff";
+    set(&at("etc"), "system.posix_acl_access", acl);
+    set(&at("etc"), "system.posix_acl_default", acl);
+
+    let new = || Tree::new(File::open(tree.path()).unwrap().into(), [].into(), "/tmp".into());
+    let layer = pack(&[(tree.path(), &[])]).swap_remove(0).2;
+    let contents =
+        Contents { layers: vec![new()], config: ImageConfig::default(), created: Utc::now() };
+    let mut tarball = Vec::new();
+    write(SnapshotFormat::RootfsTar, &contents, &mut tarball, &|_, _| {}).unwrap();
+    let tarball = zstd::decode_all(&tarball[..]).unwrap();
+    assert!(
+        String::from_utf8_lossy(&tarball).contains("SCHILY.acl.access=user::rw-,user:1000:r--")
+    );
+    // Other readers of a layer find nothing that would delete.
+    let mut plain = tar::Archive::new(&layer[..]);
+    for member in plain.entries().unwrap() {
+        assert!(!member.unwrap().path_bytes().starts_with(b".wh."));
+    }
+
+    for (archive, kind) in
+        [(&layer, TreeKind::Layer), (&tarball, TreeKind::Root), (&tarball, TreeKind::FileSystem)]
+    {
+        let to = tempfile::tempdir().unwrap();
+        let root = std::os::fd::OwnedFd::from(File::open(to.path()).unwrap());
+        let report = extract(root.try_clone().unwrap(), &archive[..], kind, LIMITS).unwrap();
+        report.marks.set(std::os::fd::AsFd::as_fd(&root)).unwrap();
+        let at = |name: &str| to.path().join(name);
+        let get = |name: &str, attribute: &str| {
+            let mut value = [0; 99];
+            let length = lgetxattr(at(name), attribute, &mut value).ok()?;
+            Some(value[..length].to_vec())
+        };
+        assert_eq!(fs::read_to_string(at(".wh.d/y")).unwrap(), "x", "{kind:?}");
+        assert_eq!(fs::metadata(at(".wh.d/.wh.x")).unwrap().nlink(), 2);
+        for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+            assert_eq!(get("etc", name).as_deref(), Some(&acl[..]), "{kind:?}");
+        }
+        assert_eq!(get("diff", "user.overlay.opaque").unwrap(), b"y");
+        assert_eq!(get("diff", "trusted.overlay.origin"), None);
+        let device = fs::symlink_metadata(at("diff/device")).unwrap();
+        if kind == TreeKind::FileSystem {
+            assert!(device.file_type().is_char_device() && device.rdev() == 0);
+            assert_eq!(get("diff", "trusted.overlay.opaque").unwrap(), b"y");
+        } else {
+            assert_eq!(get("diff/device", "trusted.overlay.overlay.whiteout").unwrap(), b"0/0");
+            assert_eq!(get("diff", "trusted.overlay.overlay.opaque").unwrap(), b"y");
+        }
     }
 }

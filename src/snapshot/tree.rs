@@ -17,7 +17,7 @@ use super::names::Unsorted;
 use super::scratch::Scratch;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::tar_reader::printable;
-use crate::image::whiteout::{self, Meaning, OPAQUE_VALUE, OPAQUE_XATTR};
+use crate::image::whiteout::{self, DEVICE_VALUE, DEVICE_XATTR, OPAQUE_VALUE, OPAQUE_XATTR};
 use crate::image::xattr;
 
 /// Longest path that the kernel takes.
@@ -74,6 +74,8 @@ pub(super) enum NodeKind {
     /// To this path, which comes before.
     Hardlink(Vec<u8>),
     Fifo,
+    /// A character device 0/0 that is data.
+    NoDevice,
     /// It deletes what lower layers have there.
     Whiteout,
 }
@@ -173,8 +175,7 @@ impl Tree {
         for entry in Dir::read_from(&directory).or_fault(doing())? {
             let entry = entry.or_fault(doing())?;
             let name = entry.file_name().to_bytes();
-            // In an archive, other names with the prefix would mean deletions.
-            if !matches!(name, b"." | b"..") && whiteout::meaning(name) == Meaning::Plain {
+            if !matches!(name, b"." | b"..") {
                 names.add(name)?;
             }
         }
@@ -203,6 +204,10 @@ impl Tree {
                 }
                 let file = File::from(self.open(path, OFlags::RDONLY).or_fault(doing())?);
                 let size = stat.st_size.unsigned_abs();
+                if size == 0 && is_no_device(&file).or_fault(doing())? {
+                    let node = Node::new(path, NodeKind::NoDevice, &stat, Vec::new());
+                    return visit(&node, None).map(|()| false);
+                }
                 let pieces = pieces(&file, &stat).or_fault(doing())?;
                 let xattrs = xattrs(&file, path)?;
                 let node = Node::new(path, NodeKind::File { size, pieces }, &stat, xattrs);
@@ -262,6 +267,15 @@ fn is_opaque(directory: &impl AsFd) -> rustix::io::Result<bool> {
     }
 }
 
+/// Whether an empty file stands for a device 0/0.
+fn is_no_device(file: &impl AsFd) -> rustix::io::Result<bool> {
+    match attribute(file, DEVICE_XATTR.as_bytes()) {
+        Ok(value) => Ok(value == DEVICE_VALUE),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 /// The attributes that an image keeps, and in the form that it keeps.
 fn xattrs(file: &impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let doing = || format!("reading the extended attributes of /{}", printable(path));
@@ -275,11 +289,13 @@ fn xattrs(file: &impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     names.sort_unstable();
     let (mut kept, mut bytes) = (Vec::new(), 0);
     for name in names {
-        if name.starts_with(b"trusted.") {
+        // Overlayfs's own are not of the instance, but where they stand for data.
+        let data = whiteout::from_data(name);
+        if name.starts_with(b"trusted.") && data.is_none() {
             continue;
         }
         let value = attribute(file, name).or_fault(doing())?;
-        // What no image may have, overlayfs's own for one, is not of the instance.
+        let name = data.as_deref().unwrap_or(name);
         if let Ok(Some(value)) = xattr::kept(name, &value, path) {
             bytes += name.len() + value.len() + RECORD;
             if bytes > MOST_ATTRIBUTES {

@@ -9,7 +9,13 @@ use tar::EntryType;
 use super::merged;
 use super::tree::{Node, NodeKind, Tree, Visit};
 use crate::fault::{OrFault, Result};
+use crate::image::acl::{ACCESS, AccessList, DEFAULT};
+use crate::image::tar_reader::{DELETION, LINK, NAME};
 use crate::image::tar_writer::{Head, TarWriter};
+use crate::image::whiteout::{Meaning, meaning};
+
+/// A key and a value of a pax header.
+type PaxRecord = (Vec<u8>, Vec<u8>);
 
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 17;
@@ -24,6 +30,22 @@ pub(super) enum Files<'a> {
 }
 
 impl Files<'_> {
+    /// A name as others see it, and the record of what it is, where in a layer it would
+    /// delete something though it should not. `key` is the kind of name.
+    fn shown(self, path: &[u8], key: &str) -> (Vec<u8>, Option<PaxRecord>) {
+        let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+        // The last part of a deletion does delete.
+        let names = if key == DELETION { parts.len() - 1 } else { parts.len() };
+        let looks = |part: &[u8]| meaning(part) != Meaning::Plain;
+        if matches!(self, Files::Merged(_)) || !parts[..names].iter().any(|part| looks(part)) {
+            return (path.to_vec(), None);
+        }
+        let show =
+            |part: &[u8]| if looks(part) { [b"berth", part].concat() } else { part.to_vec() };
+        let shown: Vec<_> = parts.iter().map(|part| show(part)).collect();
+        (shown.join(&b'/'), Some((key.into(), path.to_vec())))
+    }
+
     pub(super) fn walk(self, visit: &mut Visit<'_>) -> Result<()> {
         match self {
             Files::Layer(tree) => tree.walk(visit),
@@ -35,52 +57,57 @@ impl Files<'_> {
 /// Size of the archive that [`write`] writes.
 pub(super) fn size(files: Files<'_>) -> Result<u64> {
     let mut writer = TarWriter::new(io::sink());
-    files.walk(&mut |node, file| member(&mut writer, node, file.map(|_| None)))?;
+    files.walk(&mut |node, file| member(&mut writer, files, node, file.map(|_| None)))?;
     writer.finish().map(|(_, size)| size).or_fault("measuring a layer")
 }
 
 /// Writes the files.
 pub(super) fn write(files: Files<'_>, sink: impl Write) -> Result<u64> {
     let mut writer = TarWriter::new(sink);
-    files.walk(&mut |node, file| member(&mut writer, node, file.map(Some)))?;
+    files.walk(&mut |node, file| member(&mut writer, files, node, file.map(Some)))?;
     writer.finish().map(|(_, size)| size).or_fault("writing a layer")
 }
 
 /// Writes a file. Content that is there but not given is only counted.
 fn member<W: Write>(
     writer: &mut TarWriter<W>,
+    files: Files<'_>,
     node: &Node,
     content: Option<Option<&File>>,
 ) -> Result<()> {
     let doing = "writing a layer";
     let (path, link) = names(node);
+    let key = if node.kind == NodeKind::Whiteout { DELETION } else { NAME };
+    let (shown, record) = files.shown(&path, key);
+    let (shown_link, more) = match node.kind {
+        NodeKind::Hardlink(_) => files.shown(&link, LINK),
+        _ => (link, None),
+    };
     let mut head = Head {
-        path: &path,
-        link: &link,
+        path: &shown,
+        link: &shown_link,
         kind: entry_type(&node.kind),
         mode: node.mode,
         uid: node.uid,
         gid: node.gid,
         mtime: node.mtime,
         size: 0,
-        records: node
-            .xattrs
-            .iter()
-            .map(|(name, value)| ([b"SCHILY.xattr.", &name[..]].concat(), value.clone()))
-            .collect(),
+        records: record.into_iter().chain(more).chain(node.xattrs.iter().map(attribute)).collect(),
     };
     let NodeKind::File { size, pieces } = &node.kind else {
         writer.member(&head, b"").or_fault(doing)?;
         if node.kind == (NodeKind::Directory { opaque: true }) {
             let path = [&path[..], b".wh..wh..opq"].concat();
-            let mark = Head { path: &path, mtime: node.mtime, ..Head::file("", 0) };
+            let (path, record) = files.shown(&path, DELETION);
+            let records = record.into_iter().collect();
+            let mark = Head { path: &path, mtime: node.mtime, records, ..Head::file("", 0) };
             writer.member(&mark, b"").or_fault(doing)?;
         }
         return Ok(());
     };
     head.size = pieces.iter().map(|(_, length)| length).sum();
     if head.size != *size {
-        head.records.extend(sparse(&path, *size, pieces));
+        head.records.extend(sparse(&shown, *size, pieces));
     }
     writer.begin(&head).or_fault(doing)?;
     match content.flatten() {
@@ -88,6 +115,17 @@ fn member<W: Write>(
         Some(file) => copy(writer, file, pieces).or_fault(doing)?,
     }
     writer.end().or_fault(doing)
+}
+
+/// The record of an attribute; of access lists in the text that every tar reads.
+fn attribute((name, value): &(Vec<u8>, Vec<u8>)) -> (Vec<u8>, Vec<u8>) {
+    let list = || AccessList::from_kernel(value).map(|list| list.to_text());
+    match name.as_slice() {
+        ACCESS => list().map(|text| (b"SCHILY.acl.access".to_vec(), text)),
+        DEFAULT => list().map(|text| (b"SCHILY.acl.default".to_vec(), text)),
+        _ => None,
+    }
+    .unwrap_or_else(|| ([b"SCHILY.xattr.", &name[..]].concat(), value.clone()))
 }
 
 fn names(node: &Node) -> (Vec<u8>, Vec<u8>) {
@@ -114,6 +152,7 @@ fn entry_type(kind: &NodeKind) -> EntryType {
         NodeKind::Symlink(_) => EntryType::Symlink,
         NodeKind::Hardlink(_) => EntryType::Link,
         NodeKind::Fifo => EntryType::Fifo,
+        NodeKind::NoDevice => EntryType::Char,
     }
 }
 

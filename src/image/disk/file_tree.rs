@@ -79,7 +79,9 @@ pub enum FileKind {
     Symlink,
     /// A named pipe.
     Fifo,
-    /// A socket or a device.
+    /// A character device 0/0, as which overlayfs keeps a deletion.
+    NoDevice,
+    /// A socket or another device.
     Other,
 }
 

@@ -206,6 +206,7 @@ impl FileTree for Mounted {
             FileType::RegularFile => FileKind::Regular,
             FileType::Symlink => FileKind::Symlink,
             FileType::Fifo => FileKind::Fifo,
+            FileType::CharacterDevice if stat.st_rdev == 0 => FileKind::NoDevice,
             _ => FileKind::Other,
         };
         About {

@@ -11,7 +11,6 @@ use crate::image::refusal::unacceptable;
 use crate::image::tar_reader::printable;
 use crate::image::tar_writer::{Head, TarWriter};
 use crate::image::unpack::UnpackLimits;
-use crate::image::whiteout::{self, Meaning};
 
 /// Bytes that are copied at once.
 const PIECE: usize = 1 << 17;
@@ -71,12 +70,6 @@ impl<T: FileTree, W: Write> Pack<'_, T, W> {
                 b"" => name.to_vec(),
                 parent => [parent, b"/", name].concat(),
             };
-            if whiteout::meaning(name) != Meaning::Plain {
-                return Err(unacceptable(format!(
-                    "{}: in a layer, that name deletes others; rename it",
-                    printable(&path)
-                )));
-            }
             let shown = printable(&path);
             let node = self.files.file(directory, &entry).map_err(|f| f.context(&shown))?;
             if self.files.about(&node).kind != FileKind::Directory {
@@ -140,9 +133,11 @@ impl<T: FileTree, W: Write> Pack<'_, T, W> {
                 let head = Head { link: &target, ..head(path, &about, EntryType::Symlink) };
                 self.writer.member(&head, b"").or_fault(DOING)?;
             }
-            _ => {
+            kind => {
                 self.count(0)?;
-                let head = head(path, &about, EntryType::Fifo);
+                let device = kind == FileKind::NoDevice;
+                let kind = if device { EntryType::Char } else { EntryType::Fifo };
+                let head = head(path, &about, kind);
                 self.writer.member(&head, b"").or_fault(DOING)?;
             }
         }

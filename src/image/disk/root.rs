@@ -211,7 +211,10 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
-            Content::Disk(recognise::DiskFormat::RawMbr) | Content::Empty | Content::Unknown => {
+            Content::Disk(recognise::DiskFormat::RawMbr)
+            | Content::Nothing
+            | Content::Empty
+            | Content::Unknown => {
                 unacceptable("the disk has neither a partition table nor a file system")
             }
             _ => refusal::of_content(whole),

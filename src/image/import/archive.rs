@@ -2,41 +2,114 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::assembly::{Assembly, Pending, wrong_answer};
+use super::assembly::{Assembly, PIECE, Pending, wrong_answer};
 use super::plain::{Place, Plain};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::digest::Digest;
+use crate::image::disk;
+use crate::image::files::create_file;
 use crate::image::jail::{Input, Outcome, Work};
 use crate::image::manifest::{self, ImagePlan, PlannedLayer};
 use crate::image::progress::Meter;
-use crate::image::recognise::{self, ArchiveKind};
+use crate::image::recognise::{self, ArchiveKind, Content};
 use crate::image::refusal;
+use crate::image::sparse::write_sparsely;
 use crate::image::stage::{Body, Staged};
+use crate::image::unpack::TreeKind;
 use crate::types::{ImageConfig, ImageFormat};
 
 /// Most bytes of a manifest, an index or a config.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
+/// Most members of an archive that is looked through for a disk image.
+const MAX_DISK_MEMBERS: usize = 64;
+
+/// What an archive became.
+pub(super) enum Taken {
+    /// Layers.
+    Image(ImageFormat, ImageConfig),
+    /// A disk image, in a file of its own.
+    Disk(PathBuf, Content),
+}
+
 /// Makes the layers of an image archive, or the root file system that it
 /// turns out to be, the image's.
-pub(super) fn unpack(
-    assembly: &mut Assembly<'_>,
-    content: &Path,
-) -> Result<(ImageFormat, ImageConfig)> {
+pub(super) fn unpack(assembly: &mut Assembly<'_>, content: &Path) -> Result<Taken> {
     let staged = take_apart(assembly, content)?;
-    match staged.archive {
-        ArchiveKind::Rootfs => {
-            let size = fs::metadata(content).or_fault("looking at the content")?.len();
-            let meter = assembly.meter("unpacking").whole(size);
-            unpack_layer(assembly, &Place::whole(content), None, meter)?;
-            Ok((ImageFormat::RootfsTar, ImageConfig::default()))
-        }
+    let kind = match staged.archive {
+        ArchiveKind::Rootfs => TreeKind::Root,
+        ArchiveKind::RootfsBelow => TreeKind::RootBelow,
         archive @ (ArchiveKind::Docker | ArchiveKind::Oci) => {
-            unpack_layers(assembly, archive, &staged, content)
+            let (format, config) = unpack_layers(assembly, archive, &staged, content)?;
+            return Ok(Taken::Image(format, config));
         }
-        archive => Err(refusal::of_archive(archive)),
+        archive => return take_disk(assembly, archive, &staged, content),
+    };
+    let size = fs::metadata(content).or_fault("looking at the content")?.len();
+    let meter = assembly.meter("unpacking").whole(size);
+    unpack_layer(assembly, &Place::whole(content), None, kind, meter)?;
+    Ok(Taken::Image(ImageFormat::RootfsTar, ImageConfig::default()))
+}
+
+/// Takes the one disk image of an archive out of it.
+fn take_disk(
+    assembly: &Assembly<'_>,
+    archive: ArchiveKind,
+    staged: &Staged,
+    content: &Path,
+) -> Result<Taken> {
+    let mut disks = Vec::new();
+    if staged.members.len() <= MAX_DISK_MEMBERS {
+        for (name, body) in &staged.members {
+            let workspace = assembly.workspace.staged();
+            let Some((place, size)) = place_of(&workspace, content, body) else { continue };
+            let mut head = Vec::new();
+            let most = recognise::HEAD as u64;
+            place.open()?.take(most).read_to_end(&mut head).or_fault("reading a staged member")?;
+            let kind = recognise::content(&head);
+            if disk::reads(kind) {
+                disks.push((name.as_str(), kind, place, size));
+            }
+        }
+    }
+    let (kind, place, size) = match disks.as_slice() {
+        [] => return Err(refusal::of_archive(archive)),
+        [(_, kind, place, size)] => (*kind, place, *size),
+        several => {
+            let names: Vec<_> = several.iter().map(|(name, ..)| *name).collect();
+            return Err(refusal::of_disks(&names));
+        }
+    };
+    let path = assembly.workspace.path("disk");
+    let file = create_file(&path)?;
+    let doing = "taking the disk out of the archive";
+    file.set_len(size).or_fault(doing)?;
+    let mut meter = assembly.meter("extracting").whole(size);
+    let (mut from, mut buffer, mut offset) = (place.open()?, vec![0; PIECE], 0);
+    loop {
+        let n = from.read(&mut buffer).or_fault(doing)?;
+        if n == 0 {
+            break;
+        }
+        assembly.space.take(n as u64)?;
+        write_sparsely(&file, offset, &buffer[..n]).or_fault(doing)?;
+        offset += n as u64;
+        meter.at(offset, None);
+    }
+    Ok(Taken::Disk(path, kind))
+}
+
+/// Where a member's content lies, if it has any.
+fn place_of(staged: &Path, content: &Path, body: &Body) -> Option<(Place, u64)> {
+    match body {
+        Body::File { number, size } => {
+            let path = staged.join(number.to_string());
+            Some((Place::whole(&path), *size))
+        }
+        Body::Part { offset, size } => Some((Place::part(content, *offset, *size), *size)),
+        Body::Link(_) => None,
     }
 }
 
@@ -46,15 +119,9 @@ fn unpack_layers(
     staged: &Staged,
     content: &Path,
 ) -> Result<(ImageFormat, ImageConfig)> {
-    let staged_in = assembly.workspace.staged();
-    let file = |name: &str| match staged.find(name)? {
-        Body::File { number, size } => {
-            let path = staged_in.join(number.to_string());
-            Ok((Place::whole(&path), *size))
-        }
-        Body::Part { offset, size } => Ok((Place::part(content, *offset, *size), *size)),
-        Body::Link(_) => Err(wrong_answer()),
-    };
+    let workspace = assembly.workspace.staged();
+    let file =
+        |name: &str| place_of(&workspace, content, staged.find(name)?).ok_or_else(wrong_answer);
     let read = |name: &str| {
         let (place, size) = file(name)?;
         if size > MAX_DOCUMENT {
@@ -79,7 +146,9 @@ fn unpack_layers(
     for (number, (layer, (place, size))) in layers.iter().zip(&files).enumerate() {
         let meter = assembly.meter("unpacking").whole(total).from(before);
         check_stored(layer, place, *size)
-            .and_then(|()| unpack_layer(assembly, place, Some(&layer.diff_id), meter))
+            .and_then(|()| {
+                unpack_layer(assembly, place, Some(&layer.diff_id), TreeKind::Layer, meter)
+            })
             .map_err(|fault| fault.context(format_args!("layer {}", number + 1)))?;
         before += size;
     }
@@ -91,6 +160,7 @@ fn unpack_layer(
     assembly: &mut Assembly<'_>,
     place: &Place,
     expected: Option<&Digest>,
+    kind: TreeKind,
     meter: Meter<'_>,
 ) -> Result<()> {
     let here = match expected {
@@ -103,7 +173,7 @@ fn unpack_layer(
         // not its content must not get at it.
         Some(record) => Pending::Here(plain.hash()?, record),
         None => {
-            let (unpacked, digest) = assembly.unpack(|buffer| plain.read(buffer))?;
+            let (unpacked, digest) = assembly.unpack(kind, |buffer| plain.read(buffer))?;
             Pending::Aside(unpacked, digest)
         }
     };

@@ -18,7 +18,7 @@ use crate::image::layers::{Layers, Pin};
 use crate::image::progress::{Listener, Meter};
 use crate::image::records::{LAYER_RECORD, LAYER_ROOT, LayerRecord, SCHEMA};
 use crate::image::space::Space;
-use crate::image::unpack::{UnpackLimits, UnpackReport, mark_opaque};
+use crate::image::unpack::{TreeKind, UnpackLimits, UnpackReport};
 use crate::image::workspace::Workspace;
 use crate::store::atomic;
 use crate::store::layout::Layout;
@@ -133,9 +133,10 @@ impl<'a> Assembly<'a> {
     /// Unpacks a layer aside; the hash of what was unpacked.
     pub(super) fn unpack(
         &self,
+        kind: TreeKind,
         mut read: impl FnMut(&mut [u8]) -> Result<usize>,
     ) -> Result<(Unpacked, Digest)> {
-        let (path, mut jail) = self.unpacker()?;
+        let (path, mut jail) = self.unpacker(kind)?;
         let mut hasher = Hasher::new(Algorithm::Sha256)?;
         let mut buffer = vec![0; PIECE];
         loop {
@@ -147,17 +148,31 @@ impl<'a> Assembly<'a> {
             }
         }
         // The jail reads to the end before it answers well, so all was hashed.
-        Ok((unpacked(path, jail)?, hasher.finish()?))
+        let (unpacked, digest) = (unpacked(path, jail)?, hasher.finish()?);
+        let digest =
+            if unpacked.report.own_kind { address_of_root(kind, &digest)? } else { digest };
+        Ok((unpacked, digest))
     }
 
     /// A jail that unpacks a layer into a new directory.
-    pub(super) fn unpacker(&self) -> Result<(PathBuf, Running)> {
+    pub(super) fn unpacker(&self, kind: TreeKind) -> Result<(PathBuf, Running)> {
         let path = self.workspace.path(&Uuid::new_v4().to_string());
         let root = path.join(LAYER_ROOT);
         make_directory(&path, 0o700)?;
         make_directory(&root, 0o755)?;
-        let work = Work::Layer { limits: self.left };
+        let work = Work::Layer { kind, limits: self.left };
         Ok((path, self.means.jail.start(root, work, Input::Pipe)?))
+    }
+
+    /// Where its layers lie at the moment, lowest first.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let directory = |pending: &Pending| match pending {
+            Pending::Here(digest, _) => self.means.layers.directory(&digest.to_string()),
+            Pending::Aside(Unpacked { path, .. }, _) | Pending::OfDisk(Unpacked { path, .. }) => {
+                path.join(LAYER_ROOT)
+            }
+        };
+        self.pending.iter().map(directory).collect()
     }
 
     /// Puts the layers of content that was verified in place; which they are, lowest first.
@@ -199,10 +214,10 @@ impl<'a> Assembly<'a> {
     ) -> Result<(Digest, LayerRecord, Option<PathBuf>)> {
         let Unpacked { path, report } = unpacked;
         self.pinned(&digest)?;
-        let mut opaque = report.opaque;
-        let opaque_root = opaque.remove(&Vec::new());
+        let mut marks = report.marks;
+        let opaque_root = marks.opaque.remove(&Vec::new());
         let root = path.join(LAYER_ROOT);
-        mark_opaque(File::open(&root).or_fault("opening the layer")?.as_fd(), &opaque)?;
+        marks.set(File::open(&root).or_fault("opening the layer")?.as_fd())?;
         let record = LayerRecord {
             schema: SCHEMA,
             entries: report.entries,
@@ -229,6 +244,13 @@ pub(super) fn unpacked(path: PathBuf, jail: Running) -> Result<Unpacked> {
 /// layer's archive has these bytes: they are too few for one.
 fn address_of_disk(content: &Verified) -> Result<Digest> {
     let bytes = format!("a disk's root file system, as berth reads it: {}\n", content.hash);
+    Digest::of(Algorithm::Sha256, bytes.as_bytes())
+}
+
+/// The address of a root file system whose archive would be another tree as a layer.
+fn address_of_root(kind: TreeKind, archive: &Digest) -> Result<Digest> {
+    let part = if kind == TreeKind::RootBelow { "what is below rootfs/ in" } else { "all of" };
+    let bytes = format!("a root file system, {part} the archive: {archive}\n");
     Digest::of(Algorithm::Sha256, bytes.as_bytes())
 }
 

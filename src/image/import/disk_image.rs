@@ -23,6 +23,7 @@ use crate::image::progress::Progress;
 use crate::image::recognise::{Content, DiskFormat, FileSystem};
 use crate::image::refusal;
 use crate::image::sparse::write_sparsely;
+use crate::image::unpack::TreeKind;
 use crate::sys::loopdev;
 
 /// Bytes of a loop device's block.
@@ -101,7 +102,7 @@ fn read_ext(assembly: &mut Assembly<'_>, path: &Path) -> Result<Remains> {
 fn pack(assembly: &mut Assembly<'_>, path: &Path, work: Work) -> Result<()> {
     let image = File::open(path).or_fault("opening the disk image")?;
     let mut reader = assembly.start(work, Input::File(image))?;
-    let (aside, mut unpacker) = assembly.unpacker()?;
+    let (aside, mut unpacker) = assembly.unpacker(TreeKind::Root)?;
     let mut meter = assembly.meter("unpacking");
     let (mut given, mut whole) = (0, false);
     // From child to child: nobody else need see the bytes.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use chrono::Utc;
 use uuid::Uuid;
 
+use archive::Taken;
 pub(super) use assembly::Means;
 use assembly::{Assembly, Pending, wrong_answer};
 use disk_image::Remains;
@@ -28,12 +29,14 @@ use super::init;
 use super::jail::{Input, Outcome, Work};
 use super::kept_disk;
 use super::layers::Pin;
+use super::machine;
 use super::progress::Progress;
 use super::recognise::{self, Content};
 use super::records::{ImageRecord, SCHEMA};
 use super::refusal;
 use super::source::Source;
 use super::space::Space;
+use super::unpack::TreeKind;
 use crate::config;
 use crate::fault::{Fault, Result};
 use crate::types::{
@@ -135,6 +138,7 @@ pub(super) fn run<'a>(
             of_disk(kind, disk_image::unpack(&mut assembly, &policy, &content, path, kind)?)
         }
     };
+    machine::check(&config, &assembly.directories())?;
     let layers = assembly.put_in_place(&content)?;
     let layers: Vec<String> = layers.iter().map(Digest::to_string).collect();
     let directories: Vec<_> = layers.iter().map(|digest| means.layers.directory(digest)).collect();
@@ -184,7 +188,8 @@ fn of_disk(kind: Content, remains: Remains) -> Made {
 fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arrived> {
     match recognise::content(arriving.peek(recognise::HEAD)?) {
         Content::Tar if is_root_file_system(assembly, arriving.peek(LOOK)?)? => {
-            let (unpacked, digest) = assembly.unpack(|buffer| arriving.read(buffer))?;
+            let (unpacked, digest) =
+                assembly.unpack(TreeKind::Root, |buffer| arriving.read(buffer))?;
             let done = unpacked.report.bytes;
             assembly.means.report.progress(Progress {
                 stage: "unpacking",
@@ -198,21 +203,30 @@ fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arri
         Content::Tar => {
             let (most, key) = (assembly.left.bytes, "images.max_unpacked_bytes");
             let path = write_to_file(assembly, arriving, most, key)?;
-            let (format, config) = archive::unpack(assembly, &path)?;
+            let taken = archive::unpack(assembly, &path)?;
             // Gone before the layers are made durable, it need not get to the disk at all.
             remove_tree(&path)?;
-            Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))
+            match taken {
+                Taken::Image(format, config) => {
+                    Ok(Arrived::Whole(Box::new(Made { format, config, remains: None })))
+                }
+                Taken::Disk(path, kind) => take_disk(assembly, path, kind),
+            }
         }
         kind if disk::reads(kind) => {
             let (most, key) = (assembly.means.config.max_bytes, "images.max_bytes");
             let path = write_to_file(assembly, arriving, most, key)?;
-            Ok(match disk_image::unpack_unverified(assembly, &path, kind)? {
-                Some(remains) => Arrived::Whole(Box::new(of_disk(kind, remains))),
-                None => Arrived::Disk(path, kind),
-            })
+            take_disk(assembly, path, kind)
         }
         kind => Err(refusal::of_content(kind)),
     }
+}
+
+fn take_disk(assembly: &mut Assembly<'_>, path: PathBuf, kind: Content) -> Result<Arrived> {
+    Ok(match disk_image::unpack_unverified(assembly, &path, kind)? {
+        Some(remains) => Arrived::Whole(Box::new(of_disk(kind, remains))),
+        None => Arrived::Disk(path, kind),
+    })
 }
 
 fn is_root_file_system(assembly: &Assembly<'_>, beginning: &[u8]) -> Result<bool> {

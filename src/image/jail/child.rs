@@ -13,7 +13,7 @@ use crate::fault::{Fault, OrFault, Result};
 use crate::image::disk::{self, foreign, part};
 use crate::image::recognise::DiskFormat;
 use crate::image::stage;
-use crate::image::unpack::{self, UnpackLimits};
+use crate::image::unpack::{self, TreeKind, UnpackLimits};
 
 /// The child's entry: to be called first in `main`, with the arguments after
 /// the program's name. `None` when the program is not the jail.
@@ -92,7 +92,9 @@ pub(super) fn run(work: &Work, root: OwnedFd, input: File, output: impl Write) -
         Work::Grow { start, by } => disk::grow(input, *start, *by).map(Outcome::Grown),
         Work::Fill { .. } => fill(root, input).map(|()| Outcome::Filled),
         Work::Stage { limits } => stage::stage(&root, input, *limits).map(Outcome::Staged),
-        Work::Layer { limits } => unpack::extract(root, input, *limits).map(Outcome::Layer),
+        Work::Layer { kind, limits } => {
+            unpack::extract(root, input, *kind, *limits).map(Outcome::Layer)
+        }
     }
 }
 
@@ -113,7 +115,8 @@ fn fill(root: OwnedFd, input: File) -> Result<()> {
     let doing = "filling the disk";
     // Opened before anything is written: it then tells of every write that fails later.
     let whole = root.try_clone().or_fault(doing)?;
-    unpack::extract(root, input, UnpackLimits { entries: u64::MAX, bytes: u64::MAX })?;
+    let limits = UnpackLimits { entries: u64::MAX, bytes: u64::MAX };
+    unpack::extract(root, input, TreeKind::FileSystem, limits)?;
     rustix::fs::syncfs(&whole).or_fault(doing)
 }
 

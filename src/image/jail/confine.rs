@@ -69,8 +69,11 @@ pub(super) fn confine(task: &Task) -> Result<Option<OwnedFd>> {
             (Root::Programs { image, disk }, CapabilitySet::empty(), limits.bytes)
         }
         Work::Stage { limits } => (Root::Directory, CapabilitySet::empty(), limits.bytes),
-        Work::Layer { limits } => (Root::Directory, unpacking(), limits.bytes),
-        Work::Fill { device } => (Root::NewDevice(device), unpacking(), u64::MAX),
+        Work::Layer { limits, .. } => (Root::Directory, unpacking(), limits.bytes),
+        Work::Fill { device } => {
+            // For `trusted.*`, of which no layer takes any: the filter leaves nothing else of it.
+            (Root::NewDevice(device), unpacking() | CapabilitySet::SYS_ADMIN, u64::MAX)
+        }
     };
     let subvolumes = match &task.work {
         Work::Mounted { device, file_system: FileSystem::Btrfs, .. } => Some(subvolumes(device)?),

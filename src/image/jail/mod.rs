@@ -20,12 +20,13 @@
 //!   in a file system of the programs' directories, the image and the disk to be
 //!   written;
 //! * filling of a new file system: as for a layer, with that file system,
-//!   mounted by the child in its own namespace, for a directory;
+//!   mounted by the child in its own namespace, for a directory, and `SYS_ADMIN`
+//!   for attributes `trusted.overlay.*`, of which the filter leaves nothing else;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file
-//!   capabilities. Not `SYS_ADMIN`: `trusted.overlay.opaque` needs it, so the
-//!   parent sets that on the directories that the child reports.
+//!   capabilities. Not `SYS_ADMIN`: `trusted.overlay.*` needs it, so the
+//!   parent sets these on the files that the child reports.
 //!
 //! Decompression and unpacking are two processes with the parent between
 //! them, because the parent must hash the plain bytes itself: a layer's

@@ -9,7 +9,7 @@ use crate::image::disk::RootPlace;
 use crate::image::disk::frame::{Frame, Patch};
 use crate::image::recognise::{Compression, DiskFormat, FileSystem};
 use crate::image::stage::Staged;
-use crate::image::unpack::{UnpackLimits, UnpackReport};
+use crate::image::unpack::{TreeKind, UnpackLimits, UnpackReport};
 
 /// The hidden first argument by which the program knows that it is the jail.
 pub const COMMAND: &str = "unpack";
@@ -95,6 +95,8 @@ pub enum Work {
     },
     /// Unpack the plain layer on standard input.
     Layer {
+        /// What it is.
+        kind: TreeKind,
         /// Most that may be written.
         limits: UnpackLimits,
     },

@@ -333,6 +333,8 @@ fn parse(number: u32, raw: &[u8]) -> Inode {
         0o040_000 => FileKind::Directory,
         0o120_000 => FileKind::Symlink,
         0o010_000 => FileKind::Fifo,
+        // The number's two forms are in the map's first two words.
+        0o020_000 if map[..8] == [0; 8] => FileKind::NoDevice,
         _ => FileKind::Other,
     };
     let wide =

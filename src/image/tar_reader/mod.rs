@@ -6,13 +6,20 @@
 //! and sparse files come as a map of their data instead of a stream of zeros.
 //!
 //! Where tar programs disagree on the meaning of an archive it is refused
-//! rather than guessed: a size on a member that has no content, a global
-//! header that renames members, two extension headers of one kind.
+//! rather than guessed: a global header that renames members, two extension
+//! headers of one kind. A size on a link or a directory counts for nothing, as
+//! Docker, GNU tar and Python have it: the next header follows.
+//!
+//! GNU tar's label of a volume is passed over, and the lists of names in its
+//! incremental archives are, of which the directories are directories.
+
+mod sparse;
 
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
-use ::tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
+use ::tar::{EntryType, Header};
 
+use super::acl::AccessList;
 use super::pax::Pax;
 use super::recognise::checksum;
 use super::refusal::malformed_tar as malformed;
@@ -23,11 +30,22 @@ const BLOCK: u64 = 512;
 /// Most bytes of one extension header: 64 KiB of each extended attribute the
 /// kernel could take, several times over.
 const MAX_EXTENSION: u64 = 1 << 20;
+/// The record of a snapshot's name that would mean a deletion in a layer: other readers see
+/// the file under a name that means none.
+pub const NAME: &str = "BERTH.path";
+/// The record of a name that does mean a deletion, in a directory with a name as [`NAME`]'s.
+pub const DELETION: &str = "BERTH.deletion";
+/// The record of a hard link's target with a name as [`NAME`]'s.
+pub const LINK: &str = "BERTH.linkpath";
+/// Types of members: a label of GNU tar's, a directory with a list of names, a part
+/// of a member that begins on another volume, and Solaris' name for a pax header.
+const VOLUME: u8 = b'V';
+const DUMP_DIRECTORY: u8 = b'D';
+const NEXT_VOLUME: u8 = b'M';
+const SOLARIS_PAX: u8 = b'X';
 /// Most bytes after the end of an archive: padding of the largest blocks that
 /// any writer uses, and not a terabyte of zeros that nobody wants unpacked.
 const MAX_TRAILER: u64 = 64 << 20;
-/// Most pieces of data in a sparse file.
-const MAX_PIECES: usize = 1 << 20;
 
 /// What a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +76,18 @@ pub enum MemberKind {
     Fifo,
 }
 
+/// What parts of a name are names, whatever they look like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Literal {
+    /// None.
+    #[default]
+    Nothing,
+    /// All but the last.
+    Parents,
+    /// All.
+    All,
+}
+
 /// One member of an archive. Nothing in it is checked against a file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -79,6 +109,12 @@ pub struct Member {
     pub size: u64,
     /// Extended attributes, names without the pax prefix.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Who may do what with it, where that is said in text.
+    pub access: Option<AccessList>,
+    /// The same of new files in a directory.
+    pub default: Option<AccessList>,
+    /// What in its name is no deletion though it looks like one.
+    pub literal: Literal,
     /// Pieces of the file that are in the archive: offset and length, ascending.
     pieces: Vec<(u64, u64)>,
 }
@@ -169,18 +205,29 @@ impl<R: Read> TarReader<R> {
                 };
             };
             extended = true;
-            let size = header.entry_size().map_err(|_| malformed("a member has no size"))?;
-            match header.entry_type() {
-                EntryType::GNULongName => {
+            let size = field(header.entry_size(), &header.as_old().size, "size")?;
+            match (header.entry_type(), header.entry_type().as_byte()) {
+                (_, VOLUME) => {
+                    self.expect(size)?;
+                    (extensions, extended) = (Extensions::default(), false);
+                }
+                (_, NEXT_VOLUME) => {
+                    return Err(malformed(
+                        "it begins on another volume; put the volumes together with `cat`",
+                    ));
+                }
+                (EntryType::GNULongName, _) => {
                     set(&mut extensions.long_path, nul_ended(self.extension(size)?))?;
                 }
-                EntryType::GNULongLink => {
+                (EntryType::GNULongLink, _) => {
                     set(&mut extensions.long_link, nul_ended(self.extension(size)?))?;
                 }
-                EntryType::XHeader => {
+                (EntryType::XHeader, _) | (_, SOLARIS_PAX) => {
                     set(&mut extensions.pax, Pax::parse(&self.extension(size)?)?)?;
                 }
-                EntryType::XGlobalHeader => check_global(&Pax::parse(&self.extension(size)?)?)?,
+                (EntryType::XGlobalHeader, _) => {
+                    check_global(&Pax::parse(&self.extension(size)?)?)?
+                }
                 _ => return self.member(&header, extensions, size).map(Some),
             }
         }
@@ -289,13 +336,11 @@ impl<R: Read> TarReader<R> {
             .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned))
             .unwrap_or_default();
         let kind = kind(header, &path)?;
-        if kind != MemberKind::Regular && stored != 0 {
-            return Err(malformed(format!(
-                "{} has a size and is no regular file",
-                printable(&path)
-            )));
-        }
+        let content =
+            kind == MemberKind::Regular || header.entry_type().as_byte() == DUMP_DIRECTORY;
+        let stored = if content { stored } else { 0 };
         self.expect(stored)?;
+        let old = header.as_old();
         let mut member = Member {
             path,
             link: if matches!(kind, MemberKind::Symlink | MemberKind::Hardlink) {
@@ -304,114 +349,56 @@ impl<R: Read> TarReader<R> {
                 Vec::new()
             },
             kind,
-            mode: header.mode().map_err(|_| malformed("a member has no mode"))? & 0o7777,
-            uid: owner(pax.number("uid")?, header.uid())?,
-            gid: owner(pax.number("gid")?, header.gid())?,
+            mode: field(header.mode(), &old.mode, "mode")? & 0o7777,
+            uid: owner(pax.number("uid")?, header.uid(), &old.uid)?,
+            gid: owner(pax.number("gid")?, header.gid(), &old.gid)?,
             mtime: pax.time("mtime")?.unwrap_or((
                 header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or(0),
                 0,
             )),
-            size: stored,
-            xattrs: pax.xattrs(),
+            size: if kind == MemberKind::Regular { stored } else { 0 },
+            xattrs: pax.xattrs()?,
+            access: pax.access_list("SCHILY.acl.access")?,
+            default: pax.access_list("SCHILY.acl.default")?,
+            literal: Literal::Nothing,
             pieces: vec![(0, stored)],
         };
         if kind == MemberKind::Regular {
             self.sparse(header, &pax, &mut member)?;
         }
-        Ok(member)
-    }
-
-    /// Replaces size, pieces and possibly the name of a sparse file.
-    fn sparse(&mut self, header: &Header, pax: &Pax, member: &mut Member) -> Result<()> {
-        let stored = member.size;
-        let (pieces, size) = if header.entry_type().is_gnu_sparse() {
-            let size = header.as_gnu().and_then(|gnu| gnu.real_size().ok());
-            (self.gnu_map(header)?, size)
-        } else if pax.get("GNU.sparse.major") == Some(b"1") {
-            (self.map_in_content()?, pax.number("GNU.sparse.realsize")?)
-        } else if let Some(map) = pax.sparse_map()? {
-            let size = match pax.number("GNU.sparse.size")? {
-                Some(size) => Some(size),
-                None => pax.number("GNU.sparse.realsize")?,
-            };
-            (map, size)
-        } else {
-            return Ok(());
-        };
-        let size = size.ok_or_else(|| malformed("a sparse file has no size"))?;
-        if let Some(name) = pax.get("GNU.sparse.name") {
-            member.path = name.to_vec();
-        }
-        check_pieces(&pieces, size, self.content.min(stored))?;
-        (member.pieces, member.size) = (pieces, size);
-        Ok(())
-    }
-
-    /// The map of the old GNU format: in the header, and in blocks right after it.
-    fn gnu_map(&mut self, header: &Header) -> Result<Vec<(u64, u64)>> {
-        let gnu = header.as_gnu().ok_or_else(|| malformed("a sparse file without GNU header"))?;
-        let mut pieces = Vec::new();
-        add_pieces(&mut pieces, &gnu.sparse)?;
-        let mut more = gnu.is_extended();
-        while more {
-            let mut block = GnuExtSparseHeader::new();
-            self.fill(block.as_mut_bytes())?;
-            add_pieces(&mut pieces, &block.sparse)?;
-            more = block.is_extended();
-        }
-        Ok(pieces)
-    }
-
-    /// The map of pax format 1.0: decimal lines at the content's start, padded to a block.
-    fn map_in_content(&mut self) -> Result<Vec<(u64, u64)>> {
-        let mut block = [0; BLOCK as usize];
-        let mut used = block.len();
-        let mut number = || -> Result<u64> {
-            let mut value: Option<u64> = None;
-            loop {
-                if used == block.len() {
-                    if self.content < BLOCK {
-                        return Err(malformed("a sparse map is cut off"));
-                    }
-                    self.fill(&mut block)?;
-                    self.content -= BLOCK;
-                    used = 0;
-                }
-                let byte = block[used];
-                used += 1;
-                value = match (byte, value) {
-                    (b'\n', Some(value)) => return Ok(value),
-                    (b'0'..=b'9', value) => value
-                        .unwrap_or(0)
-                        .checked_mul(10)
-                        .and_then(|v| v.checked_add(u64::from(byte - b'0'))),
-                    _ => None,
-                };
-                if value.is_none() {
-                    return Err(malformed("a sparse map holds something that is no number"));
-                }
+        for (key, literal) in [(DELETION, Literal::Parents), (NAME, Literal::All)] {
+            if let Some(name) = pax.get(key) {
+                (member.path, member.literal) = (name.to_vec(), literal);
             }
-        };
-        let count = number()?;
-        if count > MAX_PIECES as u64 {
-            return Err(too_many_pieces());
         }
-        (0..count).map(|_| Ok((number()?, number()?))).collect()
+        if let Some(target) = pax.get(LINK) {
+            member.link = target.to_vec();
+        }
+        Ok(member)
     }
 }
 
 fn kind(header: &Header, path: &[u8]) -> Result<MemberKind> {
     let device = || {
-        let field = |value: std::io::Result<Option<u32>>| {
-            value.ok().flatten().ok_or_else(|| malformed("a device has no number"))
+        let number = |value: std::io::Result<Option<u32>>, bytes: Option<&[u8; 8]>| match bytes {
+            // A header older than POSIX has no place for it.
+            None => Ok(0),
+            Some(bytes) => field(value.map(Option::unwrap_or_default), bytes, "device number"),
         };
-        Ok::<_, Fault>((field(header.device_major())?, field(header.device_minor())?))
+        let places = header.as_ustar().map(|header| (&header.dev_major, &header.dev_minor));
+        let places =
+            places.or(header.as_gnu().map(|header| (&header.dev_major, &header.dev_minor)));
+        Ok::<_, Fault>((
+            number(header.device_major(), places.map(|(major, _)| major))?,
+            number(header.device_minor(), places.map(|(_, minor)| minor))?,
+        ))
     };
     Ok(match header.entry_type() {
         // Archives older than POSIX tell a directory by the slash alone.
         EntryType::Regular if path.ends_with(b"/") => MemberKind::Directory,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => MemberKind::Regular,
         EntryType::Directory => MemberKind::Directory,
+        other if other.as_byte() == DUMP_DIRECTORY => MemberKind::Directory,
         EntryType::Symlink => MemberKind::Symlink,
         EntryType::Link => MemberKind::Hardlink,
         EntryType::Fifo => MemberKind::Fifo,
@@ -431,36 +418,16 @@ fn kind(header: &Header, path: &[u8]) -> Result<MemberKind> {
     })
 }
 
-fn owner(pax: Option<u64>, header: std::io::Result<u64>) -> Result<u64> {
-    match pax {
-        Some(id) => Ok(id),
-        None => header.map_err(|_| malformed("a member has no owner")),
-    }
+fn owner(pax: Option<u64>, header: std::io::Result<u64>, bytes: &[u8]) -> Result<u64> {
+    pax.map_or_else(|| field(header, bytes, "owner"), Ok)
 }
 
-fn add_pieces(pieces: &mut Vec<(u64, u64)>, headers: &[GnuSparseHeader]) -> Result<()> {
-    for header in headers.iter().filter(|header| !header.is_empty()) {
-        let bad = |_| malformed("a sparse map holds something that is no number");
-        pieces.push((header.offset().map_err(bad)?, header.length().map_err(bad)?));
-    }
-    if pieces.len() > MAX_PIECES { Err(too_many_pieces()) } else { Ok(()) }
-}
-
-/// Pieces must ascend, lie inside the file and be exactly what the archive holds.
-fn check_pieces(pieces: &[(u64, u64)], size: u64, stored: u64) -> Result<()> {
-    let (mut end, mut total) = (0, 0);
-    for (offset, length) in pieces {
-        let next = offset.checked_add(*length);
-        match next {
-            Some(next) if *offset >= end && next <= size => end = next,
-            _ => return Err(malformed("a sparse map overlaps itself or leaves the file")),
-        }
-        total += length;
-    }
-    if total == stored {
-        Ok(())
-    } else {
-        Err(malformed("a sparse map does not match the data in the archive"))
+/// A number of a header. Some writers leave those at 0 empty.
+fn field<T: Default>(value: std::io::Result<T>, bytes: &[u8], name: &str) -> Result<T> {
+    match value {
+        Ok(value) => Ok(value),
+        Err(_) if bytes.iter().all(|byte| matches!(byte, b' ' | b'\0')) => Ok(T::default()),
+        Err(_) => Err(malformed(format!("a member has no {name}"))),
     }
 }
 
@@ -490,114 +457,5 @@ fn truncated() -> Fault {
     Fault::new(FaultKind::ImageCorrupt, "the tar archive is cut off")
 }
 
-fn too_many_pieces() -> Fault {
-    malformed("a sparse file has more than a million pieces")
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
-        let mut builder = ::tar::Builder::new(Vec::new());
-        builder.append_pax_extensions(records.iter().copied()).unwrap();
-        let mut header = Header::new_ustar();
-        header.set_path("file").unwrap();
-        header.set_size(0);
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(7);
-        header.set_cksum();
-        builder.append(&header, &b""[..]).unwrap();
-        builder.into_inner().unwrap()
-    }
-
-    fn only(bytes: &[u8]) -> Result<Member> {
-        let mut reader = TarReader::new(bytes);
-        let member = reader.next()?.expect("a member");
-        assert!(reader.next()?.is_none());
-        Ok(member)
-    }
-
-    #[test]
-    fn pax_values_may_hold_newlines() {
-        let value = b"\x01\n\n=5 a=b\n\xff";
-        let member = only(&pax(&[("SCHILY.xattr.security.capability", value)])).unwrap();
-        assert_eq!(member.xattrs, [(b"security.capability".to_vec(), value.to_vec())]);
-    }
-
-    #[test]
-    fn times_keep_nanoseconds_on_both_sides_of_the_epoch() {
-        for (text, expected) in [
-            ("1700000000.123456789", (1_700_000_000, 123_456_789)),
-            ("5", (5, 0)),
-            ("5.5", (5, 500_000_000)),
-            ("-1.25", (-2, 750_000_000)),
-            ("-3", (-3, 0)),
-            ("1.1234567891234", (1, 123_456_789)),
-        ] {
-            assert_eq!(only(&pax(&[("mtime", text.as_bytes())])).unwrap().mtime, expected);
-        }
-        assert!(only(&pax(&[("mtime", b"tomorrow")])).is_err());
-        assert_eq!(only(&pax(&[])).unwrap().mtime, (7, 0));
-    }
-
-    #[test]
-    fn a_pax_size_beyond_the_archive_is_a_cut_off_archive() {
-        let bytes = pax(&[("size", b"99999999")]);
-        let mut reader = TarReader::new(&bytes[..]);
-        assert_eq!(reader.next().unwrap().unwrap().size, 99_999_999);
-        assert_eq!(reader.next().unwrap_err().kind, FaultKind::ImageCorrupt);
-        assert!(only(&pax(&[("size", b"18446744073709551615")])).is_err());
-        assert!(only(&pax(&[("size", b"18446744073709551616")])).is_err());
-    }
-
-    #[test]
-    fn sparse_maps_of_pax_0_1() {
-        let mut bytes = pax(&[
-            ("GNU.sparse.size", b"1048576"),
-            ("GNU.sparse.map", b"4096,3,1048576,0"),
-            ("GNU.sparse.name", b"real"),
-            ("size", b"3"),
-        ]);
-        // The content goes between the member's header and the end's two zero blocks.
-        let end = bytes.len() - 1024;
-        bytes.splice(end..end, *b"abc");
-        bytes.splice(end + 3..end + 3, vec![0; 509]);
-        let mut reader = TarReader::new(&bytes[..]);
-        let member = reader.next().unwrap().unwrap();
-        assert_eq!((member.name().as_str(), member.size), ("real", 1_048_576));
-        let mut seen = Vec::new();
-        reader
-            .copy(&member, |offset, data| {
-                seen.push((offset, data.to_vec()));
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(seen, [(4096, b"abc".to_vec())]);
-        assert!(reader.next().unwrap().is_none());
-    }
-
-    #[test]
-    fn lying_sparse_maps_are_refused() {
-        for map in ["0,9", "5,3,2,1", "0,3,99999999,0", "0", "a,b", "18446744073709551615,3"] {
-            let bytes = pax(&[
-                ("GNU.sparse.size", b"1000"),
-                ("GNU.sparse.map", map.as_bytes()),
-                ("size", b"3"),
-            ]);
-            assert!(TarReader::new(&bytes[..]).next().is_err(), "{map}");
-        }
-    }
-
-    #[test]
-    fn an_extension_header_is_bounded() {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(EntryType::GNULongName);
-        header.set_size(1 << 40);
-        header.set_cksum();
-        let fault = TarReader::new(&header.as_bytes()[..]).next().unwrap_err();
-        assert!(fault.detail.contains("1 MiB"), "{fault}");
-    }
-}
+mod tests;

@@ -1,0 +1,264 @@
+//! Owners, modes, times, attributes and access lists of files.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fstat,
+};
+use rustix::process::fchdir;
+
+use super::extractor::Extractor;
+use super::names::above;
+use super::tree::Directory;
+use super::{TreeKind, open_below};
+use crate::fault::{OrFault, Result};
+use crate::image::acl::{ACCESS, AccessList, DEFAULT, Names};
+use crate::image::refusal::unacceptable;
+use crate::image::tar_reader::{Member, MemberKind, printable};
+use crate::image::{whiteout, xattr};
+
+/// Most bytes of access lists with names that wait for their ids.
+const MAX_NAMED: usize = 16 << 20;
+/// Most bytes of `/etc/passwd` and `/etc/group` that are read.
+const MAX_ACCOUNTS: u64 = 4 << 20;
+
+/// What is set on directories after all that is in them was made.
+#[derive(Default)]
+pub(super) struct Late {
+    mtime: Option<(i64, u32)>,
+    /// Set last, or berth's own creations below it would inherit it.
+    default_acl: Option<Vec<u8>>,
+}
+
+/// Access lists with names, by file: that of the file, and its default.
+#[derive(Default)]
+pub(super) struct Named {
+    lists: BTreeMap<Vec<u8>, [Option<AccessList>; 2]>,
+    weight: usize,
+}
+
+impl Named {
+    fn add(&mut self, path: &[u8], which: usize, list: &AccessList) -> Result<()> {
+        self.weight += path.len() + list.weight();
+        if self.weight > MAX_NAMED {
+            return Err(unacceptable(
+                "it has more than 16 MiB of access lists with names; write it with \
+                 `--numeric-owner`",
+            ));
+        }
+        self.lists.entry(path.to_vec()).or_default()[which] = Some(list.clone());
+        Ok(())
+    }
+
+    pub(super) fn forget(&mut self, path: &[u8]) {
+        self.lists.remove(path);
+    }
+}
+
+impl Extractor {
+    pub(super) fn directory_metadata(
+        &mut self,
+        member: &Member,
+        path: Vec<u8>,
+        fd: BorrowedFd<'_>,
+    ) -> Result<()> {
+        own_and_mode(fd, member).or_fault(format_args!("setting owner of {}", member.name()))?;
+        let mut late = Late { mtime: Some(member.mtime), default_acl: None };
+        self.named.forget(&path);
+        self.set_xattrs(member, &path, |name, value| {
+            if name == DEFAULT {
+                late.default_acl = Some(value.to_vec());
+                return Ok(());
+            }
+            rustix::fs::fsetxattr(fd, name, value, XattrFlags::empty())
+        })?;
+        self.late.insert(path, late);
+        Ok(())
+    }
+
+    /// Owner, access list and time of what cannot be opened.
+    pub(super) fn special_metadata(
+        &mut self,
+        member: &Member,
+        parent: &Directory,
+        name: &[u8],
+    ) -> Result<()> {
+        let fd = &*parent.fd;
+        let (uid, gid, _) = owner(member);
+        rustix::fs::chownat(fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .or_fault(format_args!("setting the owner of {}", member.name()))?;
+        if member.kind != MemberKind::Symlink {
+            self.set_xattrs(member, &parent.child(name), |attribute, value| {
+                // Linux has no other attributes on pipes and devices.
+                if attribute != ACCESS {
+                    return Ok(());
+                }
+                fchdir(fd)?;
+                rustix::fs::lsetxattr(name, attribute, value, XattrFlags::empty())
+            })?;
+        }
+        rustix::fs::utimensat(fd, name, &times(member.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .or_fault(format_args!("setting the time of {}", member.name()))
+    }
+
+    /// Sets the attributes that an image keeps, or notes them for later.
+    pub(super) fn set_xattrs(
+        &mut self,
+        member: &Member,
+        path: &[u8],
+        mut set: impl FnMut(&[u8], &[u8]) -> rustix::io::Result<()>,
+    ) -> Result<()> {
+        let can_have_marks = matches!(member.kind, MemberKind::Regular | MemberKind::Directory);
+        let mut set = |name: &[u8], value: &[u8]| {
+            set(name, value).or_fault(format_args!(
+                "setting the extended attribute {} of {}",
+                printable(name),
+                member.name()
+            ))
+        };
+        for (name, value) in &member.xattrs {
+            let Some(value) = xattr::kept(name, value, &member.path)? else { continue };
+            match name.starts_with(whiteout::OWN) {
+                false => set(name, &value)?,
+                true if !can_have_marks => {}
+                true if self.kind == TreeKind::FileSystem => set(name, &value)?,
+                true => self.report.marks.add(path, name, &value)?,
+            }
+        }
+        let lists = [(ACCESS, &member.access), (DEFAULT, &member.default)];
+        for (which, (name, list)) in lists.into_iter().enumerate() {
+            let exact = member.xattrs.iter().any(|(other, _)| other == name);
+            let directory = member.kind == MemberKind::Directory;
+            let Some(list) = list.as_ref().filter(|list| !exact && !list.is_empty()) else {
+                continue;
+            };
+            if name == DEFAULT && !directory {
+                continue;
+            }
+            if list.has_names() {
+                self.named.add(path, which, list)?;
+            } else {
+                set(name, &in_kernels_form(list, path)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the access lists that had names in them.
+    pub(super) fn finish_access_lists(&mut self) -> Result<()> {
+        let mut accounts = Accounts { root: &self.root, users: None, groups: None };
+        for (path, lists) in std::mem::take(&mut self.named.lists) {
+            for (name, list) in [ACCESS, DEFAULT].into_iter().zip(lists) {
+                let Some(mut list) = list else { continue };
+                list.look_up(&mut accounts).map_err(|fault| fault.context(printable(&path)))?;
+                let value = in_kernels_form(&list, &path)?;
+                if name == DEFAULT {
+                    self.late.entry(path.clone()).or_default().default_acl = Some(value);
+                    continue;
+                }
+                let parent = above(&path).unwrap_or_default();
+                let file = path.get(parent.len()..).unwrap_or_default();
+                let file = file.strip_prefix(b"/").unwrap_or(file);
+                let file = if file.is_empty() { b"." } else { file };
+                let set = || {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY;
+                    fchdir(open_below(self.root.as_fd(), parent, flags)?)?;
+                    rustix::fs::lsetxattr(file, name, &value, XattrFlags::empty())
+                };
+                set().or_fault(format_args!("setting the access list of {}", printable(&path)))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish_directories(&mut self) -> Result<()> {
+        for (name, late) in &self.late {
+            let finish = || {
+                let fd = open_below(self.root.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+                if let Some(acl) = &late.default_acl {
+                    rustix::fs::fsetxattr(&fd, DEFAULT, acl, XattrFlags::empty())?;
+                }
+                late.mtime.map_or(Ok(()), |mtime| rustix::fs::futimens(&fd, &times(mtime)))
+            };
+            finish().or_fault(format_args!("finishing the directory {}", printable(name)))?;
+        }
+        Ok(())
+    }
+}
+
+fn in_kernels_form(list: &AccessList, path: &[u8]) -> Result<Vec<u8>> {
+    list.to_kernel().ok_or_else(|| {
+        unacceptable(format!("{}: its access list is none that Linux takes", printable(path)))
+    })
+}
+
+/// The ids of a tree's own names.
+struct Accounts<'a> {
+    root: &'a OwnedFd,
+    users: Option<HashMap<Vec<u8>, u64>>,
+    groups: Option<HashMap<Vec<u8>, u64>>,
+}
+
+impl Names for Accounts<'_> {
+    fn user(&mut self, name: &[u8]) -> Result<Option<u64>> {
+        if self.users.is_none() {
+            self.users = Some(ids_of(self.root, b"etc/passwd")?);
+        }
+        Ok(self.users.as_ref().and_then(|ids| ids.get(name)).copied())
+    }
+
+    fn group(&mut self, name: &[u8]) -> Result<Option<u64>> {
+        if self.groups.is_none() {
+            self.groups = Some(ids_of(self.root, b"etc/group")?);
+        }
+        Ok(self.groups.as_ref().and_then(|ids| ids.get(name)).copied())
+    }
+}
+
+/// Names and ids in a file like `/etc/passwd`; none without the file.
+fn ids_of(root: &OwnedFd, path: &[u8]) -> Result<HashMap<Vec<u8>, u64>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let Ok(file) = open_below(root.as_fd(), path, flags).map(File::from) else {
+        return Ok(HashMap::new());
+    };
+    let mut text = Vec::new();
+    let stat = fstat(&file).or_fault("looking up names of the image")?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        file.take(MAX_ACCOUNTS).read_to_end(&mut text).or_fault("looking up names of the image")?;
+    }
+    let entry = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b':');
+        let (name, id) = (fields.next()?.to_vec(), fields.nth(1)?);
+        Some((name, std::str::from_utf8(id).ok()?.parse().ok()?))
+    };
+    // Of a name that is there twice, the first counts, as in the C library.
+    let lines: Vec<_> = text.split(|byte| *byte == b'\n').collect();
+    Ok(lines.into_iter().rev().filter_map(entry).collect())
+}
+
+/// Owner, group and mode. An id that no instance has is nobody's, and nobody
+/// becomes it by running the file.
+pub(super) fn owner(member: &Member) -> (Uid, Gid, Mode) {
+    let id = |id: u64| u32::try_from(id).ok().filter(|_| id < xattr::IDS);
+    let (uid, gid) = (id(member.uid), id(member.gid));
+    let mut mode = Mode::from_raw_mode(member.mode);
+    mode.set(Mode::SUID, mode.contains(Mode::SUID) && uid.is_some());
+    mode.set(Mode::SGID, mode.contains(Mode::SGID) && gid.is_some());
+    let nobody = xattr::NOBODY;
+    (Uid::from_raw(uid.unwrap_or(nobody)), Gid::from_raw(gid.unwrap_or(nobody)), mode)
+}
+
+/// Owner first: changing it clears the set-id bits and file capabilities.
+pub(super) fn own_and_mode(fd: impl AsFd, member: &Member) -> rustix::io::Result<()> {
+    let (uid, gid, mode) = owner(member);
+    rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
+    rustix::fs::fchmod(&fd, mode)
+}
+
+pub(super) fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanoseconds) };
+    Timestamps { last_access: time, last_modification: time }
+}
