@@ -36,7 +36,8 @@ test-long: ## what is not worth its time at every change, with the reasons in te
 .PHONY: test-deps
 test-deps: ## what the tests need: packages, programs, Python environments, images
 	@scripts/deps build run images test lint driver openstack package vm
-	@scripts/image-busybox >/dev/null && scripts/image-application >/dev/null && scripts/image-debian >/dev/null
+	@scripts/image-busybox >/dev/null && scripts/image-application >/dev/null && scripts/image-debian >/dev/null && \
+		scripts/image-inits >/dev/null
 	@tests/vm/build
 
 .PHONY: build
