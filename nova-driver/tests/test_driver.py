@@ -737,6 +737,11 @@ def test_set_admin_password(spawn, driver, service):
     assert service.body('POST', PATH + '/password')['user'] == 'debian'
 
 
+def test_a_crash_dump_is_refused_in_words(spawn, driver, context):
+    with pytest.raises(exception.TriggerCrashDumpNotSupported):
+        driver.trigger_crash_dump(make_instance())
+
+
 def test_quiesce(spawn, driver, context, service, meta):
     spawn()
     with pytest.raises(exception.InstanceQuiesceNotSupported):
