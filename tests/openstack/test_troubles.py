@@ -86,11 +86,11 @@ def test_a_copy_of_the_hosts_mounts_holds_nothing_up(demo: Any, private_mounts: 
         private_mounts()
         demo.compute.confirm_server_resize(made)
         # Nova has no task while it does that.
-        demo.compute.wait_for_server(made, status="ACTIVE", wait=60)
+        eventually("the confirmation", lambda: demo.compute.get_server(made.id).status == "ACTIVE")
         assert demo.compute.get_server(made.id).flavor.name == "micro"
         image = demo.compute.create_server_image(made, "copied", wait=True, timeout=300)
         demo.image.delete_image(image.id)
-        demo.compute.rebuild_server(made, image="tempest-alt", name="copied")
+        demo.compute.rebuild_server(made, image=demo.image.find_image("tempest-alt").id, name="copied")
         assert settle(demo, made).status == "ACTIVE"
         assert ssh("root", made.access_ipv4, "ls /root/said || echo none").strip() == "none"
 
@@ -116,7 +116,7 @@ def test_a_reinstalled_host(demo: Any) -> None:
             now = settle(demo, made)
             assert now.status == "ERROR"
             assert "the service on this host has no such instance" in now.fault["message"]
-        demo.compute.rebuild_server(rebuilt, image="tempest", name="rebuilt")
+        demo.compute.rebuild_server(rebuilt, image=demo.image.find_image("tempest").id, name="rebuilt")
         assert settle(demo, rebuilt).status == "ACTIVE"
         ssh("root", rebuilt.access_ipv4, "true")
         demo.delete_server(deleted.id, wait=True, timeout=120)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import signal
 import time
@@ -29,7 +30,8 @@ from openstackclient.shell import OpenStackShell
 
 from openstack import exceptions
 
-NAME = "calls"
+# Each process of several has servers and images of its own.
+NAME = "calls" + os.environ.get("PYTEST_XDIST_WORKER", "")
 # Nova, Glance and Neutron.
 WATCHED = {PORTS[name] for name in ("nova-api", "glance", "neutron-api")}
 SECONDS = 120
@@ -51,7 +53,7 @@ NOISE = re.compile(r"(\w+Exception: \d+: )?(Client|Server) Error for url: \S+, "
 
 def stable(text: str) -> str:
     """A text on one line, without what differs from run to run."""
-    text = NOISE.sub("", text)
+    text = NOISE.sub("", text).replace(NAME, "calls")
     for pattern, word in VOLATILE:
         text = pattern.sub(word, text)
     return " ".join(text.replace("|", "/").split())
@@ -211,9 +213,11 @@ class Cloud:
     def clear(self) -> None:
         """Removes everything that this made, also of a run that was cut short."""
         for server in list(self.admin.compute.servers(all_projects=True, name=f"^{NAME}")):
-            self.delete(server)
+            # Not another process's, whose name goes on with a digit.
+            if server.name == NAME or server.name.startswith(f"{NAME}-"):
+                self.delete(server)
         for image in list(self.admin.image.images()):
-            if image.name and image.name.startswith(NAME):
+            if image.name and image.name.startswith(f"{NAME}-"):
                 self.admin.image.delete_image(image.id)
         for port in list(self.admin.network.ports(name=NAME)):
             self.admin.network.delete_port(port)

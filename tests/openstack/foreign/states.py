@@ -113,7 +113,6 @@ CREATE = (
     "--flavor nano --image nothing --network private",
     "--flavor nano --image tempest --network nothing",
     "--flavor nano --image debian --network private",
-    "--flavor m1.xlarge --image tempest --network private",
     "--flavor nano --image tempest --nic net-id=N,v4-fixed-ip=192.0.2.1",
     *(
         f"{TEMPEST} {more}"
@@ -207,7 +206,7 @@ class Subject:
             self.port = self.cloud.demo.network.create_port(network_id=self.cloud.network, name=NAME)
         user = "admin" if words.startswith(ADMINISTRATORS) else "demo"
         ids = {"S": self.server.id, "P": self.port and self.port.id}
-        return call(*(ids.get(word, word) for word in words.split()), user=user)
+        return call(*(ids.get(word, word).replace("calls-", f"{NAME}-") for word in words.split()), user=user)
 
 
 def rows(cloud: Cloud, state: str) -> list[str]:
@@ -232,7 +231,7 @@ def creations(cloud: Cloud) -> list[str]:
     for options in CREATE:
         words = options.replace("net-id=N", f"net-id={cloud.network}").split()
         answer = call("server", "create", *words, NAME)
-        server = next(iter(cloud.demo.compute.servers(name=f"^{NAME}")), None)
+        server = next(iter(cloud.demo.compute.servers(name=f"^{NAME}$")), None)
         after = cloud.settle(server) if server else "none"
         why = cloud.reason(server, set()) if server else ""
         lines.append(line("none", f"server create {options}", answer, after, why))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from foreign import states
 from foreign.calls import Cloud
 
 TABLE = Path(__file__).with_name("calls.txt")
+ALL = ["none", *states.STATES]
 HEADER = (
     "# state | call | requests and HTTP status | what the client says | state afterwards | Nova's reason\n"
 )
@@ -35,12 +37,14 @@ def expected(state: str) -> list[str]:
 
 def write(state: str, rows: list[str]) -> None:
     """Puts a state's rows in the place of those that the table has of it."""
-    lines = TABLE.read_text().splitlines()[1:] if TABLE.exists() else []
-    kept = [line for line in lines if not line.startswith(f"{state} |")]
-    TABLE.write_text(HEADER + "".join(f"{line}\n" for line in [*kept, *rows]))
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes write other states
+        lines = [line for other in ALL if other != state for line in expected(other)]
+        lines = sorted([*lines, *rows], key=lambda line: ALL.index(line.split(" | ")[0]))
+        TABLE.write_text(HEADER + "".join(f"{line}\n" for line in lines))
 
 
-@pytest.mark.parametrize("state", ["none", *states.STATES])
+@pytest.mark.parametrize("state", ALL)
 def test_every_call_has_the_answer_that_it_had(cloud: Cloud, state: str) -> None:
     rows = states.creations(cloud) if state == "none" else states.rows(cloud, state)
     if os.environ.get("BERTH_WRITE_CALLS"):
