@@ -72,15 +72,16 @@ def namespace(process: str) -> str:
 def test_a_copy_of_the_hosts_mounts_holds_nothing_up(demo: Any, private_mounts: Any) -> None:
     private = demo.network.find_network("private")
     with server(demo, "copied", private, image="tempest", flavor="nano") as made:
-        ssh("root", made.access_ipv4, "echo before >/root/said && sync")
+        address = made.access_ipv4  # which a rebuild's answer takes away
+        ssh("root", address, "echo before >/root/said && sync")
         private_mounts()
         demo.compute.resize_server(made, "micro")
         assert settle(demo, made).status == "VERIFY_RESIZE"
-        ssh("root", made.access_ipv4, "echo after >/root/said && sync")
+        ssh("root", address, "echo after >/root/said && sync")
         private_mounts()
         demo.compute.revert_server_resize(made)
         assert settle(demo, made).status == "ACTIVE"
-        assert ssh("root", made.access_ipv4, "cat /root/said").strip() == "before"
+        assert ssh("root", address, "cat /root/said").strip() == "before"
         demo.compute.resize_server(made, "micro")
         assert settle(demo, made).status == "VERIFY_RESIZE"
         private_mounts()
@@ -92,7 +93,7 @@ def test_a_copy_of_the_hosts_mounts_holds_nothing_up(demo: Any, private_mounts: 
         demo.image.delete_image(image.id)
         demo.compute.rebuild_server(made, image=demo.image.find_image("tempest-alt").id, name="copied")
         assert settle(demo, made).status == "ACTIVE"
-        assert ssh("root", made.access_ipv4, "ls /root/said || echo none").strip() == "none"
+        assert ssh("root", address, "ls /root/said || echo none").strip() == "none"
 
 
 def test_a_reinstalled_host(demo: Any) -> None:
@@ -103,7 +104,8 @@ def test_a_reinstalled_host(demo: Any) -> None:
         server(demo, "rebuilt", private, image="tempest", flavor="nano") as rebuilt,
         server(demo, "deleted", private, image="tempest", flavor="nano") as deleted,
     ):
-        ssh("root", rebuilt.access_ipv4, "true")
+        address = rebuilt.access_ipv4
+        ssh("root", address, "true")
         compute.NOVA_COMPUTE.stop()
         berth("delete", rebuilt.id, deleted.id)
         compute.SERVICE.stop(20)
@@ -118,7 +120,7 @@ def test_a_reinstalled_host(demo: Any) -> None:
             assert "the service on this host has no such instance" in now.fault["message"]
         demo.compute.rebuild_server(rebuilt, image=demo.image.find_image("tempest").id, name="rebuilt")
         assert settle(demo, rebuilt).status == "ACTIVE"
-        ssh("root", rebuilt.access_ipv4, "true")
+        ssh("root", address, "true")
         demo.delete_server(deleted.id, wait=True, timeout=120)
         assert stays(lambda: demo.compute.get_server(rebuilt.id).status == "ACTIVE", 3)
 

@@ -16,11 +16,9 @@ from .processes import Failure
 HERE = ROOT / "tests/openstack/foreign"
 # The packages' own functional tests of what berth has a part in.
 SUITES = {
-    "openstacksdk": (
-        "openstack.tests.functional.compute",
-        "openstack.tests.functional.network",
-        "openstack.tests.functional.cloud.test_compute",
-    ),
+    # Before all others, and alone: its servers want the project's only network, unasked.
+    "openstacksdk-cloud": ("openstack.tests.functional.cloud.test_compute",),
+    "openstacksdk": ("openstack.tests.functional.compute", "openstack.tests.functional.network"),
     "python-openstackclient": (
         "openstackclient.tests.functional.compute",
         "openstackclient.tests.functional.image",

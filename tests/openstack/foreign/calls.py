@@ -1,6 +1,6 @@
 """`openstack server …` in every state of a server, and what comes of each call.
 
-Each call is python-openstackclient's own, in this process, so that what it asks of
+Each call is python-openstackclient's own, run from here, so that what it asks of
 Nova and what Nova answers is seen. A row says: the server's state, the call, the
 requests that change something (or the last that asks) with their HTTP status, what
 the client says, the server's state afterwards, and the reason that Nova keeps: the
@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
+import multiprocessing
 import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,7 +97,10 @@ def _tail(path: str, body: Any) -> str:
 
 
 def call(*words: str, user: str = "demo") -> Answer:
-    """Runs the client; of its requests those that would change something, or else the last."""
+    """Runs the client; of its requests those that would change something, or else the last.
+
+    In a process of its own: in the same one, every later call would be the first one's user's.
+    """
     options = {
         "auth-url": identity.KEYSTONE,
         "username": user,
@@ -110,28 +112,25 @@ def call(*words: str, user: str = "demo") -> Answer:
         "compute-api-version": "2.95",
     }
     words = (*(f"--os-{name}={value}" for name, value in options.items()), *words)
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe(duplex=False)
+    child = fork.Process(target=_call, args=(words, there), daemon=True)
+    child.start()
+    answer = here.recv() if here.poll(SECONDS) else Answer("", f"no answer in {SECONDS} s")
+    child.kill()
+    child.join()
+    return answer
+
+
+def _call(words: tuple[str, ...], pipe: Any) -> None:
     out, said = io.StringIO(), io.StringIO()
-
-    def too_long(*_: object) -> None:
-        raise TimeoutError(f"no answer in {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
-    try:
-        with _watched() as seen, contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
-            try:
-                code = OpenStackShell().run(list(words))
-            except SystemExit as end:
-                code = end.code
-            except TimeoutError as error:
-                code, _ = 1, said.write(str(error))
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        for handler in logging.getLogger("").handlers[:]:
-            logging.getLogger("").removeHandler(handler)
+    with _watched() as seen, contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        try:
+            code = OpenStackShell().run(list(words))
+        except SystemExit as end:
+            code = end.code
     changing = [request for request in seen if not request.startswith("GET ")]
-    return Answer(", ".join(changing or seen[-1:]), stable(said.getvalue()) if code else "")
+    pipe.send(Answer(", ".join(changing or seen[-1:]), stable(said.getvalue()) if code else ""))
 
 
 class Cloud:
