@@ -175,11 +175,16 @@ class Cloud:
                 return now.status if idle else f"{now.status}, hangs in {now.task_state}"
             time.sleep(0.3)
 
-    def reason(self, server: Any, since: set[str]) -> str:
-        """The fault of a server in ERROR; else what its actions after `since` say of a failure."""
+    def fault(self, server: Any) -> dict[str, Any] | None:
+        """The fault that Nova shows of a server in ERROR."""
         now = self.get(server)
-        if now is not None and now.status == "ERROR" and now.fault:
-            return stable(now.fault["message"])
+        return now.fault if now is not None and now.status == "ERROR" else None
+
+    def reason(self, server: Any, since: set[str], before: dict[str, Any] | None = None) -> str:
+        """The fault, if it is another than before; else what the actions after `since` say of a failure."""
+        now = self.fault(server)
+        if now and now != before:
+            return stable(now["message"])
         told = []
         for request in self.actions(server) - since:
             action = self._get(server, request)["instanceAction"]

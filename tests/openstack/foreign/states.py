@@ -215,10 +215,10 @@ def rows(cloud: Cloud, state: str) -> list[str]:
     try:
         for words in STATES[state]:
             subject.bring_into(state)
-            before = cloud.actions(subject.server)
+            before, fault = cloud.actions(subject.server), cloud.fault(subject.server)
             answer = subject.call(words)
             after = cloud.settle(subject.server, UNSEEN.get(words) if not answer.said else None)
-            why = cloud.reason(subject.server, before) if after != "gone" else ""
+            why = cloud.reason(subject.server, before, fault) if after != "gone" else ""
             lines.append(line(state, words, answer, after, why))
     finally:
         subject.drop()
