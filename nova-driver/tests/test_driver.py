@@ -729,6 +729,11 @@ def test_set_admin_password(spawn, driver, service):
     assert service.body('POST', PATH + '/password')['user'] == 'debian'
 
 
+def test_a_crash_dump_is_refused_in_words(spawn, driver, context):
+    with pytest.raises(exception.TriggerCrashDumpNotSupported):
+        driver.trigger_crash_dump(make_instance())
+
+
 def test_quiesce(spawn, driver, context, service, meta):
     spawn()
     with pytest.raises(exception.InstanceQuiesceNotSupported):
@@ -1175,3 +1180,10 @@ def building(uuid):
 def test_no_explanation_keeps_nova_compute_from_starting(driver, context, monkeypatch):
     monkeypatch.setattr(unfinished, '_waiting', mock.Mock(side_effect=RuntimeError))
     assert driver.process_instances_at_startup(context, []) == []
+
+
+def test_a_hosts_first_start_has_nothing_to_explain(driver, context, monkeypatch, caplog):
+    monkeypatch.setattr(unfinished.objects.ComputeNode, 'get_by_nodename', mock.Mock(
+        side_effect=exception.ComputeHostNotFound(host='new')))
+    assert driver.process_instances_at_startup(context, []) == []
+    assert 'not explained' not in caplog.text

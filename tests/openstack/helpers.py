@@ -29,6 +29,16 @@ def eventually(what: str, probe: Callable[[], T], seconds: float = 60, pause: fl
         time.sleep(pause)
 
 
+def stays(probe: Callable[[], object], seconds: float) -> bool:
+    """Whether the answer is true all the while."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not probe():
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def ssh(user: str, address: str, command: str) -> str:
     """What a command prints in a server, as soon as it lets the demo user's key in."""
     words = [

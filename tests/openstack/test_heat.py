@@ -11,7 +11,11 @@ from typing import Any
 from cloud.place import ROOT
 from helpers import eventually, ssh
 
-TEMPLATES = ROOT / "etc/heat"
+TEMPLATES, HERE = ROOT / "etc/heat", ROOT / "tests/openstack"
+
+
+def name_of(template: str) -> str:
+    return f"test-{template}"
 
 
 class Stack:
@@ -19,14 +23,15 @@ class Stack:
 
     def __init__(self, cloud: Any, template: str, **parameters: object):
         self.cloud, self.template, self.parameters = cloud, template, parameters
-        self.name = f"test-{template}"
+        self.name = name_of(template)
         cloud.create_stack(
             self.name, template_file=self._file(), rollback=False, wait=True, timeout=600, **parameters
         )
         self._is("CREATE_COMPLETE")
 
     def _file(self) -> str:
-        return str(TEMPLATES / f"{self.template}.yaml")
+        ours = TEMPLATES / f"{self.template}.yaml"
+        return str(ours if ours.exists() else HERE / ours.name)
 
     def _is(self, status: str) -> None:
         found = self.cloud.get_stack(self.name)
@@ -64,7 +69,7 @@ def stack(cloud: Any, template: str, **parameters: object) -> Iterator[Stack]:
         made = Stack(cloud, template, **parameters)
         yield made
     except BaseException:
-        cloud.delete_stack(f"test-{template}", wait=True)
+        cloud.delete_stack(name_of(template), wait=True)
         raise
     made.delete()
 
@@ -94,6 +99,13 @@ def test_application_has_environment_and_command(demo: Any) -> None:
         server = demo.compute.find_server(made.servers()[0].physical_resource_id)
         console = demo.compute.get_server_console_output(server)["output"]
         assert "from Heat" in console
+
+
+def test_cloudformations_signals_from_inside(demo: Any) -> None:
+    with stack(demo, "cloudformation") as made:
+        outputs = made.outputs()
+        assert json.loads(outputs["told"]) == {"one": outputs["name"]}
+        eventually("the group to grow", lambda: made.outputs()["size"] == 1)
 
 
 def test_update_of_flavor_and_image(admin: Any, demo: Any) -> None:

@@ -617,6 +617,10 @@ class BerthDriver(driver.ComputeDriver):
                     instance_id=instance.uuid) from error
             raise
 
+    def trigger_crash_dump(self, instance):
+        """A container has no kernel of its own to dump; the base class's answer has no words."""
+        raise exception.TriggerCrashDumpNotSupported()
+
     # Images.
 
     def cache_image(self, context, image_id):

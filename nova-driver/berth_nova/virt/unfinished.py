@@ -40,7 +40,10 @@ def say_why(context, instances, nodename):
 
 def _waiting(context, known, nodename):
     """Servers that were sent here and not begun: only Placement knows of them."""
-    node = objects.ComputeNode.get_by_nodename(context, nodename)
+    try:
+        node = objects.ComputeNode.get_by_nodename(context, nodename)
+    except exception.ComputeHostNotFound:
+        return []  # The host's first start.
     allocations = report.report_client_singleton().get_allocations_for_resource_provider(
         context, node.uuid).allocations
     waiting = set(allocations) - known

@@ -9,18 +9,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .place import BERTH_SOCKET, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
+from . import commands
+from .place import BERTH, BERTH_SOCKET, DEBUG, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
 from .processes import Failure, Program, run, step, wait_until
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 from harness.hosts import return_hugetlb, unified_dir, unmount  # noqa: E402
 from hoststate import cgroup_hierarchies, mount_points  # noqa: E402
 
-BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
 CGROUP = "berth-openstack"
 SERVICE, NOVA_COMPUTE, LXCFS_PROGRAM = (Program(name) for name in ("berth", "nova-compute", "lxcfs"))
 SETTINGS = {
-    "service": {"socket": str(BERTH_SOCKET), "state_dir": str(STATE / "berth"), "run_dir": str(RUN / "i")},
+    "service": {
+        "socket": str(BERTH_SOCKET),
+        "state_dir": str(STATE / "berth"),
+        "run_dir": str(RUN / "i"),
+        "log_level": "trace" if DEBUG else "info",
+    },
     # Apart from the default's, which an installed berth has.
     "instances": {"id_map_first": 0x3000_0000, "lxcfs": str(LXCFS), "cgroup": CGROUP},
 }
@@ -87,7 +92,7 @@ def start_nova_compute() -> None:
         return b"Compute node record created" in text or b"update_resources is initialized" in text
 
     wait_until("nova-compute", is_ready, 120, NOVA_COMPUTE)
-    run(VENV / "bin/nova-manage", f"--config-file={ETC}/nova/nova.conf", "cell_v2", "discover_hosts")
+    run(commands.PLACE / "nova-manage", "cell_v2", "discover_hosts")
 
 
 def stop() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+
+from oslo_log.log import get_default_log_levels
 
 from .place import (
     BERTH_SOCKET,
     DATA,
+    DEBUG,
     ETC,
     HOST,
     KEYSTONE,
@@ -16,10 +20,12 @@ from .place import (
     OVN_SB,
     OVSDB,
     PASSWORD,
+    PASSWORD_FILE,
     PORTS,
     REGION,
     STATE,
     VENV,
+    url,
 )
 
 Section = dict[str, object]
@@ -54,8 +60,17 @@ def _user(name: str) -> Section:
     }
 
 
+# oslo.log's own, and Nova's, with one more: a third of a quiet nova-compute's log was neutronclient
+# telling, at each request, that programs should use another library.
+LOG_LEVELS = (
+    *get_default_log_levels(),
+    *("glanceclient=WARN", "oslo.privsep.daemon=INFO", "neutronclient.v2_0.client=ERROR"),
+)
+
+
 def _default(**more: object) -> Section:
-    return {"use_stderr": True, "host": HOST, **more}
+    levels = ",".join(LOG_LEVELS)
+    return {"use_stderr": True, "debug": DEBUG, "default_log_levels": levels, "host": HOST, **more}
 
 
 def _service(name: str) -> Ini:
@@ -78,7 +93,7 @@ def _service(name: str) -> Ini:
 def _keystone() -> Ini:
     keys = {"key_repository": ETC / "keystone/fernet-keys"}
     return {
-        "DEFAULT": {"use_stderr": True},
+        "DEFAULT": _default(),
         "database": _database("keystone"),
         "token": {"provider": "fernet", "expiration": 86400},
         "fernet_tokens": keys,
@@ -96,12 +111,11 @@ def _keystone() -> Ini:
 def _glance() -> Ini:
     work = DATA / "glance"
     return {
-        "DEFAULT": {
-            "use_stderr": True,
-            "enabled_backends": "file:file",
-            "node_staging_uri": f"file://{work}/staging",
-            "enabled_import_methods": "[glance-direct]",
-        },
+        "DEFAULT": _default(
+            enabled_backends="file:file",
+            node_staging_uri=f"file://{work}/staging",
+            enabled_import_methods="[glance-direct]",
+        ),
         "glance_store": {"default_backend": "file"},
         "file": {"filesystem_store_datadir": work / "images"},
         "os_glance_staging_store": {"filesystem_store_datadir": work / "staging"},
@@ -114,7 +128,7 @@ def _glance() -> Ini:
 
 def _placement() -> Ini:
     return {
-        "DEFAULT": {"use_stderr": True},
+        "DEFAULT": _default(),
         "api": {"auth_strategy": "keystone"},
         "placement_database": _database("placement"),
         **_service("placement"),
@@ -167,6 +181,8 @@ def _nova_compute() -> Ini:
         # A small machine stands for a large one.
         "initial_cpu_allocation_ratio": 64,
         "initial_ram_allocation_ratio": 2,
+        # One limit on native threads, or nova-compute says that it takes the larger of two.
+        "max_concurrent_snapshots": 10,
     }
     return common | {
         "berth": {"url": f"unix://{BERTH_SOCKET}", "snapshot_format": "as-base"},
@@ -259,20 +275,20 @@ def _heat() -> Ini:
             stack_domain_admin="heat_domain_admin",
             stack_domain_admin_password=PASSWORD,
             stack_user_domain_name="heat",
-            auth_encryption_key="0123456789abcdef0123456789abcdef",
+            # Of 32 characters, as this is.
+            auth_encryption_key=PASSWORD,
             region_name_for_services=REGION,
-            # No CloudFormation API: cloud-init takes user data as it is.
-            default_user_data_format="RAW",
-            default_software_config_transport="POLL_SERVER_HEAT",
             plugin_dirs="",
             environment_dir=ETC / "heat/environment.d",
             template_dir=ETC / "heat/templates",
         ),
         "paste_deploy": {"api_paste_config": ETC / "heat/api-paste.ini"},
-        "trustee": _user("heat"),
+        # Of no project: what is signed or scaled later is done in that of the trust.
+        "trustee": {k: v for k, v in _user("heat").items() if not k.startswith("project_")},
         "clients": {"endpoint_type": "publicURL"},
         "clients_keystone": {"auth_uri": KEYSTONE},
-        "ec2authtoken": {"auth_uri": KEYSTONE},
+        # By these the CloudFormation API has signatures checked. It appends the path itself.
+        "ec2authtoken": {**_user("heat"), "endpoint_override": url("keystone")},
         "database": _database("heat"),
         **_service("heat"),
     }
@@ -306,11 +322,20 @@ def write(path: Path, ini: Ini) -> None:
     for section, values in ini.items():
         lines += [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines))
+    write_secret(path, "\n".join(lines))
+
+
+def write_secret(path: Path, text: str, mode: int = 0o600) -> None:
+    """Writes a file that at no moment is anybody's but root's: all of these have passwords."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        file.write(text)
 
 
 def write_all() -> None:
-    """Writes everybody's configuration."""
+    """Writes everybody's configuration, and the password in it."""
+    if not PASSWORD_FILE.exists():
+        write_secret(PASSWORD_FILE, f"{PASSWORD}\n")
     for name in COPIED:
         source, target = VENV / "etc" / name, ETC / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ APIS = {
     "nova-api": ("nova.wsgi.osapi_compute", 2),
     "nova-metadata": ("nova.wsgi.metadata", 1),
     "heat-api": ("heat.wsgi.api", 1),
+    "heat-api-cfn": ("heat.wsgi.cfn", 1),
 }
 CONFIGURATION = {
     "OS_KEYSTONE_CONFIG_DIR": ETC / "keystone",
@@ -74,8 +75,8 @@ def _start_api(name: str) -> None:
         *("--hook-master-start", "unix_signal:15 gracefully_kill_them_all"),
         # Uploads to Glance come chunked.
         *(["--http-chunked-input"] if name == "glance" else []),
-        # Heat's module reads its arguments instead of the environment.
-        *(["--pyargv", f"--config-file {ETC}/heat/heat.conf"] if name == "heat-api" else []),
+        # Heat's modules read their arguments instead of the environment.
+        *(["--pyargv", f"--config-file {ETC}/heat/heat.conf"] if name.startswith("heat-") else []),
         **{key: str(value) for key, value in CONFIGURATION.items()},
     )
 

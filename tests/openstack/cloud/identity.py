@@ -14,6 +14,7 @@ SERVICES = {
     "nova": ("compute", url("nova-api", "/v2.1")),
     "neutron": ("network", url("neutron-api")),
     "heat": ("orchestration", url("heat-api", "/v1/%(project_id)s")),
+    "heat-cfn": ("cloudformation", url("heat-api-cfn", "/v1")),
 }
 SERVICE_USERS = ("nova", "glance", "placement", "neutron", "heat")
 
@@ -58,10 +59,11 @@ def _user(identity, name, domain="default"):
 
 
 def _make_users(identity, roles) -> None:
-    service, demo, admin = (_project(identity, name) for name in ("service", "demo", "admin"))
+    service, demo, alt, admin = (_project(identity, name) for name in ("service", "demo", "alt", "admin"))
     given = {
         **{name: (service, ("admin", "service")) for name in SERVICE_USERS},
         "demo": (demo, ("member", "reader", "heat_stack_owner")),
+        "alt": (alt, ("member", "reader")),
         "admin": (admin, ("heat_stack_owner",)),
     }
     for name, (project, its_roles) in given.items():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 VENV = ROOT / "target/venv-openstack"
 IMAGES = ROOT / "target/images"
+BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
+# Everything is logged, by berth too.
+DEBUG = bool(os.environ.get("BERTH_OPENSTACK_DEBUG"))
 
 STATE = Path(os.environ.get("BERTH_OPENSTACK_STATE", "/var/lib/berth-openstack"))
 ETC, LOG, PIDS, DATA = STATE / "etc", STATE / "log", STATE / "pids", STATE / "data"
@@ -19,10 +23,22 @@ BERTH_SOCKET = RUN / "berth.sock"
 OVS_RUN = RUN / "ovs"
 OVSDB = f"unix:{OVS_RUN}/db.sock"
 KEY = STATE / "key"
+CLOUDS = STATE / "clouds.yaml"
 
 HOST = socket.gethostname()
-# One password for everything: nobody but this machine reaches any of it.
-PASSWORD = "berth"
+# Root's alone to read.
+PASSWORD_FILE = STATE / "password"
+
+
+def _password() -> str:
+    """One for everything, new with each cloud: other users of this machine reach its ports too."""
+    try:
+        return PASSWORD_FILE.read_text().strip()
+    except FileNotFoundError:
+        return secrets.token_hex(16)
+
+
+PASSWORD = _password()
 REGION = "RegionOne"
 LOOPBACK = "127.0.0.1"
 # The external network, whose gateway is this machine. Servers reach what listens here.
@@ -42,13 +58,18 @@ PORTS = {
     "nova-metadata": 8775,
     "neutron-api": 9696,
     "heat-api": 8004,
+    "heat-api-cfn": 8000,
 }
 OVN_NB, OVN_SB = (f"tcp:{LOOPBACK}:{PORTS[name]}" for name in ("ovn-nb", "ovn-sb"))
 
 
+# What servers reach by their routers, to signal to Heat and to ask it for what they shall do.
+FOR_SERVERS = ("keystone", "heat-api", "heat-api-cfn")
+
+
 def address(service: str) -> str:
-    """Where a service listens: Heat where servers reach it by their routers, to signal to it."""
-    return EXTERNAL_ADDRESS if service == "heat-api" else LOOPBACK
+    """Where a service listens."""
+    return EXTERNAL_ADDRESS if service in FOR_SERVERS else LOOPBACK
 
 
 def url(service: str, path: str = "") -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import identity
-from .place import EXTERNAL_ADDRESS, EXTERNAL_SUBNET, KEY, ROOT, STATE, VENV
+from . import commands, identity
+from .config import write_secret
+from .place import CLOUDS, EXTERNAL_ADDRESS, EXTERNAL_SUBNET, KEY, ROOT, STATE, VENV
 from .processes import run, step
 
 EXTERNAL_POOL = {"start": "172.24.4.10", "end": "172.24.4.250"}
@@ -16,6 +18,21 @@ PRIVATE_SUBNET = "10.77.0.0/24"
 POOL = "10.82.0.0/16"
 # Name: VCPUs, MiB of memory, GiB of disk.
 FLAVORS = {"nano": (1, 64, 1), "micro": (1, 128, 1), "small": (1, 512, 3), "medium": (2, 1024, 5)}
+# DevStack's, by which templates and guides call them, with its ids.
+DEVSTACK_FLAVORS = {
+    "m1.tiny": ("1", 1, 512, 1),
+    "m1.small": ("2", 1, 2048, 20),
+    "m1.medium": ("3", 2, 4096, 40),
+    "m1.large": ("4", 4, 8192, 80),
+    "m1.xlarge": ("5", 8, 16384, 160),
+    "m1.nano": ("42", 1, 192, 1),
+    "m1.micro": ("84", 1, 256, 1),
+    "cirros256": ("c1", 1, 256, 1),
+    "ds512M": ("d1", 1, 512, 5),
+    "ds1G": ("d2", 1, 1024, 10),
+    "ds2G": ("d3", 2, 2048, 10),
+    "ds4G": ("d4", 4, 4096, 20),
+}
 # What may come in from outside.
 INGRESS = ({"protocol": "icmp"}, {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22})
 
@@ -80,9 +97,10 @@ def _sha256(path: Path) -> str:
 
 def _make_flavors(cloud) -> None:
     made = {flavor.name for flavor in cloud.compute.flavors(is_public=None)}
-    for name, (vcpus, ram, disk) in FLAVORS.items():
+    wanted = {name: (name, *sizes) for name, sizes in FLAVORS.items()} | DEVSTACK_FLAVORS
+    for name, (flavor_id, vcpus, ram, disk) in wanted.items():
         if name not in made:
-            cloud.compute.create_flavor(name=name, id=name, vcpus=vcpus, ram=ram, disk=disk)
+            cloud.compute.create_flavor(name=name, id=flavor_id, vcpus=vcpus, ram=ram, disk=disk)
 
 
 def _make_networks(admin, demo) -> None:
@@ -135,12 +153,33 @@ def _open_security_group(demo) -> None:
 
 
 def write_credentials() -> None:
-    """Files to be sourced, for a user and for the administrator."""
+    """Files to be sourced, for a user and for the administrator; and both in one, for programs."""
     for name, user in (("openrc", "demo"), ("openrc-admin", "admin")):
-        (STATE / name).write_text(_credentials(user))
+        write_secret(STATE / name, _credentials(user))
+    # YAML is what JSON is. The names are DevStack's, which many clients' tests ask for.
+    clouds = {
+        "devstack": _cloud("demo", project_name="demo"),
+        "devstack-alt": _cloud("alt", project_name="alt"),
+        "devstack-admin": _cloud("admin", project_name="admin"),
+        "devstack-system-admin": _cloud("admin", system_scope="all"),
+    }
+    write_secret(CLOUDS, json.dumps({"clouds": clouds}, indent=2))
+
+
+def _cloud(user: str, **scope: str) -> dict[str, object]:
+    auth = {
+        "auth_url": identity.KEYSTONE,
+        "username": user,
+        "password": identity.PASSWORD,
+        "user_domain_id": "default",
+        **scope,
+        **({"project_domain_id": "default"} if "project_name" in scope else {}),
+    }
+    return {"auth": auth, "region_name": identity.REGION, "identity_api_version": "3"}
 
 
 def _credentials(user: str) -> str:
+    programs = [VENV / "bin", *([commands.PLACE] if user == "admin" else [])]
     values = {
         "AUTH_URL": identity.KEYSTONE,
         "IDENTITY_API_VERSION": "3",
@@ -153,8 +192,6 @@ def _credentials(user: str) -> str:
         "COMPUTE_API_VERSION": "2.95",
     }
     lines = [f"export OS_{name}={value}" for name, value in values.items()]
-    lines += [
-        "export PYTHONWARNINGS=ignore",
-        f'case :$PATH: in *:{VENV}/bin:*) ;; *) export PATH={VENV}/bin:"$PATH" ;; esac',
-    ]
+    lines += ["export PYTHONWARNINGS=ignore"]
+    lines += [f'case :$PATH: in *:{place}:*) ;; *) export PATH={place}:"$PATH" ;; esac' for place in programs]
     return "\n".join(lines) + "\n"

@@ -9,8 +9,9 @@ import shutil
 import signal
 from pathlib import Path
 
+from . import commands
 from .config import database
-from .place import ETC, KEYSTONE, LOOPBACK, PASSWORD, PORTS, REGION, STATE, VENV
+from .place import KEYSTONE, LOOPBACK, PASSWORD, PORTS, REGION, STATE
 from .processes import Program, listens, run, together, wait_until
 
 MEMCACHED, MARIADB, RABBITMQ = (Program(name) for name in ("memcached", "mariadb", "rabbitmq"))
@@ -61,7 +62,7 @@ def _start_rabbitmq() -> None:
         return
     RABBIT_DIR.mkdir(exist_ok=True)
     shutil.chown(RABBIT_DIR, "rabbitmq", "rabbitmq")
-    settings, advanced = ETC / "rabbitmq.conf", ETC / "rabbitmq-advanced.config"
+    settings, advanced = RABBIT_DIR / "rabbitmq.conf", RABBIT_DIR / "advanced.config"
     settings.write_text(
         f"listeners.tcp.local = {LOOPBACK}:{PORTS['rabbitmq']}\n"
         "vm_memory_high_watermark.absolute = 512MiB\n"
@@ -102,10 +103,8 @@ def make_schemas() -> None:
     SCHEMAS_MADE.touch()
 
 
-def _manage(service: str, *words: object) -> str:
-    program = VENV / "bin" / f"{service}-manage"
-    name = "glance-api" if service == "glance" else service
-    return run(program, "--config-file", ETC / service / f"{name}.conf", *words, log=f"{service}-manage")
+def _manage(service: str, *words: object, **more: str) -> str:
+    return run(commands.PLACE / f"{service}-manage", *words, log=f"{service}-manage", **more)
 
 
 def _keystone_and_others() -> None:
@@ -114,10 +113,9 @@ def _keystone_and_others() -> None:
     _manage("keystone", "fernet_setup", *owner)
     _manage("keystone", "credential_setup", *owner)
     endpoints = [f"--bootstrap-{kind}-url={KEYSTONE}" for kind in ("public", "internal", "admin")]
-    _manage(
-        *("keystone", "bootstrap", "--bootstrap-password", PASSWORD, "--bootstrap-region-id", REGION),
-        *endpoints,
-    )
+    # Not as an argument, which any user of this machine could read.
+    secret = {"OS_BOOTSTRAP_PASSWORD": PASSWORD}
+    _manage("keystone", "bootstrap", "--bootstrap-region-id", REGION, *endpoints, **secret)
     _manage("placement", "db", "sync")
     _manage("glance", "db_sync")
     _manage("heat", "db_sync")
@@ -129,8 +127,7 @@ def _nova_and_neutron() -> None:
     if "cell1" not in _manage("nova", "cell_v2", "list_cells"):
         _manage("nova", "cell_v2", "create_cell", "--name", "cell1")
     _manage("nova", "db", "sync")
-    files = [f"--config-file={ETC}/neutron/{name}" for name in ("neutron.conf", "ml2_conf.ini")]
-    run(VENV / "bin/neutron-db-manage", *files, "upgrade", "head", log="neutron-manage")
+    run(commands.PLACE / "neutron-db-manage", "upgrade", "head", log="neutron-manage")
 
 
 def stop() -> None:
