@@ -304,6 +304,8 @@ class Ext:
     def __init__(self, path: Path, work: Path, kind: str = "ext2", size: str = "8M"):
         tree = work / "tree"
         (tree / "d").mkdir(parents=True)
+        (tree / "sbin").mkdir()
+        (tree / "sbin/init").write_text("#!/bin/sh\n")
         (tree / "f").write_bytes(b"f" * 3000)
         (tree / "g").write_bytes(b"g" * 3000)
         (tree / "link").symlink_to("x" * 100)

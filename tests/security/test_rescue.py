@@ -29,7 +29,7 @@ def prisoner(service, busybox, probe_file):
     """A rescued instance with the probe in both of its root file systems."""
     probe = injected(probe_file, "/bin/probe")
     instance = service.define(busybox, vifs=[service.vif()], files=[probe], flavor={"ephemeral_gb": 1})
-    instance.action("rescue", image_id=busybox)
+    instance.action("rescue", image_id=busybox, files=[probe])
     yield instance
     instance.discard()
 
@@ -47,7 +47,6 @@ THERE = [attempt for attempt in ATTEMPTS if attempt not in ("setns", "fds")]
 @pytest.mark.parametrize("attempt,root", [*((a, "/") for a in ATTEMPTS), *((a, OWN) for a in THERE)])
 def test_a_system_call_is_refused(prisoner, attempt, root):
     result = prisoner.run("chroot", root, "/bin/probe", attempt)
-    assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith(("refused", "absent")), result.stdout + result.stderr
 
 

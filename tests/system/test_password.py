@@ -114,14 +114,14 @@ def test_an_instance_without_the_programs(spawn):
 def test_a_program_that_hangs_is_ended(spawn):
     instance = spawn()
     instance.sh(
-        "rm -f $(which chpasswd); echo '#!/bin/sh\nexec sleep 7171' > /usr/sbin/chpasswd"
-        " || { mkdir -p /usr/sbin; echo '#!/bin/sh\nexec sleep 7171' > /usr/sbin/chpasswd; };"
+        "rm -f $(which chpasswd); echo '#!/bin/sh\nexec sleep 7272' > /usr/sbin/chpasswd"
+        " || { mkdir -p /usr/sbin; echo '#!/bin/sh\nexec sleep 7272' > /usr/sbin/chpasswd; };"
         " chmod 755 /usr/sbin/chpasswd"
     )
     with pytest.raises(Fault) as fault:
         set_password(instance)
     assert fault.value.code == "timeout"
-    assert "7171" not in subprocess.run(["ps", "ax"], capture_output=True, text=True).stdout
+    assert "7272" not in subprocess.run(["ps", "ax"], capture_output=True, text=True).stdout
     assert instance.state == "RUNNING"
 
 
