@@ -306,6 +306,7 @@ class Ext:
         (tree / "d").mkdir(parents=True)
         (tree / "sbin").mkdir()
         (tree / "sbin/init").write_text("#!/bin/sh\n")
+        (tree / "sbin/init").chmod(0o755)
         (tree / "f").write_bytes(b"f" * 3000)
         (tree / "g").write_bytes(b"g" * 3000)
         (tree / "link").symlink_to("x" * 100)

@@ -105,8 +105,10 @@ def test_a_public_squashfs_boots_and_a_private_one_is_refused(service, tree, tmp
 
 def test_a_service_that_is_killed_while_the_kernel_reads_leaves_nothing(service, tree, tmp_path):
     path = tmp_path / "squashfs"
-    disklib.run("truncate", "-s", "1G", tmp_path / "hole")
-    disklib.run("mksquashfs", tree, tmp_path / "hole", path, "-quiet", "-no-progress", "-no-sparse")
+    system = tmp_path / "system"
+    disklib.run("cp", "-a", tree, system)
+    disklib.run("truncate", "-s", "1G", system / "hole")
+    disklib.run("mksquashfs", system, path, "-quiet", "-no-progress", "-no-sparse")
     with glance(path, visibility="public", disk_format="raw") as endpoint:
 
         def attempt():

@@ -1,5 +1,7 @@
 """A Debian image with systemd: boots to its target, goes down and up as asked."""
 
+from pathlib import Path
+
 import pytest
 from harness import wait_for
 
@@ -46,7 +48,7 @@ def test_it_knows_that_it_is_a_container_with_an_identity(booted):
 def test_its_journal_knows_this_boot_and_it_has_no_disks_of_others(booted):
     boot = booted.sh("tr -d - </proc/sys/kernel/random/boot_id")
     assert boot in booted.sh("journalctl --list-boots")
-    assert boot not in open("/proc/sys/kernel/random/boot_id").read().replace("-", "")
+    assert boot not in Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")
     assert booted.sh("lsblk") == ""
 
 
