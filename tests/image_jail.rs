@@ -81,7 +81,11 @@ fn root_an_opaque_directory_is_marked_though_the_jail_could_not() {
     let dir = tempfile::tempdir().unwrap();
     sh(
         dir.path(),
-        "mkdir -p t/etc/d && touch t/etc/d/.wh..wh..opq t/etc/.wh.gone && tar -C t -cf i.tar .",
+        r#"mkdir -p t/etc/d && touch t/etc/d/.wh..wh..opq t/etc/.wh.gone && tar -C t -cf l.tar .
+           printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["x"]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' \
+               $(sha256sum l.tar | cut -d' ' -f1) >c.json
+           echo '[{"Config":"c.json","RepoTags":null,"Layers":["l.tar"]}]' >manifest.json
+           tar -cf i.tar manifest.json c.json l.tar"#,
     );
     let store = store(dir.path(), &config::Images::default());
     let image = import(dir.path(), &store, "i.tar").unwrap();

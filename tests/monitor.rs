@@ -543,7 +543,7 @@ fn what_the_runtime_says_is_in_the_fault(runtime: &'static str) {
     guest.image.cmd = vec!["/no/such/program".into()];
     let instance = Instance::new(runtime, &guest);
     let fault = instance.launch().unwrap_err();
-    assert_eq!(fault.kind, FaultKind::RuntimeFailed);
+    assert_eq!(fault.kind, FaultKind::InstanceUnsupported);
     assert!(fault.detail.starts_with(&format!("{runtime} create: ")), "{fault}");
     assert!(fault.detail.contains("/no/such/program"), "{fault}");
     assert!(!instance.layout.monitor_socket().exists());

@@ -44,7 +44,7 @@ fn root_the_one_disk_of_an_archive_is_taken() {
         let mut command = std::process::Command::new("sh");
         assert!(command.args(["-ec", script]).current_dir(dir.path()).status().unwrap().success());
     };
-    run("mkdir -p t/etc t/diff && echo disk >t/etc/hostname && echo x >t/etc/.wh.x
+    run("mkdir -p t/etc t/diff t/sbin && install /dev/null t/sbin/init && echo disk >t/etc/hostname && echo x >t/etc/.wh.x
          mknod t/diff/gone c 0 0 && mknod t/diff/null c 1 3
          setfattr -n trusted.overlay.opaque -v y t/diff 2>/dev/null || true
          truncate -s 8M disk.raw && mke2fs -q -t ext4 -d t disk.raw
