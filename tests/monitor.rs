@@ -22,6 +22,7 @@ use berth::monitor::{
     ExitAction, ExitKind, ExitRecord, Message, Monitor, MonitorSpec, Phase, launch,
 };
 use berth::rootfs::Rootfs;
+use berth::runtime::chosen::Chosen;
 use berth::runtime::cli::CliRuntime;
 use berth::runtime::spec::{self, CgroupView, SpecInput};
 use berth::store::atomic;
@@ -160,11 +161,11 @@ impl Instance {
             instance: id,
             state_dir: state,
             run_dir: run_dir.clone(),
-            runtime: CliRuntime {
+            runtime: Chosen::Program(CliRuntime {
                 program: run(Command::new("which").arg(runtime)).trim().into(),
                 args: vec![],
                 root: run_dir.join("runtime"),
-            },
+            }),
             plan: plan(&parent, id, block, guest.memory),
             own_cgroups: vec![],
             join_cgroups: unified(&parent, id)

@@ -14,7 +14,7 @@ use crate::image::ImageStore;
 use crate::network::{Network, Rates};
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
-use crate::runtime::{cli::CliRuntime, lxcfs, probe};
+use crate::runtime::{chosen::Chosen, lxcfs, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
@@ -41,9 +41,9 @@ pub struct HostParts {
     pub network: Network,
     /// The host's cgroup layout.
     pub hierarchy: Hierarchy,
-    /// The OCI runtime program.
-    pub runtime: CliRuntime,
-    /// What that program can do.
+    /// The OCI runtime.
+    pub runtime: Chosen,
+    /// What that can do.
     pub runtime_info: RuntimeInfo,
     /// The monitor's program.
     pub monitor_program: PathBuf,
@@ -78,20 +78,17 @@ impl HostParts {
         let sets = crate::host::cpu_sets(&config)?;
         let network = Network::new(&config.bridge)?;
         let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
-        let info = probe::probe(&config.runtime, layout.run(), trial_ids)?;
+        let monitor_program = monitor_program(&config)?;
+        let info = probe::probe(&config.runtime, layout.run(), trial_ids, &monitor_program)?;
         let room = Room::open(&layout, &config.storage);
         Ok(HostParts {
             images: ImageStore::open(&layout, &config.images, Arc::clone(&room))?,
             disks: Disks::new(&layout, &config.storage, Arc::clone(&room))?,
             room,
             network,
-            runtime: CliRuntime {
-                program: info.path.clone().into(),
-                args: config.runtime.args.clone(),
-                root: layout.runtime_root(),
-            },
+            runtime: probe::chosen(&info, &config.runtime, &layout.runtime_root()),
             runtime_info: info,
-            monitor_program: monitor_program(&config)?,
+            monitor_program,
             placement: Placement::new(&config, &hierarchy, &sets),
             dedicated_cpus: sets.dedicated,
             hierarchy,
@@ -301,7 +298,7 @@ fn lock(file: File, key: &str, what: &Path) -> Result<File> {
 }
 
 /// The monitor's program: as configured, else beside this one.
-fn monitor_program(config: &Config) -> Result<PathBuf> {
+pub(super) fn monitor_program(config: &Config) -> Result<PathBuf> {
     let configured = &config.instances.monitor;
     let path = if configured.as_os_str().is_empty() {
         std::env::current_exe().or_fault("finding this program")?.with_file_name("berth-monitor")

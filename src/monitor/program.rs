@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::fault::{Fault, OrFault, Result};
+use crate::runtime::native;
 use crate::store::{atomic, volatile};
 use crate::sys::process::{self, ChildSetup, ProcessId};
 
@@ -23,16 +24,23 @@ use super::spec::MonitorSpec;
 /// The kernel's last resort kills everything else first; -1000 would be never.
 const OOM_SCORE_ADJ: i32 = -999;
 
-/// `berth-monitor MONITOR.JSON`: the program's whole life.
+/// `berth-monitor MONITOR.JSON`: the program's whole life, unless it is called for
+/// [`native::command`].
 ///
 /// Its standard output takes one line, the [`Answer`] to the launch, and is
 /// then closed; its standard error is the log. Must be called while the
 /// process has a single thread.
 pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
-    let (Some(path), None) = (arguments.nth(1), arguments.next()) else {
+    let usage = || {
         eprintln!("usage: berth-monitor MONITOR.JSON (it is started by `berth serve`)");
-        return ExitCode::from(2);
+        ExitCode::from(2)
     };
+    let Some(path) = arguments.nth(1) else { return usage() };
+    let others: Vec<String> = arguments.map(|text| text.to_string_lossy().into_owned()).collect();
+    if !others.is_empty() {
+        let done = native::command(&path.to_string_lossy(), &others);
+        return done.unwrap_or_else(usage);
+    }
     let launched = prepare(Path::new(&path)).and_then(launch);
     let mut server = match launched {
         Ok(server) => server,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cgroup::plan::CgroupPlan;
-use crate::runtime::cli::CliRuntime;
+use crate::runtime::chosen::Chosen;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
 
@@ -20,8 +20,8 @@ pub struct MonitorSpec {
     pub state_dir: PathBuf,
     /// The service's volatile directory.
     pub run_dir: PathBuf,
-    /// The runtime program. The bundle is the layout's.
-    pub runtime: CliRuntime,
+    /// The runtime. The bundle is the layout's.
+    pub runtime: Chosen,
     /// The instance's cgroups and limits; applied before every start, and again
     /// after the runtime's `create`, which on some runtimes resets limits.
     pub plan: CgroupPlan,
@@ -29,7 +29,8 @@ pub struct MonitorSpec {
     /// monitor enters itself, away from the service's.
     pub own_cgroups: Vec<PathBuf>,
     /// `cgroup.procs` files that the runtime's `create` enters, and the first
-    /// process with it: for the unified hierarchy of a hybrid host, of which
+    /// process with it. For the native runtime all of the instance's; for a
+    /// program those that it leaves alone: for the unified hierarchy of a hybrid host, of which
     /// runtimes may know nothing. Empty on v2, where the runtime wants the
     /// cgroup empty.
     pub join_cgroups: Vec<PathBuf>,

@@ -1,23 +1,30 @@
-//! The OCI runtime program and the bundle it is given.
+//! The OCI runtime and the bundle it is given.
 //!
 //! * [`spec`] turns an instance's definition and its image into an OCI
 //!   specification, with [`capabilities`] and [`seccomp`]; pure.
+//! * [`native`] is berth's own runtime, without a program.
 //! * [`cli`] drives any program with the standard command line.
+//! * [`chosen`] is the one of both that a service has.
 //! * [`probe`] finds one that works on this host.
 //! * [`init`] knows what init programs want to be told.
 //! * [`lxcfs`] finds what lxcfs offers.
 //! * [`targets`] looks where the mounts go, before a program does.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
+
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Result;
 use crate::sys::process::ChildSetup;
 
 pub mod capabilities;
+pub mod chosen;
 pub mod cli;
 pub mod init;
 pub mod lxcfs;
+pub mod native;
 pub mod probe;
 pub mod role;
 pub mod seccomp;
@@ -31,11 +38,11 @@ pub mod walls;
 /// itself, the same under every runtime.
 pub trait Runtime {
     /// Makes the container; its first process waits for [`Runtime::start`] and
-    /// is a child of this process's nearest subreaper. Gives its process id.
-    fn create(&self, create: &Create<'_>) -> Result<i32>;
+    /// is a child of this process's nearest subreaper.
+    fn create(&self, create: &Create<'_>) -> Result<Created>;
 
     /// Lets the first process run.
-    fn start(&self, id: &str, log: &Path) -> Result<()>;
+    fn start(&self, created: &Created, id: &str, log: &Path) -> Result<()>;
 
     /// Removes the container, killing what is left of it; its absence is success.
     fn delete(&self, id: &str, log: &Path) -> Result<()>;
@@ -62,8 +69,20 @@ pub struct Create<'a> {
     pub setup: &'a ChildSetup,
 }
 
+/// A container whose first process waits to be started.
+#[derive(Debug)]
+pub struct Created {
+    /// The first process.
+    pub pid: i32,
+    /// The console's master, from a runtime that does not send it to the socket.
+    pub console: Option<OwnedFd>,
+    /// The native runtime's connection to the first process, which ends when it is dropped
+    /// before the start.
+    pub line: Option<native::Line>,
+}
+
 /// Another program in a running container.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
     /// Program and arguments; not empty.
     pub command: Vec<String>,
