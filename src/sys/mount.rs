@@ -48,6 +48,15 @@ pub fn clone_tree_at(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Owne
     Ok(tree)
 }
 
+/// A program, or another file, by a mount of its own through which nobody can write to it: not
+/// even a process that holds a link of proc's to it, be it an instance's or the host's.
+pub fn read_only_copy(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, path, flags)?;
+    change(tree.as_fd(), Attributes::MOUNT_ATTR_RDONLY, Attributes::empty(), true)?;
+    Ok(tree)
+}
+
 /// Sets and clears attributes of a mount, and with `private` ends its part in what others mount.
 pub fn change(
     mount: BorrowedFd<'_>,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fchown, fstat, openat};
-use rustix::process::{Pid, WaitOptions, setsid, waitpid};
+use rustix::process::{WaitOptions, setsid, waitpid};
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
@@ -64,16 +64,12 @@ pub(super) fn run(root: &Path, id: &str, request: OwnedFd) -> Result<u8> {
     let (stage, handle) = child::start(&birth, || first_stage(&plan, &theirs))
         .or_fault("starting the first stage")?;
     drop(theirs);
-    let born = line.hear(DEADLINE);
+    let mut born = None;
+    let made = line.hear_of_birth(&mut born);
     let _ = handle.signal(libc::SIGKILL);
     let _ = waitpid(Some(stage), WaitOptions::empty());
-    let pid = match born? {
-        Some((Message::Born(pid), _)) => Pid::from_raw(pid).ok_or_else(silent)?,
-        _ => return Err(silent()),
-    };
-    let master = match line.hear(DEADLINE)? {
-        Some((Message::Ready, master)) => master,
-        _ => return Err(silent()),
+    let (Some(pid), master) = (born, made?) else {
+        return Err(Fault::internal("running a program in the instance", "it has no number"));
     };
     if let Some(master) = &master {
         relay::copy_size(master.as_fd());
@@ -99,7 +95,7 @@ fn prepare(root: &Path, id: &str, request: OwnedFd) -> Result<Plan> {
     own_pipes(&config.linux.uid_mappings, user.uid)?;
     Ok(Plan {
         cgroups: cgroups(&state, init.pid)?,
-        init: handle.ok_or_else(silent)?,
+        init: handle.ok_or_else(|| Fault::internal("exec", "the instance has ended"))?,
         users,
         seccomp,
         id: id.to_owned(),
@@ -227,8 +223,4 @@ fn make(plan: &Plan, line: &Line) -> Result<Option<Program>> {
     line.say(&Message::Ready, master.as_ref().map(|master| master.as_fd()))?;
     drop(master);
     Ok(line.is_released().then_some(program))
-}
-
-fn silent() -> Fault {
-    Fault::internal("running a program in the instance", "it ended before it was executed")
 }

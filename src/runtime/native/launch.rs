@@ -11,8 +11,8 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use super::cgroups::{self, Cgroups, V1};
 use super::config::Bundle;
 use super::namespaces;
-use super::talk::{Line, Message};
-use crate::fault::{Fault, FaultKind, OrFault, Result};
+use super::talk::Line;
+use crate::fault::{Fault, OrFault, Result};
 use crate::runtime::cli::DEADLINE;
 use crate::runtime::{Create, Created};
 use crate::sys::child::{self, Birth};
@@ -48,23 +48,19 @@ pub(super) fn create(create: &Create<'_>, dirs: &[PathBuf]) -> Result<Created> {
     let (stage, handle) = child::start(&birth, || namespaces::first_stage(&plan, &theirs))
         .or_fault("starting the first stage")?;
     drop(theirs);
-    let born = line.hear(DEADLINE);
+    let mut born = None;
+    let made = line.hear_of_birth(&mut born);
     let _ = handle.signal(libc::SIGKILL);
-    reap(stage);
-    let init = match born? {
-        Some((Message::Born(pid), _)) => pid,
-        _ => return Err(silent()),
-    };
-    let ready = line.hear(DEADLINE).and_then(|heard| match heard {
-        Some((Message::Ready, console)) => Ok(console),
-        _ => Err(silent()),
-    });
-    match ready {
-        Ok(console) => Ok(Created { pid: init, console, line: Some(line) }),
-        Err(fault) => {
+    let _ = waitpid(Some(stage), WaitOptions::empty());
+    match (born, made) {
+        (Some(init), Ok(console)) => {
+            Ok(Created { pid: init.as_raw_pid(), console, line: Some(line) })
+        }
+        (born, made) => {
+            // One that is not known by now ends with its connection.
             drop(line);
-            end(init);
-            Err(fault)
+            born.into_iter().for_each(end);
+            Err(made.err().unwrap_or_else(|| Fault::internal("starting", "it has no number")))
         }
     }
 }
@@ -99,24 +95,13 @@ pub(super) fn start(line: &Line) -> Result<()> {
 }
 
 /// Ends a first process that is this process's child.
-fn end(pid: i32) {
-    if let Some(init) = ProcessId::of(pid)
+fn end(pid: Pid) {
+    if let Some(init) = ProcessId::of(pid.as_raw_pid())
         && let Ok(Some(handle)) = init.open()
     {
         let _ = handle.signal(libc::SIGKILL);
         let _ = handle.wait(PATIENCE);
     }
-    if let Some(pid) = Pid::from_raw(pid) {
-        // One that the kernel holds is reaped when it ends, as any child is.
-        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-    }
-}
-
-fn reap(pid: Pid) {
-    while waitpid(Some(pid), WaitOptions::empty()).is_err_and(|e| e == rustix::io::Errno::INTR) {}
-}
-
-fn silent() -> Fault {
-    let detail = "the first process ended before it was made, and said nothing";
-    Fault::new(FaultKind::RuntimeFailed, detail)
+    // One that the kernel holds is reaped when it ends, as any child is.
+    let _ = waitpid(Some(pid), WaitOptions::NOHANG);
 }

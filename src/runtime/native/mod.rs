@@ -29,7 +29,7 @@
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -41,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use super::{Create, Created, Exec, Runtime};
 use crate::cgroup;
 use crate::fault::{Fault, OrFault, Result};
-use crate::sys::mount::{self, Attributes};
+use crate::sys::mount;
 use crate::sys::process::{
     ChildSetup, ProcessId, guests_oom_score_adj, hand_over, inherited,
     keep_standard_descriptors_only, set_name,
@@ -132,7 +132,7 @@ impl Runtime for Native {
             return Err(Fault::invalid("command", "needs at least the program's name"));
         }
         let doing = "preparing the command";
-        let program = read_only(&self.monitor)?;
+        let program = mount::read_only_copy(&self.monitor).or_fault(doing)?;
         let request = request(exec)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
         // Arguments that `monitor::end_strays` knows it by.
@@ -144,15 +144,6 @@ impl Runtime for Native {
         hand_over(&mut command, request, program);
         Ok(command)
     }
-}
-
-/// The program by a mount of its own that nobody can write through: not even a process that
-/// holds a link of proc's to it, be it of the instance or the host's.
-fn read_only(program: &Path) -> Result<OwnedFd> {
-    let tree = mount::clone_tree(program)?;
-    mount::change(tree.as_fd(), Attributes::MOUNT_ATTR_RDONLY, Attributes::empty(), true)
-        .or_fault("closing the monitor's program to writing")?;
-    Ok(tree)
 }
 
 /// The request in memory: a command line could be read by everybody on the host.

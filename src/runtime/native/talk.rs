@@ -5,9 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::runtime::cli::DEADLINE;
 use crate::sys::process::readable;
 use crate::sys::scm;
 
@@ -69,6 +71,27 @@ impl Line {
         match serde_json::from_slice(&text).or_fault(doing)? {
             Message::Failed { kind, detail } => Err(Fault::new(kind, detail)),
             message => Ok(Some((message, fd))),
+        }
+    }
+
+    /// Hears that a process is born, and that all is made: in either order, for its maker and it
+    /// run beside each other. Gives its number, as soon as that is known, and the terminal's master.
+    pub(super) fn hear_of_birth(&self, born: &mut Option<Pid>) -> Result<Option<OwnedFd>> {
+        let mut ready = None;
+        loop {
+            match self.hear(DEADLINE)? {
+                Some((Message::Born(pid), _)) => *born = Pid::from_raw(pid),
+                Some((Message::Ready, master)) => ready = Some(master),
+                _ => {
+                    let detail = "the process ended before it was made, and said nothing";
+                    return Err(Fault::new(FaultKind::RuntimeFailed, detail));
+                }
+            }
+            if born.is_some()
+                && let Some(master) = ready.take()
+            {
+                return Ok(master);
+            }
         }
     }
 
