@@ -41,7 +41,7 @@ pub struct HostParts {
     pub network: Network,
     /// The host's cgroup layout.
     pub hierarchy: Hierarchy,
-    /// The OCI runtime.
+    /// The OCI runtime that instances are started with.
     pub runtime: Chosen,
     /// What that can do.
     pub runtime_info: RuntimeInfo,
@@ -108,6 +108,11 @@ impl HostParts {
     /// Paths of an instance.
     pub fn paths(&self, record: &Record) -> InstanceLayout {
         self.layout.instance(record.id)
+    }
+
+    /// The runtime that an instance was started with; the service's, if it never was.
+    pub fn runtime_of(&self, layout: &InstanceLayout) -> Chosen {
+        crate::monitor::launched_by(layout).unwrap_or_else(|| self.runtime.clone())
     }
 
     /// Its cgroup.

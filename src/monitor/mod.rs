@@ -21,5 +21,5 @@ mod strays;
 
 pub use client::{ConsoleStream, Monitor, launch};
 pub use protocol::{ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase};
-pub use spec::MonitorSpec;
+pub use spec::{MonitorSpec, launched_by};
 pub use strays::{end_strays, end_unrecorded};

@@ -44,6 +44,16 @@ pub struct MonitorSpec {
     pub serial_line: Option<IdBlock>,
 }
 
+/// The runtime of an instance that has been launched, whatever the service's is by now.
+pub fn launched_by(layout: &InstanceLayout) -> Option<Chosen> {
+    #[derive(Deserialize)]
+    struct Part {
+        runtime: Chosen,
+    }
+    let part = crate::store::atomic::read_json::<Part>(&layout.monitor_spec());
+    part.ok().flatten().map(|part| part.runtime)
+}
+
 impl MonitorSpec {
     /// The instance's paths.
     pub fn layout(&self) -> InstanceLayout {

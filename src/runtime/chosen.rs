@@ -11,8 +11,9 @@ use super::native::Native;
 use super::{Create, Created, Exec, Runtime};
 use crate::fault::Result;
 
-/// One of the two kinds.
+/// One of the two kinds. Written without its kind's name, as when there was one kind only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Chosen {
     /// berth's own.
     Native(Native),
@@ -56,5 +57,20 @@ impl Runtime for Chosen {
 
     fn exec_command(&self, id: &str, exec: &Exec) -> Result<Command> {
         self.as_runtime().exec_command(id, exec)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_read() {
+        let earlier = r#"{"program": "/usr/bin/crun", "args": [], "root": "/run/berth/runtime"}"#;
+        let read: Chosen = serde_json::from_str(earlier).unwrap();
+        assert!(matches!(&read, Chosen::Program(program) if program.name() == "crun"));
+        let native = Chosen::Native(Native { root: "/r".into(), monitor: "/m".into() });
+        let text = serde_json::to_string(&native).unwrap();
+        assert_eq!(serde_json::from_str::<Chosen>(&text).unwrap(), native);
     }
 }

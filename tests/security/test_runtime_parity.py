@@ -294,3 +294,25 @@ def test_no_system_call_is_answered_otherwise(
     other = str(made[program, "application" if role == "system" else "system"].first)
     compared = subprocess.run([tmp_path / source.stem, pids[0], other], capture_output=True, text=True)
     assert compared.returncode == 1, compared.stdout + compared.stderr
+
+
+@pytest.mark.parametrize(("before", "after"), [("crun", NATIVE), (NATIVE, "crun")])
+def test_an_instance_keeps_what_it_was_started_with(
+    lxcfs: Lxcfs, busybox_file: Path, before: str, after: str
+):
+    service = Service(before, lxcfs.mount_point)
+    try:
+        service.start()
+        image = service.import_image(busybox_file)
+        kept, anew = service.spawn(image), service.spawn(image)
+        service.stop()
+        service.settings["runtime"]["program"] = after
+        service.start()
+        assert service.client.get("/v1/host")["capabilities"]["runtime"]["name"] == after
+        assert kept.sh("echo inside") == "inside"
+        anew.action("stop", timeout=0)
+        anew.action("start")
+        assert anew.sh("echo inside") == "inside"
+    finally:
+        left = service.close()
+    assert not left, "left on the host:\n" + "\n".join(left)
