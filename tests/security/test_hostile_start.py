@@ -1,6 +1,7 @@
 """An image or a guest that lies in wait for whoever makes its processes: at the start, and at `exec`.
 
-What the runtime holds open then, its own program and the host's directories, is what the known escapes took."""
+What the runtime holds open then, its own program and the host's directories, is what the known
+escapes took."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_the_first_program_is_not_the_runtimes(service, busybox, made):
     trap = "#!/proc/self/exe\n"
     overwrite = (
         "#!/bin/sh\nexec 2>&1\nfor n in 1 2 3 4 5 6; do\n"
-        "  for p in /proc/[0-9]*; do (: >> $p/exe) && echo OPENED $(readlink $p/exe); done\n  sleep 0.2\ndone\n"
+        "  for p in /proc/[0-9]*; do (: >> $p/exe) && echo OPENED $(readlink $p/exe); done\n"
+        "  sleep 0.2\ndone\n"
         "echo tried; sleep 1000\n"
     )
     for command in (["/trap"], ["/bin/overwrite"]):
@@ -126,7 +128,7 @@ FAKES = {
     ),
     "a file for the multiplexer": "mount -t tmpfs none /dev/pts && cp /etc/victim /dev/pts/ptmx",
     "a link for /dev/pts": "umount -l /dev/pts; rmdir /dev/pts && ln -s /proc/1/fd /dev/pts",
-    "a link for /dev": "mkdir /x && mount --move /dev /x 2>/dev/null; mount -t tmpfs none /dev && ln -s / /dev/pts",
+    "a link for /dev": "mkdir /x; mount --move /dev /x; mount -t tmpfs none /dev; ln -s / /dev/pts",
 }
 
 
@@ -135,7 +137,9 @@ def test_a_terminal_is_made_of_no_fake(guest, fake):
     """CVE-2025-52565 and its like: what stands for a terminal is something else."""
     guest.sh("echo untouched > /etc/victim; chmod 666 /etc/victim")
     guest.run("/bin/sh", "-c", FAKES[fake])
-    result = guest.service.run_berth("exec", "-t", guest.id, "--", "/bin/sh", "-c", "echo written", timeout=60)
+    result = guest.service.run_berth(
+        "exec", "-t", guest.id, "--", "/bin/sh", "-c", "echo written", timeout=60
+    )
     assert "Traceback" not in result.stderr
     assert guest.sh("cat /etc/victim") == "untouched"
 
@@ -144,10 +148,12 @@ def test_what_stands_for_proc_is_not_written_to(guest):
     """CVE-2025-52881: what the runtime writes to /proc goes elsewhere."""
     guest.sh(
         "mkdir -p /fake/self/attr/apparmor /fake/thread-self/attr /fake/self/fd && "
-        "for f in self/attr/exec self/attr/apparmor/exec thread-self/attr/exec self/oom_score_adj self/setgroups; do "
+        "for f in self/attr/exec self/attr/apparmor/exec thread-self/attr/exec self/oom_score_adj; do "
         "echo untouched > /fake/$f; done; mount --bind /fake /proc"
     )
-    result = guest.run("/bin/sh", "-c", "cat /fake/self/attr/exec /fake/self/attr/apparmor/exec /fake/self/oom_score_adj")
+    result = guest.run(
+        "/bin/sh", "-c", "cat /fake/self/attr/exec /fake/self/attr/apparmor/exec /fake/self/oom_score_adj"
+    )
     if guest.service.settings["runtime"]["program"] == "native":
         assert result.returncode == 0, "the native runtime reads nothing of the instance's /proc"
     # A runtime that refuses has written nothing either.
@@ -165,7 +171,8 @@ def test_a_directory_of_the_first_process_is_no_way_out(guest, marker):
 def test_nothing_inside_traces_what_makes_a_process(guest):
     """Between joining and executing, the runtime's process is seen inside: it is closed to all there."""
     watcher = (
-        "for i in $(seq 400); do for p in /proc/[0-9]*; do case $(cat $p/comm 2>/dev/null) in berth*|[0-9]|[0-9][0-9]) "
+        "for i in $(seq 400); do for p in /proc/[0-9]*; do "
+        "case $(cat $p/comm 2>/dev/null) in berth*|runc*|crun*|[0-9]|[0-9][0-9]) "
         "ls -l $p/fd $p/exe $p/cwd $p/root 2>/dev/null | grep -e '->' && echo SEEN $p;; esac; done; done"
     )
     guest.sh(f"({watcher}) > /tmp/seen 2>/dev/null & echo")

@@ -21,6 +21,8 @@ NATIVE = "native"
 PROGRAMS = ("crun", "runc")
 ROLES = ("system", "application")
 
+#: What an instance is not to see.
+HIDDEN = r"/(proc/(acpi|interrupts|keys|timer_list)|sys/(firmware|fs/pstore|kernel/debug))"
 #: Which runtime's, which fact's name (a pattern), and why it is so.
 DIFFERENT = [
     ("crun", r"mount /sys/fs/cgroup/.* source", "crun binds the host's mounts, the native one makes its own"),
@@ -39,17 +41,21 @@ DIFFERENT = [
     ),
     ("runc", r"mount / propagation", "native: no mount of the host's reaches inside"),
     ("runc", r"mount /sys super", "the mount is read-only, the file system is not"),
-    ("runc", r"mount /dev/(null|zero|full|random|urandom|tty) options", "native: as crun, no set-id, no programs"),
+    (
+        "runc",
+        r"mount /dev/(null|zero|full|random|urandom|tty) options",
+        "native: as crun, no set-id, no programs",
+    ),
     ("crun", r"mount /dev/console options", "native: as runc, no set-id, no programs"),
     ("crun", r"mount /proc/(bus|fs|irq|sys|sys/.*) options", "native: as runc, it keeps what /proc has"),
     (
         "crun",
-        r"mount /(proc|sys)/(acpi|interrupts|keys|timer_list|firmware|fs/pstore|kernel/debug) options",
+        rf"mount {HIDDEN} options",
         "native: no set-id, no programs on what hides",
     ),
     (
         "runc",
-        r"mount /(proc|sys)/(acpi|interrupts|keys|timer_list|firmware|fs/pstore|kernel/debug) (options|super)",
+        rf"mount {HIDDEN} (options|super)",
         "native: no set-id, no programs, and read-only also what hides a file",
     ),
     ("runc", r"file /dev/core", "as crun; it leads to what is hidden"),
@@ -92,10 +98,10 @@ def mounts(pid: int, made: Instance, block: int) -> dict[str, str]:
     return {name: normal(value, made, block) for name, value in facts.items()}
 
 
-STATUS = (
-    "Umask Uid Gid Groups NStgid SigPnd ShdPnd SigBlk SigIgn CapInh CapPrm CapEff CapBnd CapAmb "
-    "NoNewPrivs Seccomp Seccomp_filters Threads TracerPid"
-).split()
+STATUS = [
+    *("Umask", "Uid", "Gid", "Groups", "NStgid", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "CapInh", "CapPrm"),
+    *("CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Threads", "TracerPid"),
+]
 
 
 def process(pid: int, name: str, made: Instance, block: int) -> dict[str, str]:
