@@ -32,13 +32,7 @@ pub use hierarchy::{CgroupLayout, Controller, Hierarchy, Place, Version};
 pub use limits::{CgroupLimits, Cpu, CpuPolicy, DiskRates};
 pub use plan::{CgroupPlan, Step};
 pub use stats::{DeviceIo, GroupStats, device_io};
-
-/// Removes one directory of a cgroup and all below it; absence is success. The kernel may hold
-/// it for a moment after its last process.
-pub fn remove(dir: &std::path::Path) -> crate::fault::Result<()> {
-    use crate::fault::OrFault as _;
-    tasks::remove(dir).or_fault(format_args!("removing the cgroup {}", dir.display()))
-}
+pub use tasks::remove_dir;
 
 /// A block device as the kernel numbers it; as text `major:minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -10,8 +10,10 @@ use oci_spec::runtime::{
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::SECCOMP;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+
+/// The seccomp program's name in a bundle.
+pub(super) const SECCOMP: &str = "seccomp.bpf";
 
 /// A bundle's configuration.
 #[derive(Debug, Deserialize)]

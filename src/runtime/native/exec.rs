@@ -28,8 +28,8 @@ use rustix::thread::{
 
 use super::cgroups::Cgroups;
 use super::config::{Bundle, Process, User, refused};
-use super::namespaces::{as_root_of_the_host, be_closed, become_its_root, die_with_the_monitor};
 use super::process::{self, Program};
+use super::rights::{as_root_of_the_host, be_closed, become_its_root, die_with_the_monitor};
 use super::state::State;
 use super::talk::{Line, Message};
 use super::{dev, relay};
@@ -65,7 +65,7 @@ pub(super) fn run(root: &Path, id: &str, request: OwnedFd) -> Result<u8> {
         .or_fault("starting the first stage")?;
     drop(theirs);
     let mut born = None;
-    let made = line.hear_of_birth(&mut born);
+    let made = line.hear_of_birth(&mut born, DEADLINE);
     let _ = handle.signal(libc::SIGKILL);
     let _ = waitpid(Some(stage), WaitOptions::empty());
     let (Some(pid), master) = (born, made?) else {

@@ -5,9 +5,9 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{fchdir, pivot_root};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::launch::Plan;
-use super::namespaces::die_with_the_monitor;
+use super::plan::Plan;
 use super::process::{self, Program};
+use super::rights::die_with_the_monitor;
 use super::talk::{Line, Message};
 use super::{dev, hide, mounts};
 use crate::fault::{OrFault, Result};

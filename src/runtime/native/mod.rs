@@ -8,6 +8,7 @@
 //!                             │ launch
 //! monitor        config       what the bundle asks for; what is not done is refused
 //! host's root    cgroups      which devices; the files by which one enters
+//!                plan         all that needs the host's root, opened
 //!                launch       clone3, in the cgroup of version 2 ────╮
 //! first stage    namespaces   cgroups of version 1, limits           │
 //! host's root                 joins the namespaces of users and of the network
@@ -56,8 +57,10 @@ mod init;
 mod launch;
 mod mounts;
 mod namespaces;
+mod plan;
 mod process;
 mod relay;
+mod rights;
 pub mod seccomp;
 mod state;
 mod talk;
@@ -67,9 +70,6 @@ pub use talk::Line;
 
 /// What `runtime.program` says to have it.
 pub const NAME: &str = "native";
-
-/// The seccomp program's name in a bundle.
-const SECCOMP: &str = "seccomp.bpf";
 
 /// A killed process is gone within moments, unless the kernel is stuck.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -118,7 +118,7 @@ impl Runtime for Native {
                     kill(init)?;
                 }
                 for dir in &state.cgroups {
-                    cgroup::remove(dir)?;
+                    cgroup::remove_dir(dir)?;
                 }
             }
             // Cut short while it was written: its processes are found by their cgroup.

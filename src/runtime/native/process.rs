@@ -19,7 +19,7 @@ use rustix::thread::{
 use super::config::{Capabilities, Process, User, refused};
 use super::dev::is_of_type;
 use super::mounts::open;
-use super::namespaces::be_closed;
+use super::rights::be_closed;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::spec::PATH;
 use crate::sys::fs::{make_dirs_in_root, open_in_root};

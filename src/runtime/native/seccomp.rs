@@ -17,8 +17,7 @@ use oci_spec::runtime::{
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::SECCOMP;
-use super::config::{profile, refused};
+use super::config::{SECCOMP, profile, refused};
 use crate::fault::{OrFault, Result};
 
 /// Programs that are kept: one for each role and each flavor's walls.

@@ -9,7 +9,6 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::runtime::cli::DEADLINE;
 use crate::sys::process::readable;
 use crate::sys::scm;
 
@@ -75,11 +74,15 @@ impl Line {
     }
 
     /// Hears that a process is born, and that all is made: in either order, for its maker and it
-    /// run beside each other. Gives its number, as soon as that is known, and the terminal's master.
-    pub(super) fn hear_of_birth(&self, born: &mut Option<Pid>) -> Result<Option<OwnedFd>> {
+    /// run beside each other, each within `limit`. Gives its number, as soon as that is known, and the terminal's master.
+    pub(super) fn hear_of_birth(
+        &self,
+        born: &mut Option<Pid>,
+        limit: Duration,
+    ) -> Result<Option<OwnedFd>> {
         let mut ready = None;
         loop {
-            match self.hear(DEADLINE)? {
+            match self.hear(limit)? {
                 Some((Message::Born(pid), _)) => *born = Pid::from_raw(pid),
                 Some((Message::Ready, master)) => ready = Some(master),
                 _ => {
