@@ -4,7 +4,6 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
@@ -36,7 +35,8 @@ impl Default for Birth<'_> {
 /// handled or ignored in it. The calling process must have a single thread: what others
 /// hold, the allocator's locks too, would be held in the child for ever.
 pub fn start(birth: &Birth<'_>, life: impl FnOnce() -> i32) -> io::Result<(Pid, PidFd)> {
-    if !has_one_thread()? {
+    // A child has, that makes another for its parent; its `/proc` may be a tenant's by then.
+    if !birth.of_parent && !has_one_thread()? {
         return Err(io::Error::other("a process with several threads makes no children"));
     }
     let mut pidfd: libc::c_int = -1;
@@ -61,7 +61,6 @@ pub fn start(birth: &Birth<'_>, life: impl FnOnce() -> i32) -> io::Result<(Pid, 
     };
     match pid {
         0 => {
-            IS_CHILD.store(true, Ordering::Relaxed);
             default_signals();
             let code = catch_unwind(AssertUnwindSafe(life)).unwrap_or(255);
             // SAFETY: runs no handler of the parent's and flushes none of its buffers.
@@ -77,15 +76,9 @@ pub fn start(birth: &Birth<'_>, life: impl FnOnce() -> i32) -> io::Result<(Pid, 
     }
 }
 
-/// Set in a child, which begins with one thread and whose `/proc` may be a tenant's.
-static IS_CHILD: AtomicBool = AtomicBool::new(false);
-
 /// `/proc/self/task` has a link for each thread, and the usual two.
 fn has_one_thread() -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    if IS_CHILD.load(Ordering::Relaxed) {
-        return Ok(true);
-    }
     Ok(std::fs::metadata("/proc/self/task")?.nlink() == 3)
 }
 

@@ -104,6 +104,10 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
             _ => test,
         }));
         program.extend(give(rule.allow));
+        if length == 0 {
+            // It fits all. The kernel takes no program with instructions that are never reached.
+            return program;
+        }
     }
     program.extend(give(false));
     program
@@ -214,5 +218,25 @@ mod tests {
             assert!(!allows(&[null, all], false, uses, 1, 3));
         }
         assert!(!allows(&[], false, 2, 1, 3));
+    }
+
+    #[test]
+    fn root_the_kernel_takes_it() {
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(std::path::Path::new);
+        let Some(root) = roots.iter().find(|root| root.join("cgroup.controllers").exists()) else {
+            return;
+        };
+        let all = Rule { allow: false, block: None, major: None, minor: None, access: ALL };
+        let null =
+            Rule { allow: true, block: Some(false), major: Some(1), minor: Some(3), access: ALL };
+        let read = Rule { access: Access { make: false, read: true, write: false }, ..null };
+        let dir = root.join(format!("berth-test-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let cgroup = std::fs::File::open(&dir).unwrap();
+        let tried = [&[all, null, read][..], &[null, all], &[], &[read]].map(|rules| {
+            attach(std::os::fd::AsFd::as_fd(&cgroup), rules).map_err(|e| e.to_string())
+        });
+        std::fs::remove_dir(&dir).unwrap();
+        assert_eq!(tried, [Ok(()), Ok(()), Ok(()), Ok(())]);
     }
 }

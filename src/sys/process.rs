@@ -223,18 +223,10 @@ pub fn reap() -> Option<(i32, Ended)> {
     Some((pid.as_raw_pid(), ended))
 }
 
-/// Leaves the caller's session and process: afterwards a child of the nearest
-/// reaper and without a controlling terminal. The caller must
-/// have a single thread; the first process exits with 0.
-pub fn detach() -> io::Result<()> {
-    // SAFETY: single-threaded by contract, so the child may use all of memory.
-    if let nix::unistd::ForkResult::Parent { .. } = unsafe { nix::unistd::fork() }? {
-        // SAFETY: _exit runs no handler; nothing of this process is wanted any more.
-        unsafe { libc::_exit(0) }
-    }
-    // Only now: a leader of a process group cannot make a session.
-    rustix::process::setsid()?;
-    Ok(())
+/// Has a write to a closed pipe or socket be an error, as in every program of Rust's, and no end.
+pub fn ignore_broken_pipes() {
+    // SAFETY: to ignore a signal needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Makes orphans among this process's descendants its children.

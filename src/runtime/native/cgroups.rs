@@ -1,30 +1,22 @@
 //! The instance's cgroups, which berth has made: who enters them, how, and which devices they
 //! may use.
-//!
-//! A process that is moved by another, or moves itself with all its threads, makes the kernel
-//! wait for a grace period, some milliseconds. One that is born in its cgroup (version 2) or
-//! moves its only thread by `tasks` (version 1) does not.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{self, OpenOptions};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxDeviceType;
-use rustix::fs::{Mode, OFlags};
 
 use super::config::{DeviceRule, refused};
+use crate::cgroup::Entrance;
 use crate::fault::{OrFault, Result};
 use crate::sys::device_filter::{self, Access, Rule};
 
 /// Where a new process of the instance goes.
 #[derive(Debug, Default)]
 pub(super) struct Cgroups {
-    /// Files of version 1 that its thread writes itself into, opened by the host's root.
-    tasks: Vec<File>,
-    /// The directory of version 2, into which it is born.
-    pub unified: Option<OwnedFd>,
-    unified_path: Option<PathBuf>,
-    /// All directories.
+    entrance: Entrance,
+    unified: Option<PathBuf>,
     dirs: Vec<PathBuf>,
 }
 
@@ -32,41 +24,34 @@ impl Cgroups {
     /// Opens them; those that are gone are left out when `present` alone are wanted.
     pub fn open(dirs: &[PathBuf], present: bool) -> Result<Cgroups> {
         let mut cgroups = Cgroups { dirs: dirs.to_vec(), ..Cgroups::default() };
-        for dir in dirs {
-            let doing = || format!("opening the cgroup {}", dir.display());
-            if present && !dir.exists() {
-                continue;
-            }
-            let tasks = dir.join("tasks");
-            if tasks.exists() {
-                let file = OpenOptions::new().write(true).open(tasks);
-                cgroups.tasks.push(file.or_fault(doing())?);
-            } else {
-                cgroups.unified_in(dir)?;
+        for dir in dirs.iter().filter(|dir| !present || dir.exists()) {
+            cgroups.entrance.add(dir)?;
+            if !dir.join("tasks").exists() {
+                cgroups.unified = Some(dir.clone());
             }
         }
         Ok(cgroups)
     }
 
-    /// Its directory of version 2, where controllers may be.
+    /// The directory of version 2, into which a new process is born.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.entrance.unified()
+    }
+
+    /// Its path, where controllers may be.
     pub fn unified_dir(&self) -> Option<&Path> {
-        self.unified_path.as_deref()
+        self.unified.as_deref()
     }
 
     /// Has new processes be born in this directory of version 2.
     pub fn unified_in(&mut self, dir: &Path) -> Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(dir, flags, Mode::empty());
-        self.unified = Some(opened.or_fault(format_args!("opening the cgroup {}", dir.display()))?);
-        self.unified_path = Some(dir.to_owned());
-        Ok(())
+        self.unified = Some(dir.to_owned());
+        self.entrance.add(dir)
     }
 
     /// What this process, which has one thread, does to be in those of version 1.
     pub fn enter(&self) -> Result<()> {
-        self.tasks.iter().try_for_each(|tasks| {
-            rustix::io::write(tasks, b"0").map(drop).or_fault("entering the instance's cgroups")
-        })
+        self.entrance.enter()
     }
 
     /// Sets which devices may be used.
@@ -78,12 +63,12 @@ impl Cgroups {
         if let Some(dir) = self.dirs.iter().find(|dir| dir.join("devices.deny").exists()) {
             return hold_devices_v1(dir, rules).or_fault(doing);
         }
-        let Some(unified) = &self.unified else {
+        let Some(unified) = self.unified() else {
             return Err(refused("linux.resources.devices: the host has no cgroup of devices"));
         };
         let mut filter = rules.iter().map(rule).collect::<Result<Vec<_>>>()?;
         filter.push(NODES);
-        device_filter::attach(unified.as_fd(), &filter).or_fault(doing)
+        device_filter::attach(unified, &filter).or_fault(doing)
     }
 }
 

@@ -59,8 +59,7 @@ pub(super) fn run(root: &Path, id: &str, request: OwnedFd) -> Result<u8> {
     be_closed()?;
     let plan = prepare(root, id, request)?;
     let (line, theirs) = Line::pair()?;
-    let birth =
-        Birth { cgroup: plan.cgroups.unified.as_ref().map(|dir| dir.as_fd()), ..Birth::default() };
+    let birth = Birth { cgroup: plan.cgroups.unified(), ..Birth::default() };
     let (stage, handle) = child::start(&birth, || first_stage(&plan, &theirs))
         .or_fault("starting the first stage")?;
     drop(theirs);

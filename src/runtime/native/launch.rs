@@ -22,10 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn create(create: &Create<'_>, dirs: &[PathBuf]) -> Result<Created> {
     let plan = Plan::prepare(create, dirs)?;
     let (line, theirs) = Line::pair()?;
-    let birth = Birth {
-        cgroup: plan.cgroups.unified.as_ref().map(std::os::fd::AsFd::as_fd),
-        ..Birth::default()
-    };
+    let birth = Birth { cgroup: plan.cgroups.unified(), ..Birth::default() };
     let (stage, handle) = child::start(&birth, || namespaces::first_stage(&plan, &theirs))
         .or_fault("starting the first stage")?;
     drop(theirs);
