@@ -106,11 +106,10 @@ fn directory(path: &Path) -> Result<OwnedFd> {
         Err(Errno::NOENT) => make_dirs_in_root(root.as_fd(), path, (0, 0)),
         found => found,
     };
-    directory.map_err(|errno| match errno {
-        Errno::LOOP | Errno::NOTDIR | Errno::ACCESS => {
-            Fault { kind: FaultKind::RuntimeFailed, ..Fault::internal(doing(), errno) }
-        }
-        _ => Fault::internal(doing(), errno),
+    // Where it leads is the image's affair, a full disk is the host's.
+    directory.or_fault(doing()).map_err(|fault| match fault.kind {
+        FaultKind::Internal => Fault { kind: FaultKind::RuntimeFailed, ..fault },
+        _ => fault,
     })
 }
 
