@@ -100,11 +100,11 @@ pub struct Host {
     pub resume_guests_state_on_host_boot: bool,
 }
 
-/// The OCI runtime program.
+/// The OCI runtime.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
-    /// Program: a name looked up in PATH, or an absolute path; `auto`: the first of crun, runc, youki that works here.
+    /// `native`: berth's own; else a program: a name looked up in PATH, or an absolute path; `auto`: the first of crun, runc, youki that works here.
     pub program: String,
     /// Arguments before the verb.
     pub args: Vec<String>,

@@ -22,6 +22,7 @@ use berth::monitor::{
     ExitAction, ExitKind, ExitRecord, Message, Monitor, MonitorSpec, Phase, ViewSpec, launch,
 };
 use berth::rootfs::Rootfs;
+use berth::runtime::chosen::Chosen;
 use berth::runtime::cli::CliRuntime;
 use berth::runtime::spec::{self, CgroupView, SpecInput};
 use berth::store::atomic;
@@ -161,11 +162,11 @@ impl Instance {
             instance: id,
             state_dir: state,
             run_dir: run_dir.clone(),
-            runtime: CliRuntime {
+            runtime: Chosen::Program(CliRuntime {
                 program: run(Command::new("which").arg(runtime)).trim().into(),
                 args: vec![],
                 root: run_dir.join("runtime"),
-            },
+            }),
             plan: plan(&parent, id, block, guest.memory),
             own_cgroups: vec![],
             join_cgroups: unified(&parent, id)
@@ -217,7 +218,7 @@ impl Instance {
         eventually("the monitor's end", || (!process.is_alive()).then_some(()));
         assert!(Monitor::connect(&self.layout.monitor_socket()).unwrap().is_none());
         assert!(!self.layout.monitor_socket().exists());
-        let left = fs::read_dir(&self.spec.runtime.root).unwrap().count();
+        let left = fs::read_dir(self.spec.run_dir.join("runtime")).unwrap().count();
         assert_eq!(left, 0, "{} still knows the container", self.runtime);
         self.exit()
     }
@@ -547,7 +548,7 @@ fn what_the_runtime_says_is_in_the_fault(runtime: &'static str) {
     assert!(fault.detail.starts_with(&format!("{runtime} create: ")), "{fault}");
     assert!(fault.detail.contains("/no/such/program"), "{fault}");
     assert!(!instance.layout.monitor_socket().exists());
-    assert_eq!(fs::read_dir(&instance.spec.runtime.root).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(instance.spec.run_dir.join("runtime")).unwrap().count(), 0);
     assert!(instance.exit().is_none());
 }
 

@@ -244,10 +244,12 @@ async fn forward(
         };
         let count = tokio::select! {
             biased;
-            // A terminal whose last user is gone reads as EIO: an end too.
-            Ok(count @ 1..) = output.read(&mut buffer[head..]) => count,
+            read = output.read(&mut buffer[head..]) => match read {
+                Ok(count @ 1..) => count,
+                // A terminal whose last user is gone reads as EIO: an end too.
+                _ => return,
+            },
             () = paused => return,
-            else => return,
         };
         if session.binary(buffer[..head + count].to_vec()).await.is_err() {
             return;

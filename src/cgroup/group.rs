@@ -347,6 +347,11 @@ impl Group {
         unified.into_iter().chain(huge_pages).map(|dir| dir.join("cgroup.procs")).collect()
     }
 
+    /// Its `cgroup.procs` in every hierarchy, for a runtime that enters them all by itself.
+    pub fn everywhere(&self) -> Vec<PathBuf> {
+        self.places().into_iter().map(|place| place.path.join("cgroup.procs")).collect()
+    }
+
     /// Removes it from every hierarchy, with all below; absence is success.
     ///
     /// `devices` are the instance's, which version 1 also limits in the root.

@@ -11,6 +11,7 @@
 //!   the monitor can apply again when the guest reboots.
 //! * [`Group`] is one instance's cgroup: change, freeze, measure, empty, remove.
 
+mod entrance;
 mod group;
 mod hierarchy;
 #[cfg(test)]
@@ -27,11 +28,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use entrance::Entrance;
 pub use group::Group;
 pub use hierarchy::{CgroupLayout, Controller, Hierarchy, Place, Version};
 pub use limits::{CgroupLimits, Cpu, CpuPolicy, DiskRates};
 pub use plan::{CgroupPlan, Step};
 pub use stats::{DeviceIo, GroupStats, device_io};
+pub use tasks::remove_dir;
 
 /// A block device as the kernel numbers it; as text `major:minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -155,6 +155,11 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
     if gone { Ok(()) } else { last }
 }
 
+/// Removes one directory of a cgroup and all below it; absence is success.
+pub fn remove_dir(dir: &Path) -> Result<()> {
+    remove(dir).or_fault(format_args!("removing the cgroup {}", dir.display()))
+}
+
 /// Asks until `done` or until `wait` has passed: at once, then ever less often.
 fn poll(wait: Duration, mut done: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
     let end = Instant::now() + wait;

@@ -13,7 +13,9 @@ use crate::types::ProcessUser;
 
 /// The command that, run on the host, runs the request inside the instance.
 pub fn command(parts: &HostParts, record: &Record, request: &ExecRequest) -> Result<Command> {
-    parts.runtime.exec_command(&record.id.to_string(), &resolve(parts, record, request)?)
+    parts
+        .runtime_of(&parts.paths(record))
+        .exec_command(&record.id.to_string(), &resolve(parts, record, request)?)
 }
 
 /// The request as the runtime program takes it.

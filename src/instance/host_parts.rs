@@ -14,7 +14,7 @@ use crate::image::ImageStore;
 use crate::network::{Network, Rates};
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
-use crate::runtime::{apparmor::AppArmor, cli::CliRuntime, lxcfs, probe};
+use crate::runtime::{apparmor::AppArmor, chosen::Chosen, lxcfs, probe};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
@@ -41,9 +41,9 @@ pub struct HostParts {
     pub network: Network,
     /// The host's cgroup layout.
     pub hierarchy: Hierarchy,
-    /// The OCI runtime program.
-    pub runtime: CliRuntime,
-    /// What that program can do.
+    /// The OCI runtime that instances are started with.
+    pub runtime: Chosen,
+    /// What that can do.
     pub runtime_info: RuntimeInfo,
     /// The profiles that instances run under.
     pub apparmor: AppArmor,
@@ -80,21 +80,18 @@ impl HostParts {
         let sets = crate::host::cpu_sets(&config)?;
         let network = Network::new(&config.bridge)?;
         let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
-        let info = probe::probe(&config.runtime, layout.run(), trial_ids)?;
+        let monitor_program = monitor_program(&config)?;
+        let info = probe::probe(&config.runtime, layout.run(), trial_ids, &monitor_program)?;
         let room = Room::open(&layout, &config.storage);
         Ok(HostParts {
             images: ImageStore::open(&layout, &config.images, Arc::clone(&room))?,
             disks: Disks::new(&layout, &config.storage, Arc::clone(&room))?,
             room,
             network,
-            runtime: CliRuntime {
-                program: info.path.clone().into(),
-                args: config.runtime.args.clone(),
-                root: layout.runtime_root(),
-            },
+            runtime: probe::chosen(&info, &config.runtime, &layout.runtime_root()),
             runtime_info: info,
             apparmor: AppArmor::start(config.runtime.apparmor)?,
-            monitor_program: monitor_program(&config)?,
+            monitor_program,
             placement: Placement::new(&config, &hierarchy, &sets),
             dedicated_cpus: sets.dedicated,
             hierarchy,
@@ -114,6 +111,11 @@ impl HostParts {
     /// Paths of an instance.
     pub fn paths(&self, record: &Record) -> InstanceLayout {
         self.layout.instance(record.id)
+    }
+
+    /// The runtime that an instance was started with; the service's, if it never was.
+    pub fn runtime_of(&self, layout: &InstanceLayout) -> Chosen {
+        crate::monitor::launched_by(layout).unwrap_or_else(|| self.runtime.clone())
     }
 
     /// Its cgroup.
@@ -304,7 +306,7 @@ fn lock(file: File, key: &str, what: &Path) -> Result<File> {
 }
 
 /// The monitor's program: as configured, else beside this one.
-fn monitor_program(config: &Config) -> Result<PathBuf> {
+pub(super) fn monitor_program(config: &Config) -> Result<PathBuf> {
     let configured = &config.instances.monitor;
     let path = if configured.as_os_str().is_empty() {
         std::env::current_exe().or_fault("finding this program")?.with_file_name("berth-monitor")

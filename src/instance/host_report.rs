@@ -3,18 +3,25 @@
 
 use chrono::{DateTime, Utc};
 
-use super::host_parts::HostParts;
+use super::host_parts::{HostParts, monitor_program};
 use super::record::KeptResize;
 use super::registry::Registry;
 use crate::config::Config;
 use crate::fault::Result;
 use crate::host::{self, Trials, Usage};
+use crate::runtime::probe;
+use crate::sys::ids::IdBlock;
 use crate::types::{Capabilities, Check, HostInfo, ImageFormat};
 
 /// Probes the host as `serve` and `berth check` do.
 pub fn probe(config: &Config) -> Vec<Check> {
     let overlay = || crate::rootfs::trial(&config.storage, config.instances.id_map_first);
-    host::probe(config, &Trials { overlay: &overlay, runtime: &host::check::runtime_trial })
+    let native = || {
+        let ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
+        probe::native_trial(ids, &monitor_program(config)?)
+    };
+    let runtime = &host::check::runtime_trial;
+    host::probe(config, &Trials { overlay: &overlay, runtime, native: &native })
 }
 
 /// The host and the service on it.

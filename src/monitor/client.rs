@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -14,6 +14,7 @@ use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::cli::DEADLINE;
 use crate::store::{atomic, volatile};
+use crate::sys::mount;
 use crate::sys::process::{ProcessId, readable};
 
 use super::protocol::{Answer, ExitAction, MonitorStatus, Request, line};
@@ -66,8 +67,15 @@ fn spawn(spec: &MonitorSpec, program: &Path) -> Result<Child> {
         .mode(0o600)
         .open(layout.monitor_log())
         .or_fault(&doing)?;
-    let mut command = Command::new(program);
+    // From within, /proc/1/exe is the program of the monitor until the first process executes
+    // its own, and longer if that is a script for /proc/self/exe.
+    let closed = mount::read_only_copy(program).or_kind(
+        FaultKind::HostUnsupported,
+        format_args!("{doing}: install berth-monitor there or set instances.monitor"),
+    )?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", closed.as_raw_fd()));
     command
+        .arg0("berth-monitor")
         .arg(layout.monitor_spec())
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| crate::runtime::spec::PATH.into()))
@@ -76,14 +84,7 @@ fn spawn(spec: &MonitorSpec, program: &Path) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log);
-    let spawned = command.spawn();
-    match &spawned {
-        Err(e) if e.kind() == ErrorKind::NotFound => Err(Fault::new(
-            FaultKind::HostUnsupported,
-            format!("{doing}: {e}; install berth-monitor there or set instances.monitor"),
-        )),
-        _ => spawned.or_fault(doing),
-    }
+    command.spawn().or_fault(doing)
 }
 
 fn read_answer(child: &mut Child) -> Result<Answer> {

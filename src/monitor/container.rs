@@ -12,7 +12,7 @@ use rustix::termios::tcgetsid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::view::{self, View};
-use crate::runtime::{Create, Runtime, lines, targets};
+use crate::runtime::{Create, Created, Runtime, lines, targets};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
 use crate::sys::ids::IdBlock;
@@ -34,6 +34,7 @@ pub(super) struct Container {
     pub console: Console,
     /// Terminals that nobody looks at.
     pub idle: Vec<Idle>,
+    created: Created,
     oom_kills_before: u64,
 }
 
@@ -61,7 +62,9 @@ pub(super) fn create(spec: &MonitorSpec, setup: &ChildSetup) -> Result<Container
     let created = make(spec, &layout, setup).and_then(|container| {
         // Some runtimes reset limits that the specification does not name
         // (crun 1.8 on v1: memory.limit_in_bytes).
-        spec.plan.apply()?;
+        if !spec.runtime.is_native() {
+            spec.plan.apply()?;
+        }
         Ok(container)
     });
     let container = created.inspect_err(|_| {
@@ -88,9 +91,13 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
         setup,
     });
     let _ = fs::remove_file(&socket);
-    let pid = created?;
-    let console = Console::receive(&listener)?;
-    let init = ProcessId::of(pid).ok_or_else(|| {
+    let mut created = created?;
+    let master = match created.console.take() {
+        Some(master) => master,
+        None => receive(&listener)?,
+    };
+    let console = Console::new(master)?;
+    let init = ProcessId::of(created.pid).ok_or_else(|| {
         let detail = "the first process ended before it was started";
         Fault::new(FaultKind::RuntimeFailed, detail)
     })?;
@@ -113,12 +120,22 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
         log(fault.in_full());
         Vec::new()
     });
-    Ok(Container { init, console, idle, oom_kills_before: 0 })
+    Ok(Container { init, console, idle, created, oom_kills_before: 0 })
 }
 
-/// Lets the first process run.
-pub(super) fn start(spec: &MonitorSpec) -> Result<()> {
-    spec.runtime.start(&spec.instance.to_string(), &spec.layout().runtime_log())
+/// Takes the console's master that the runtime has already sent: it has exited.
+fn receive(listener: &UnixListener) -> Result<OwnedFd> {
+    let doing = "receiving the console from the runtime";
+    listener.set_nonblocking(true).or_fault(doing)?;
+    let stream = match listener.accept() {
+        Ok((stream, _)) => stream,
+        Err(e) if e.kind() == ErrorKind::WouldBlock => {
+            let detail = "the runtime did not send the console";
+            return Err(Fault::new(FaultKind::RuntimeFailed, detail));
+        }
+        Err(e) => return Err(e).or_fault(doing),
+    };
+    scm::receive(&stream).or_kind(FaultKind::RuntimeFailed, doing)
 }
 
 /// Removes what the runtime keeps of the container.
@@ -127,6 +144,14 @@ pub(super) fn delete(spec: &MonitorSpec) -> Result<()> {
 }
 
 impl Container {
+    /// Lets the first process run.
+    pub fn start(&mut self, spec: &MonitorSpec) -> Result<()> {
+        let id = spec.instance.to_string();
+        spec.runtime.start(&self.created, &id, &spec.layout().runtime_log())?;
+        self.created.line = None;
+        Ok(())
+    }
+
     /// Whether the kernel has killed a process of it for want of memory.
     pub fn was_oom_killed(&self, spec: &MonitorSpec) -> bool {
         oom_kills(spec) > self.oom_kills_before
@@ -156,19 +181,8 @@ impl Idle {
 }
 
 impl Console {
-    /// Takes the master that the runtime has already sent: it has exited.
-    fn receive(listener: &UnixListener) -> Result<Console> {
-        let doing = "receiving the console from the runtime";
-        listener.set_nonblocking(true).or_fault(doing)?;
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                let detail = "the runtime did not send the console";
-                return Err(Fault::new(FaultKind::RuntimeFailed, detail));
-            }
-            Err(e) => return Err(e).or_fault(doing),
-        };
-        let master = scm::receive(&stream).or_kind(FaultKind::RuntimeFailed, doing)?;
+    fn new(master: OwnedFd) -> Result<Console> {
+        let doing = "taking the console";
         pty::set_size(master.as_fd(), SIZE.0, SIZE.1).or_fault("sizing the console")?;
         let peer = pty::open_peer(master.as_fd()).or_fault("opening the console")?;
         let flags = rustix::fs::fcntl_getfl(&master).or_fault(doing)?;

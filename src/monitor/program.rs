@@ -10,8 +10,11 @@ use std::process::ExitCode;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::cgroup::Entrance;
 use crate::fault::{Fault, OrFault, Result};
+use crate::runtime::native;
 use crate::store::{atomic, volatile};
+use crate::sys::child::{self, Birth};
 use crate::sys::process::{self, ChildSetup, ProcessId};
 
 use super::container;
@@ -23,48 +26,82 @@ use super::spec::MonitorSpec;
 /// The kernel's last resort kills everything else first; -1000 would be never.
 const OOM_SCORE_ADJ: i32 = -999;
 
-/// `berth-monitor MONITOR.JSON`: the program's whole life.
+/// `berth-monitor MONITOR.JSON`: the program's whole life, unless it is called for
+/// [`native::command`].
 ///
 /// Its standard output takes one line, the [`Answer`] to the launch, and is
 /// then closed; its standard error is the log. Must be called while the
 /// process has a single thread.
 pub fn main(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
-    let (Some(path), None) = (arguments.nth(1), arguments.next()) else {
+    let usage = || {
         eprintln!("usage: berth-monitor MONITOR.JSON (it is started by `berth serve`)");
-        return ExitCode::from(2);
+        ExitCode::from(2)
     };
-    let launched = prepare(Path::new(&path)).and_then(launch);
-    let mut server = match launched {
-        Ok(server) => server,
+    let Some(path) = arguments.nth(1) else { return usage() };
+    let others: Vec<String> = arguments.map(|text| text.to_string_lossy().into_owned()).collect();
+    if !others.is_empty() {
+        let done = native::command(&path.to_string_lossy(), &others);
+        return done.unwrap_or_else(usage);
+    }
+    let begun = prepare(Path::new(&path)).and_then(|(spec, cgroups)| {
+        // Born in its cgroup of version 2: to move there would wait for the kernel.
+        let birth = Birth { cgroup: cgroups.unified(), ..Birth::default() };
+        child::start(&birth, || live(spec, &cgroups)).or_fault("leaving the service's process")
+    });
+    match begun {
+        // The one that stays is nobody's child, or its reaper's.
+        Ok(_) => ExitCode::SUCCESS,
         Err(fault) => {
-            log(fault.in_full());
-            report(&Answer::from(fault));
-            return ExitCode::FAILURE;
+            failed(fault);
+            ExitCode::FAILURE
         }
-    };
-    report(&Answer::Done(server.status()));
-    server.serve();
-    ExitCode::SUCCESS
+    }
 }
 
-/// Leaves the service's session and process, and reads the specification.
-fn prepare(path: &Path) -> Result<MonitorSpec> {
+/// The life of the process that stays.
+fn live(spec: MonitorSpec, cgroups: &Entrance) -> i32 {
+    match launch(spec, cgroups) {
+        Ok(mut server) => {
+            report(&Answer::Done(server.status()));
+            server.serve();
+            0
+        }
+        Err(fault) => {
+            failed(fault);
+            1
+        }
+    }
+}
+
+fn failed(fault: Fault) {
+    log(fault.in_full());
+    report(&Answer::from(fault));
+}
+
+/// Reads the specification, and opens what the monitor is to enter.
+fn prepare(path: &Path) -> Result<(MonitorSpec, Entrance)> {
     process::keep_standard_descriptors_only();
-    process::detach().or_fault("leaving the service's session")?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    atomic::read_json(path)?
-        .ok_or_else(|| Fault::internal(format_args!("reading {}", path.display()), "no such file"))
+    let spec: MonitorSpec = atomic::read_json(path)?.ok_or_else(|| {
+        Fault::internal(format_args!("reading {}", path.display()), "no such file")
+    })?;
+    let mut cgroups = Entrance::default();
+    spec.own_cgroups
+        .iter()
+        .filter_map(|file| file.parent())
+        .try_for_each(|dir| cgroups.add(dir))?;
+    Ok((spec, cgroups))
 }
 
-fn launch(spec: MonitorSpec) -> Result<Server> {
+fn launch(spec: MonitorSpec, cgroups: &Entrance) -> Result<Server> {
+    process::ignore_broken_pipes();
+    rustix::process::setsid().or_fault("leaving the service's session")?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let layout = spec.layout();
     let own = ProcessId::own()
         .ok_or_else(|| Fault::internal("looking at /proc/self/stat", "not readable"))?;
     volatile::write_json(&layout.monitor_pid(), &own)?;
     let _ = process::set_name(&format!("berth:{:08x}", spec.instance.as_fields().0));
-    for procs in &spec.own_cgroups {
-        fs::write(procs, "0").or_fault(format_args!("entering {}", procs.display()))?;
-    }
+    cgroups.enter()?;
     process::become_subreaper().or_fault("becoming the reaper")?;
     let signals = block_signals().or_fault("blocking signals")?;
     let setup = ChildSetup {

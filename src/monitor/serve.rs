@@ -287,8 +287,9 @@ impl Server {
             Phase::Ended => return Err(ended()),
             Phase::Created => {}
         }
-        let init = self.container()?.init;
-        container::start(&self.spec)?;
+        let container = self.container.as_mut().ok_or_else(ended)?;
+        container.start(&self.spec)?;
+        let init = container.init;
         self.phase = Phase::Running;
         self.started = Instant::now();
         self.tell(&Message::Started { init });
@@ -360,14 +361,14 @@ impl Server {
             self.guest_reboots += 1;
         }
         self.on_exit = ExitAction::Guest;
-        let container = container::create(&self.spec, &self.setup)?;
+        let mut container = container::create(&self.spec, &self.setup)?;
         let init = container.init;
-        self.container = Some(container);
-        if let Err(fault) = container::start(&self.spec) {
-            self.container = None;
+        if let Err(fault) = container.start(&self.spec) {
+            drop(container);
             let _ = container::delete(&self.spec);
             return Err(fault);
         }
+        self.container = Some(container);
         self.started = Instant::now();
         let guest_reboots = self.guest_reboots;
         self.tell(&Message::Restarted { init, guest, guest_reboots });

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cgroup::plan::CgroupPlan;
-use crate::runtime::cli::CliRuntime;
+use crate::runtime::chosen::Chosen;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
 use crate::types::InitKind;
@@ -21,8 +21,8 @@ pub struct MonitorSpec {
     pub state_dir: PathBuf,
     /// The service's volatile directory.
     pub run_dir: PathBuf,
-    /// The runtime program. The bundle is the layout's.
-    pub runtime: CliRuntime,
+    /// The runtime. The bundle is the layout's.
+    pub runtime: Chosen,
     /// The instance's cgroups and limits; applied before every start, and again
     /// after the runtime's `create`, which on some runtimes resets limits.
     pub plan: CgroupPlan,
@@ -30,7 +30,8 @@ pub struct MonitorSpec {
     /// monitor enters itself, away from the service's.
     pub own_cgroups: Vec<PathBuf>,
     /// `cgroup.procs` files that the runtime's `create` enters, and the first
-    /// process with it: for the unified hierarchy of a hybrid host, of which
+    /// process with it. For the native runtime all of the instance's; for a
+    /// program those that it leaves alone: for the unified hierarchy of a hybrid host, of which
     /// runtimes may know nothing. Empty on v2, where the runtime wants the
     /// cgroup empty.
     pub join_cgroups: Vec<PathBuf>,
@@ -55,6 +56,16 @@ pub struct ViewSpec {
     pub command_line: String,
     /// Whether root inside can neither uncover what is hidden nor mount proc and sysfs anew.
     pub locked: bool,
+}
+
+/// The runtime of an instance that has been launched, whatever the service's is by now.
+pub fn launched_by(layout: &InstanceLayout) -> Option<Chosen> {
+    #[derive(Deserialize)]
+    struct Part {
+        runtime: Chosen,
+    }
+    let part = crate::store::atomic::read_json::<Part>(&layout.monitor_spec());
+    part.ok().flatten().map(|part| part.runtime)
 }
 
 impl MonitorSpec {

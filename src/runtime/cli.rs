@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use super::{Create, Exec, Runtime};
+use super::{Create, Created, Exec, Runtime};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::process::{ChildSetup, PidFd, children, guests_oom_score_adj, pass_on, wait_child};
 
@@ -88,40 +88,6 @@ impl CliRuntime {
         Err(Fault::new(kind_of(&said), format!("{} {verb}: {said}", self.name())))
     }
 
-    /// Runs a command inside a container to its end and gives what it said: its
-    /// status and its first words. `input` is its standard input; a command
-    /// that is not done with it after `limit` is ended.
-    pub fn exec(&self, id: &str, exec: &Exec, input: &[u8], limit: Duration) -> Result<Said> {
-        let doing = format!("running {} exec", self.name());
-        let mut output = Output::new().or_fault(&doing)?;
-        let mut command = self.exec_command(id, exec)?;
-        let mut child = output
-            .attach(&mut command)
-            .and_then(|c| c.spawn())
-            .or_kind(FaultKind::RuntimeFailed, &doing)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A command that reads nothing is not at fault for that.
-            let _ = stdin.write_all(input);
-        }
-        let ended = PidFd::of_child(&child).and_then(|fd| fd.wait(limit)).or_fault(&doing)?;
-        if !ended {
-            for inside in children(child.id()) {
-                // It may have ended.
-                let _ = inside.signal(libc::SIGKILL);
-            }
-        }
-        let status = wait_child(&mut child, LAST_WORDS).or_fault(&doing)?;
-        match status.filter(|_| ended) {
-            Some(status) => Ok(Said { status, words: output.text().unwrap_or_default() }),
-            None => {
-                let program =
-                    exec.process.args().iter().flatten().next().map_or("", String::as_str);
-                let detail = format!("{program} did not end within {} seconds", limit.as_secs());
-                Err(Fault::new(FaultKind::Timeout, detail))
-            }
-        }
-    }
-
     /// Whether the program may know a container: every one keeps its state
     /// under `--root` by the container's name.
     fn may_know(&self, id: &str) -> bool {
@@ -135,7 +101,7 @@ impl CliRuntime {
 }
 
 impl Runtime for CliRuntime {
-    fn create(&self, create: &Create<'_>) -> Result<i32> {
+    fn create(&self, create: &Create<'_>) -> Result<Created> {
         let mut command = self.logged(create.log);
         command.arg("create").arg("--bundle").arg(create.bundle);
         if let Some(socket) = create.console_socket {
@@ -146,10 +112,11 @@ impl Runtime for CliRuntime {
         self.run("create", command, create.log, create.setup)?;
         let doing = format!("reading {}", create.pid_file.display());
         let pid = fs::read_to_string(create.pid_file).or_fault(&doing)?;
-        pid.trim().parse().or_fault(&doing)
+        let pid = pid.trim().parse().or_fault(&doing)?;
+        Ok(Created { pid, console: None, line: None })
     }
 
-    fn start(&self, id: &str, log: &Path) -> Result<()> {
+    fn start(&self, _: &Created, id: &str, log: &Path) -> Result<()> {
         let mut command = self.logged(log);
         command.args(["start", id]);
         self.run("start", command, log, &ChildSetup::default())
@@ -187,6 +154,43 @@ impl Runtime for CliRuntime {
             ChildSetup { cgroups: exec.cgroups.clone(), oom_score_adj: guests_oom_score_adj() };
         setup.apply(&mut command).or_fault(doing)?;
         Ok(command)
+    }
+}
+
+/// Runs a command that an [`Exec`] became to its end and gives what it said: its status and its
+/// first words. `input` is its standard input; a command that is not done with it after `limit`
+/// is ended.
+pub(super) fn run_to_end(
+    mut command: Command,
+    exec: &Exec,
+    input: &[u8],
+    limit: Duration,
+) -> Result<Said> {
+    let doing = "running a command in the instance";
+    let mut output = Output::new().or_fault(doing)?;
+    let mut child = output
+        .attach(&mut command)
+        .and_then(|c| c.spawn())
+        .or_kind(FaultKind::RuntimeFailed, doing)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that reads nothing is not at fault for that.
+        let _ = stdin.write_all(input);
+    }
+    let ended = PidFd::of_child(&child).and_then(|fd| fd.wait(limit)).or_fault(doing)?;
+    if !ended {
+        for inside in children(child.id()) {
+            // It may have ended.
+            let _ = inside.signal(libc::SIGKILL);
+        }
+    }
+    let status = wait_child(&mut child, LAST_WORDS).or_fault(doing)?;
+    match status.filter(|_| ended) {
+        Some(status) => Ok(Said { status, words: output.text().unwrap_or_default() }),
+        None => {
+            let program = exec.process.args().iter().flatten().next().map_or("", String::as_str);
+            let detail = format!("{program} did not end within {} seconds", limit.as_secs());
+            Err(Fault::new(FaultKind::Timeout, detail))
+        }
     }
 }
 
@@ -308,6 +312,10 @@ mod tests {
         (dir, CliRuntime { program, args: vec![], root }, log)
     }
 
+    fn created() -> Created {
+        Created { pid: 1, console: None, line: None }
+    }
+
     #[test]
     fn a_fault_says_what_the_runtime_said() {
         let (_dir, runtime, log) = script(
@@ -315,7 +323,7 @@ mod tests {
                echo '{"level":"error","msg":"no such file: /sbin/init"}' >>$log
                echo '{"level":"error","msg":"no such file: /sbin/init"}' >>$log; exit 1"#,
         );
-        let fault = runtime.start("x", &log).unwrap_err();
+        let fault = runtime.start(&created(), "x", &log).unwrap_err();
         assert_eq!(fault.kind, FaultKind::RuntimeFailed);
         assert_eq!(fault.detail, "rt start: no such file: /sbin/init");
     }
@@ -324,7 +332,7 @@ mod tests {
     fn without_a_log_its_standard_error_counts() {
         let (_dir, runtime, log) = script("echo 'mkdir: No space left on device' >&2; exit 1");
         fs::write(&log, r#"{"level":"error","msg":"of an earlier call"}"#).unwrap();
-        let fault = runtime.start("x", &log).unwrap_err();
+        let fault = runtime.start(&created(), "x", &log).unwrap_err();
         assert_eq!(fault.kind, FaultKind::ResourcesExhausted);
         assert_eq!(fault.detail, "rt start: mkdir: No space left on device");
     }
@@ -350,7 +358,7 @@ mod tests {
     fn an_absent_program_is_named() {
         let (_dir, mut runtime, log) = script("");
         runtime.program = "/nonexistent/rt".into();
-        let fault = runtime.start("x", &log).unwrap_err();
+        let fault = runtime.start(&created(), "x", &log).unwrap_err();
         assert!(fault.detail.contains("/nonexistent/rt"), "{fault}");
     }
 

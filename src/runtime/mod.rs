@@ -1,8 +1,10 @@
-//! The OCI runtime program and the bundle it is given.
+//! The OCI runtime and the bundle it is given.
 //!
 //! * [`spec`] turns an instance's definition and its image into an OCI
 //!   specification, with [`capabilities`] and [`seccomp`]; pure.
+//! * [`native`] is berth's own runtime, without a program.
 //! * [`cli`] drives any program with the standard command line.
+//! * [`chosen`] is the one of both that a service has.
 //! * [`probe`] finds one that works on this host.
 //! * [`init`] knows what init programs want to be told, [`asking`] leaves it in their files,
 //!   and [`lines`] knows where they have somebody log in.
@@ -11,10 +13,12 @@
 //! * [`apparmor`] has a profile for each role.
 //! * [`targets`] looks where the mounts go, before a program does.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 
 use oci_spec::runtime::Process;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Result;
 use crate::sys::process::ChildSetup;
@@ -22,11 +26,13 @@ use crate::sys::process::ChildSetup;
 pub mod apparmor;
 pub mod asking;
 pub mod capabilities;
+pub mod chosen;
 pub mod cli;
 pub mod hidden;
 pub mod init;
 pub mod lines;
 pub mod lxcfs;
+pub mod native;
 pub mod probe;
 pub mod role;
 pub mod seccomp;
@@ -41,11 +47,11 @@ pub mod walls;
 /// itself, the same under every runtime.
 pub trait Runtime {
     /// Makes the container; its first process waits for [`Runtime::start`] and
-    /// is a child of this process's nearest subreaper. Gives its process id.
-    fn create(&self, create: &Create<'_>) -> Result<i32>;
+    /// is a child of this process's nearest subreaper.
+    fn create(&self, create: &Create<'_>) -> Result<Created>;
 
     /// Lets the first process run.
-    fn start(&self, id: &str, log: &Path) -> Result<()>;
+    fn start(&self, created: &Created, id: &str, log: &Path) -> Result<()>;
 
     /// Removes the container, killing what is left of it; its absence is success.
     fn delete(&self, id: &str, log: &Path) -> Result<()>;
@@ -72,8 +78,20 @@ pub struct Create<'a> {
     pub setup: &'a ChildSetup,
 }
 
+/// A container whose first process waits to be started.
+#[derive(Debug)]
+pub struct Created {
+    /// The first process.
+    pub pid: i32,
+    /// The console's master, from a runtime that does not send it to the socket.
+    pub console: Option<OwnedFd>,
+    /// The native runtime's connection to the first process, which ends when it is dropped
+    /// before the start.
+    pub line: Option<native::Line>,
+}
+
 /// Another program in a running container.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Exec {
     /// All of the process: arguments, whole environment, user, capabilities. With a terminal,
     /// the command's own standard input, output and error must be one.

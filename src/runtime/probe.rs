@@ -14,7 +14,9 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::chosen::Chosen;
 use super::cli::CliRuntime;
+use super::native::{self, Native};
 use super::{Create, Runtime as _};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
@@ -28,8 +30,16 @@ const CANDIDATES: [&str; 3] = ["crun", "runc", "youki"];
 
 /// The configured program, or for `auto` the first that works. `scratch` is an
 /// existing directory of the service's that the mapped root may pass through;
-/// `block` are ids for the trial.
-pub fn probe(config: &config::Runtime, scratch: &Path, block: IdBlock) -> Result<RuntimeInfo> {
+/// `block` are ids for the trial; `monitor` is the monitor's program.
+pub fn probe(
+    config: &config::Runtime,
+    scratch: &Path,
+    block: IdBlock,
+    monitor: &Path,
+) -> Result<RuntimeInfo> {
+    if config.program == native::NAME {
+        return probe_native(config, scratch, block, monitor);
+    }
     if config.program != "auto" {
         let path = find(&config.program).ok_or_else(|| absent(&config.program))?;
         return probe_program(&path, &config.args, scratch, block);
@@ -47,6 +57,54 @@ pub fn probe(config: &config::Runtime, scratch: &Path, block: IdBlock) -> Result
         format!("no runtime program works on this host: {}", said.join("; "))
     };
     Err(Fault::new(FaultKind::HostUnsupported, detail))
+}
+
+/// The runtime that [`probe`] found, with its state below `root`.
+pub fn chosen(info: &RuntimeInfo, config: &config::Runtime, root: &Path) -> Chosen {
+    let (path, root) = (PathBuf::from(&info.path), root.to_owned());
+    if info.name == native::NAME {
+        Chosen::Native(Native { root, monitor: path })
+    } else {
+        Chosen::Program(CliRuntime { program: path, args: config.args.clone(), root })
+    }
+}
+
+fn probe_native(
+    config: &config::Runtime,
+    scratch: &Path,
+    block: IdBlock,
+    monitor: &Path,
+) -> Result<RuntimeInfo> {
+    if !config.args.is_empty() {
+        let detail = "the native runtime has no arguments: leave them out, or name a program";
+        return Err(Fault::invalid("runtime.args", detail));
+    }
+    try_native(block, monitor, scratch)?;
+    Ok(RuntimeInfo {
+        name: native::NAME.into(),
+        path: monitor.display().to_string(),
+        version: format!("berth {}", env!("CARGO_PKG_VERSION")),
+        seccomp: true,
+        user_namespace_path: true,
+        checkpoint: false,
+    })
+}
+
+/// Tries the native runtime in a directory of the trial's own; gives what it is.
+pub fn native_trial(block: IdBlock, monitor: &Path) -> Result<String> {
+    let doing = "making a directory for the trial";
+    let dir = nix::unistd::mkdtemp(&std::env::temp_dir().join("berth-check-XXXXXX"));
+    let dir = dir.or_fault(doing)?;
+    let tried = fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))
+        .or_fault(doing)
+        .and_then(|()| try_native(block, monitor, &dir));
+    let _ = fs::remove_dir_all(&dir);
+    tried.map(|()| format!("berth {}, {}", env!("CARGO_PKG_VERSION"), monitor.display()))
+}
+
+fn try_native(block: IdBlock, monitor: &Path, scratch: &Path) -> Result<()> {
+    let tried = Trial::new(monitor, &[], scratch).run_native(block);
+    tried.map_err(|fault| Fault { kind: FaultKind::HostUnsupported, ..fault })
 }
 
 fn absent(program: &str) -> Fault {
@@ -130,6 +188,41 @@ impl Trial {
     }
 
     fn run(&self, block: IdBlock) -> Result<()> {
+        self.make(block, &self.spec(block))?;
+        let (pid_file, log) = (self.dir.join("pid"), self.dir.join("log"));
+        self.runtime.create(&Create {
+            id: &self.id,
+            bundle: &self.dir,
+            console_socket: None,
+            pid_file: &pid_file,
+            log: &log,
+            setup: &ChildSetup::default(),
+        })?;
+        self.runtime.delete(&self.id, &log)
+    }
+
+    /// The same by the monitor's program, for this one has several threads.
+    fn run_native(&self, block: IdBlock) -> Result<()> {
+        let doing = "trying the native runtime";
+        let mut spec = self.spec(block);
+        spec["root"]["path"] = json!(self.dir.join("rootfs"));
+        spec["process"]["terminal"] = json!(true);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut();
+        namespaces.into_iter().for_each(|all| all.push(json!({"type": "cgroup"})));
+        let pts = json!({"destination": "/dev/pts", "type": "devpts", "options": ["newinstance"]});
+        spec["mounts"].as_array_mut().into_iter().for_each(|all| all.push(pts.clone()));
+        self.make(block, &spec)?;
+        let mut command = Command::new(&self.runtime.program);
+        command.arg("try").args([self.dir.as_os_str(), self.id.as_ref()]);
+        let tried = command.stdin(Stdio::null()).output().or_fault(doing)?;
+        if tried.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&tried.stderr);
+        Err(Fault::new(FaultKind::RuntimeFailed, format!("{doing}: {}", said.trim())))
+    }
+
+    fn make(&self, block: IdBlock, spec: &Value) -> Result<()> {
         let doing = format!("trying {}", self.runtime.name());
         let rootfs = self.dir.join("rootfs");
         fs::create_dir_all(&rootfs).or_fault(&doing)?;
@@ -150,18 +243,7 @@ impl Trial {
                 .or_fault(&doing)?;
         }
         ns::create_pinned(block, &self.dir.join("user"), &self.dir.join("net"))?;
-        let spec = self.spec(block).to_string();
-        fs::write(self.dir.join("config.json"), spec).or_fault(&doing)?;
-        let (pid_file, log) = (self.dir.join("pid"), self.dir.join("log"));
-        self.runtime.create(&Create {
-            id: &self.id,
-            bundle: &self.dir,
-            console_socket: None,
-            pid_file: &pid_file,
-            log: &log,
-            setup: &ChildSetup::default(),
-        })?;
-        self.runtime.delete(&self.id, &log)
+        fs::write(self.dir.join("config.json"), spec.to_string()).or_fault(&doing)
     }
 
     fn spec(&self, block: IdBlock) -> Value {
@@ -216,7 +298,7 @@ mod tests {
     fn root_runc_works_here_and_leaves_nothing() {
         let dir = scratch();
         let config = config::Runtime { program: "runc".into(), ..Default::default() };
-        let info = probe(&config, dir.path(), BLOCK).unwrap();
+        let info = probe(&config, dir.path(), BLOCK, Path::new("")).unwrap();
         assert_eq!(info.name, "runc");
         assert!(info.version.starts_with("runc version"), "{}", info.version);
         assert!(info.seccomp && info.user_namespace_path);
@@ -227,7 +309,7 @@ mod tests {
     fn root_auto_finds_one() {
         let dir = scratch();
         let config = config::Runtime { program: "auto".into(), ..Default::default() };
-        let info = probe(&config, dir.path(), BLOCK).unwrap();
+        let info = probe(&config, dir.path(), BLOCK, Path::new("")).unwrap();
         assert!(CANDIDATES.contains(&info.name.as_str()), "{}", info.name);
     }
 
@@ -239,11 +321,16 @@ mod tests {
             .unwrap();
         fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
         let config = config::Runtime { program: fake.display().to_string(), ..Default::default() };
-        let fault = probe(&config, dir.path(), BLOCK).unwrap_err();
+        let fault = probe(&config, dir.path(), BLOCK, Path::new("")).unwrap_err();
         assert_eq!(fault.kind, FaultKind::HostUnsupported);
         assert_eq!(fault.detail, "fake create: not here");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the trial left something");
         let config = config::Runtime { program: "no-such-runtime".into(), ..Default::default() };
-        assert!(probe(&config, dir.path(), BLOCK).unwrap_err().detail.contains("no-such-runtime"));
+        assert!(
+            probe(&config, dir.path(), BLOCK, Path::new(""))
+                .unwrap_err()
+                .detail
+                .contains("no-such-runtime")
+        );
     }
 }

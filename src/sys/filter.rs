@@ -60,6 +60,31 @@ pub fn hold_to(allowed: &[Allowed]) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Holds this process, which has one thread, to a program of the kernel's classic BPF, given as
+/// bytes. Without `no_new_privs` it takes `CAP_SYS_ADMIN` over its user namespace.
+pub fn load(program: &[u8]) -> io::Result<()> {
+    const SIZE: usize = size_of::<libc::sock_filter>();
+    let mut instructions: Vec<_> = program
+        .chunks_exact(SIZE)
+        .map(|bytes| libc::sock_filter {
+            code: u16::from_ne_bytes([bytes[0], bytes[1]]),
+            jt: bytes[2],
+            jf: bytes[3],
+            k: u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),
+        })
+        .collect();
+    if !program.len().is_multiple_of(SIZE) || instructions.is_empty() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let filter = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
+    // SAFETY: the kernel copies `len` instructions, which live through the call.
+    let done = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn program(allowed: &[Allowed]) -> Vec<libc::sock_filter> {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;

@@ -7,7 +7,9 @@
 //! with the features for these alone, and `clippy.toml` forbids what else they bring. Only the
 //! jail of images sets itself up with nix throughout: its faults quote nix's errors.
 
+pub mod child;
 pub mod copy;
+pub mod device_filter;
 pub mod filter;
 pub mod fs;
 pub mod ids;

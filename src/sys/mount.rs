@@ -43,6 +43,46 @@ pub fn clone_trees(path: &Path) -> Result<OwnedFd> {
     open_tree(CWD, path, flags).or_fault(format_args!("copying the mounts of {}", path.display()))
 }
 
+/// A copy of the mount at `path` from `at`, which itself is meant where `path` is empty. No link is
+/// followed at its end, and it takes no part in what is mounted where it came from. The mount
+/// must be attached.
+pub fn clone_tree_at(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
+    let tree = open_tree(at, path, flags)?;
+    change(tree.as_fd(), Attributes::empty(), Attributes::empty(), true)?;
+    Ok(tree)
+}
+
+/// A program, or another file, by a mount of its own through which nobody can write to it: not
+/// even a process that holds a link of proc's to it, be it an instance's or the host's.
+pub fn read_only_copy(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, path, flags)?;
+    change(tree.as_fd(), Attributes::MOUNT_ATTR_RDONLY, Attributes::empty(), true)?;
+    Ok(tree)
+}
+
+/// Sets and clears attributes of a mount, and with `private` ends its part in what others mount.
+pub fn change(
+    mount: BorrowedFd<'_>,
+    set: Attributes,
+    clear: Attributes,
+    private: bool,
+) -> rustix::io::Result<()> {
+    setattr(
+        mount,
+        libc::mount_attr {
+            attr_set: u64::from(set.bits()),
+            attr_clr: u64::from(clear.bits()),
+            propagation: if private { libc::MS_PRIVATE } else { 0 },
+            userns_fd: 0,
+        },
+    )
+}
+
 /// Sets attributes of a detached mount; with `user_ns`, ids on the file system
 /// appear as that user namespace maps them.
 pub fn set_attributes(
@@ -60,8 +100,12 @@ pub fn set_attributes(
         propagation: 0,
         userns_fd: user_ns.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
-    // SAFETY: both descriptors are open for the call, the path is a constant
-    // C string and `attr` lives through the call with its size beside it.
+    setattr(mount, attr).or_fault("setting the attributes of a mount")
+}
+
+fn setattr(mount: BorrowedFd<'_>, attr: libc::mount_attr) -> rustix::io::Result<()> {
+    // SAFETY: the mount's descriptor is open for the call, as is one in `attr`; the path is a
+    // constant C string and `attr` lives through the call with its size beside it.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -72,8 +116,11 @@ pub fn set_attributes(
             size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-        .or_fault("setting the attributes of a mount")
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// One option of a file system to [`create`].
@@ -185,6 +232,17 @@ pub fn join_group(path: &Path, mount: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_SET_GROUP | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(CWD, path, mount, "", flags)
         .or_fault(format_args!("having a mount share with {}", path.display()))
+}
+
+/// Puts a detached mount on what `target` is open as, or on `name` in it.
+pub fn attach_on(
+    mount: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    name: &str,
+) -> rustix::io::Result<()> {
+    let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    flags.set(MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH, name.is_empty());
+    move_mount(mount, "", target, name, flags)
 }
 
 /// The root directory of a detached mount, for work inside it.

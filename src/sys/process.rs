@@ -105,6 +105,16 @@ fn parse_stat(stat: &str) -> Option<(char, u64)> {
 pub struct PidFd(OwnedFd);
 
 impl PidFd {
+    /// Takes a pidfd that the kernel has just given.
+    ///
+    /// # Safety
+    ///
+    /// It must be open, a pidfd, and nobody else's.
+    pub(super) unsafe fn from_raw(fd: std::os::fd::RawFd) -> PidFd {
+        // SAFETY: the caller's promise.
+        PidFd(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+    }
+
     fn open(pid: i32) -> io::Result<PidFd> {
         let pid = Pid::from_raw(pid).ok_or(Errno::INVAL)?;
         Ok(PidFd(pidfd_open(pid, PidfdFlags::empty())?))
@@ -213,18 +223,10 @@ pub fn reap() -> Option<(i32, Ended)> {
     Some((pid.as_raw_pid(), ended))
 }
 
-/// Leaves the caller's session and process: afterwards a child of the nearest
-/// reaper and without a controlling terminal. The caller must
-/// have a single thread; the first process exits with 0.
-pub fn detach() -> io::Result<()> {
-    // SAFETY: single-threaded by contract, so the child may use all of memory.
-    if let nix::unistd::ForkResult::Parent { .. } = unsafe { nix::unistd::fork() }? {
-        // SAFETY: _exit runs no handler; nothing of this process is wanted any more.
-        unsafe { libc::_exit(0) }
-    }
-    // Only now: a leader of a process group cannot make a session.
-    rustix::process::setsid()?;
-    Ok(())
+/// Has a write to a closed pipe or socket be an error, as in every program of Rust's, and no end.
+pub fn ignore_broken_pipes() {
+    // SAFETY: to ignore a signal needs no handler.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Makes orphans among this process's descendants its children.
@@ -245,6 +247,29 @@ pub fn keep_standard_descriptors_only() {
     unsafe {
         libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
+}
+
+/// Takes a descriptor that this process was given, by its number; it is closed on exec from here on.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: only asks for the descriptor's flags.
+    let open = unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+    if number <= 2 || !open {
+        return Err(Errno::BADF.into());
+    }
+    // SAFETY: it is open, and of this process's own code none has opened it.
+    let fd: OwnedFd = unsafe { std::os::fd::FromRawFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// Has a command's process keep `fd` open, by its number, and this one keep both until then.
+pub fn hand_over(command: &mut Command, fd: OwnedFd, held: OwnedFd) {
+    let keep = move || {
+        let _ = &held;
+        Ok(rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::empty())?)
+    };
+    // SAFETY: the closure makes one system call on a descriptor that was opened before the fork.
+    unsafe { command.pre_exec(keep) };
 }
 
 /// The `oom_score_adj` for what instances run: this process's own, but never

@@ -43,6 +43,14 @@ pub fn open_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(ioctl_tiocgptpeer(master, flags)?)
 }
 
+/// The number by which its devpts names the other end.
+pub fn number(master: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: TIOCGPTN writes one unsigned int, which lives through the call.
+    let done = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) };
+    if done == 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Takes the terminal from the session that it controls, so that the next one
 /// may have it. The caller leads a session without a terminal, blocks SIGHUP
 /// and may administrate the host.

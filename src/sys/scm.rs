@@ -37,6 +37,48 @@ pub fn send(stream: &UnixStream, fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends a message, with a descriptor if there is one. The stream's messages must have limits.
+pub fn send_message(
+    stream: &UnixStream,
+    message: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.as_slice();
+    if !fds.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    sendmsg(stream.as_fd(), &[IoSlice::new(message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one, at most `most` bytes of it; nothing: the other end is closed.
+pub fn receive_message(stream: &UnixStream, most: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut message = vec![0; most];
+    let data = &mut [IoSliceMut::new(&mut message)];
+    let received = recvmsg(stream, data, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    message.truncate(received.bytes);
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok((message, fd))
+}
+
+/// Two ends of a connection that keeps the limits of messages.
+pub fn message_pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (one, other) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    Ok((one.into(), other.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

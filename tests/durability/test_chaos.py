@@ -8,6 +8,7 @@ was last asked to be, or reported as what it is, and the host is as before.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -127,7 +128,14 @@ def monitors(service: Service) -> list[int]:
 
 
 def runtime_calls(service: Service) -> list[int]:
-    return processes_with(f"--root\0{service.run_dir}/runtime\0")
+    """Runtime programs; of the native runtime what a monitor has made of itself for an instance."""
+    root = f"{service.run_dir}/runtime\0"
+    programs = processes_with(f"--root\0{root}") + processes_with(f"berth-monitor\0exec\0{root}")
+    recorded = set()
+    for file in (service.run_dir / "i").glob("*/monitor.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            recorded.add(json.loads(file.read_text())["pid"])
+    return programs + [pid for pid in monitors(service) if pid not in recorded]
 
 
 def processes_with(*texts: str) -> list[int]:

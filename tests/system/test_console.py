@@ -1,5 +1,7 @@
 """The console: its log, its bounds, its stream."""
 
+import time
+
 import pytest
 from harness import Fault, Terminal, wait_for
 
@@ -82,3 +84,16 @@ def test_two_people_see_the_same(instance, terminal):
         terminal.type(b"echo shared-$((1+1))\r")
         terminal.read_until(b"shared-2")
         other.read_until(b"shared-2")
+
+
+def test_a_commands_end_is_told_at_once(instance):
+    """Not after the time that what a command has left behind may go on writing."""
+
+    def seconds() -> float:
+        begun = time.monotonic()
+        assert instance.run("true").returncode == 0
+        return time.monotonic() - begun
+
+    if instance.service.settings["runtime"]["program"] != "native":
+        pytest.skip("how long a program's own processes hold the pipes is its affair")
+    assert min(seconds() for _ in range(10)) < 0.2

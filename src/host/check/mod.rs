@@ -40,6 +40,7 @@ mod tests {
         let trials = Trials {
             overlay: &|| Err(Fault::new(FaultKind::HostUnsupported, "no such mount")),
             runtime: &runtime_trial,
+            native: &|| Ok("part of berth".into()),
         };
         let checks = probe(&Config::default(), &trials);
         for check in &checks {

@@ -19,6 +19,7 @@ use crate::cgroup::{Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::lxcfs::{ANSWER as ANSWERS, within};
+use crate::runtime::native::NAME;
 use crate::types::Check;
 
 /// Runtimes that `runtime.program = "auto"` looks for, the preferred first.
@@ -81,6 +82,10 @@ struct Tried {
 
 impl Tried {
     fn new(name: &str, wanted: bool, trials: &Trials<'_>) -> Tried {
+        if name == NAME {
+            let outcome = Some((trials.native)());
+            return Tried { name: name.to_owned(), wanted, outcome };
+        }
         let outcome = find_program(name).map(|path| {
             (trials.runtime)(&path).map(|version| format!("{version}, {}", path.display()))
         });

@@ -12,4 +12,6 @@ pub struct Trials<'a> {
     /// Tries a runtime program here: its version, or why it cannot be used.
     /// [`runtime_trial`](super::runtime_trial) is a light one.
     pub runtime: &'a dyn Fn(&Path) -> Result<String>,
+    /// Tries the native runtime here: what it is, or why it cannot be used.
+    pub native: &'a dyn Fn() -> Result<String>,
 }

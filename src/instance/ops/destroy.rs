@@ -71,7 +71,10 @@ pub fn end_processes(parts: &HostParts, id: Uuid) -> Result<()> {
     teardown.step("thawing its disks", parts.thaw_disks(&layout));
     teardown.step("ending the monitor", end_monitor(parts, id, &layout, &group));
     teardown.step("ending processes", group.kill_all());
-    teardown.step("removing the runtime's state", parts.runtime.delete(&id.to_string(), &log));
+    teardown.step(
+        "removing the runtime's state",
+        parts.runtime_of(&layout).delete(&id.to_string(), &log),
+    );
     teardown.step("removing the cgroup", group.remove(&devices));
     parts.placement.leave(id);
     teardown.step("removing a log", crate::store::atomic::remove_file(&log));

@@ -39,7 +39,8 @@ pub fn set(parts: &HostParts, record: &Record, wanted: &SetPassword) -> Result<(
         ..Default::default()
     };
     let resolved = exec::resolve(parts, record, &request)?;
-    let said = parts.runtime.exec(&record.id.to_string(), &resolved, input.as_bytes(), LIMIT)?;
+    let runtime = parts.runtime_of(&parts.paths(record));
+    let said = runtime.exec(&record.id.to_string(), &resolved, input.as_bytes(), LIMIT)?;
     if said.status.success() {
         return Ok(());
     }

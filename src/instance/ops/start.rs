@@ -12,6 +12,8 @@ use crate::instance::record::Record;
 use crate::instance::stats;
 use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec, ViewSpec};
+use crate::runtime::chosen::Chosen;
+use crate::runtime::native::seccomp;
 use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
 use crate::runtime::walls::Walls;
@@ -92,7 +94,10 @@ fn monitor_spec(
         runtime: parts.runtime.clone(),
         plan: group.plan(&parts.limits(record)?, devices, record.id_block)?,
         own_cgroups: parts.hierarchy.monitors(&parts.config.instances.cgroup)?,
-        join_cgroups: group.left_alone(),
+        join_cgroups: match &parts.runtime {
+            Chosen::Native(_) => group.everywhere(),
+            Chosen::Program(_) => group.left_alone(),
+        },
         oom_counters: group.oom_counters(),
         console_log_bytes: parts.config.instances.console_log_bytes,
         view: Some(ViewSpec {
@@ -144,6 +149,9 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     })?;
     targets::follow_links(&mut spec, &paths.rootfs())?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;
+    if parts.runtime.is_native() {
+        seccomp::write(&paths.bundle(), &spec)?;
+    }
     let file = paths.bundle().join("config.json");
     let text = serde_json::to_vec(&spec).or_fault("serialising the bundle")?;
     std::fs::write(&file, text).or_fault(format_args!("writing {}", file.display()))

@@ -1,0 +1,169 @@
+//! The instance's cgroups, which berth has made: who enters them, how, and which devices they
+//! may use.
+
+use std::fs::{self, OpenOptions};
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxDeviceType;
+
+use super::config::{DeviceRule, refused};
+use crate::cgroup::Entrance;
+use crate::fault::{OrFault, Result};
+use crate::sys::device_filter::{self, Access, Rule};
+
+/// Where a new process of the instance goes.
+#[derive(Debug, Default)]
+pub(super) struct Cgroups {
+    entrance: Entrance,
+    unified: Option<PathBuf>,
+    dirs: Vec<PathBuf>,
+}
+
+impl Cgroups {
+    /// Opens them; those that are gone are left out when `present` alone are wanted.
+    pub fn open(dirs: &[PathBuf], present: bool) -> Result<Cgroups> {
+        let mut cgroups = Cgroups { dirs: dirs.to_vec(), ..Cgroups::default() };
+        for dir in dirs.iter().filter(|dir| !present || dir.exists()) {
+            cgroups.entrance.add(dir)?;
+            if !dir.join("tasks").exists() {
+                cgroups.unified = Some(dir.clone());
+            }
+        }
+        Ok(cgroups)
+    }
+
+    /// The directory of version 2, into which a new process is born.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.entrance.unified()
+    }
+
+    /// Its path, where controllers may be.
+    pub fn unified_dir(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
+    /// Has new processes be born in this directory of version 2.
+    pub fn unified_in(&mut self, dir: &Path) -> Result<()> {
+        self.unified = Some(dir.to_owned());
+        self.entrance.add(dir)
+    }
+
+    /// What this process, which has one thread, does to be in those of version 1.
+    pub fn enter(&self) -> Result<()> {
+        self.entrance.enter()
+    }
+
+    /// Sets which devices may be used.
+    pub fn hold_devices(&self, rules: &[DeviceRule]) -> Result<()> {
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let doing = "setting which devices the instance may use";
+        if let Some(dir) = self.dirs.iter().find(|dir| dir.join("devices.deny").exists()) {
+            return hold_devices_v1(dir, rules).or_fault(doing);
+        }
+        let Some(unified) = self.unified() else {
+            return Err(refused("linux.resources.devices: the host has no cgroup of devices"));
+        };
+        let mut filter = rules.iter().map(rule).collect::<Result<Vec<_>>>()?;
+        filter.push(NODES);
+        device_filter::attach(unified, &filter).or_fault(doing)
+    }
+}
+
+/// To make a node is to use no device; every runtime allows it.
+const NODES: Rule = Rule {
+    allow: true,
+    block: None,
+    major: None,
+    minor: None,
+    access: Access { make: true, read: false, write: false },
+};
+
+fn hold_devices_v1(dir: &Path, rules: &[DeviceRule]) -> std::io::Result<()> {
+    let write = |allow, text: &str| {
+        let name = if allow { "devices.allow" } else { "devices.deny" };
+        // One write for each rule: the kernel reads no more of it.
+        OpenOptions::new()
+            .write(true)
+            .open(dir.join(name))
+            .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
+    };
+    let any = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+    for rule in rules {
+        let kind = match rule.kind {
+            Some(LinuxDeviceType::B) => "b",
+            Some(LinuxDeviceType::C | LinuxDeviceType::U) => "c",
+            _ => "a",
+        };
+        let access = rule.access.as_deref().unwrap_or("rwm");
+        write(rule.allow, &format!("{kind} {}:{} {access}", any(rule.major), any(rule.minor)))?;
+    }
+    ["c *:* m", "b *:* m"].iter().try_for_each(|text| write(true, text))
+}
+
+fn rule(rule: &DeviceRule) -> Result<Rule> {
+    let access = rule.access.as_deref().unwrap_or("rwm");
+    if let Some(other) = access.chars().find(|c| !"rwm".contains(*c)) {
+        return Err(refused(format!("linux.resources.devices: access {other:?} is none")));
+    }
+    let block = match rule.kind {
+        Some(LinuxDeviceType::B) => Some(true),
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(false),
+        _ => None,
+    };
+    Ok(Rule {
+        allow: rule.allow,
+        block,
+        major: rule.major,
+        minor: rule.minor,
+        access: Access {
+            make: access.contains('m'),
+            read: access.contains('r'),
+            write: access.contains('w'),
+        },
+    })
+}
+
+/// Hierarchies of version 1 as a mount inside names them: their options, and the directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct V1 {
+    /// `cpu,cpuacct`; of the named one `systemd`.
+    pub dir: String,
+    /// The controllers; none for a named one.
+    pub controllers: Vec<String>,
+}
+
+/// Those that this host has mounted, in the order of `/proc/self/cgroup`; none on version 2.
+pub(super) fn v1_hierarchies() -> Result<Vec<V1>> {
+    let path = "/proc/self/cgroup";
+    let text = fs::read_to_string(path).or_fault(format_args!("reading {path}"))?;
+    Ok(text.lines().filter_map(v1_hierarchy).collect())
+}
+
+fn v1_hierarchy(line: &str) -> Option<V1> {
+    let names = line.split(':').nth(1).filter(|names| !names.is_empty())?;
+    Some(match names.strip_prefix("name=") {
+        Some(name) => V1 { dir: name.to_owned(), controllers: Vec::new() },
+        None => {
+            let controllers = names.split(',').map(str::to_owned).collect();
+            V1 { dir: names.to_owned(), controllers }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_told_by_their_options() {
+        let cpu =
+            V1 { dir: "cpu,cpuacct".into(), controllers: vec!["cpu".into(), "cpuacct".into()] };
+        assert_eq!(v1_hierarchy("4:cpu,cpuacct:/x"), Some(cpu));
+        let systemd = V1 { dir: "systemd".into(), controllers: vec![] };
+        assert_eq!(v1_hierarchy("1:name=systemd:/"), Some(systemd));
+        assert_eq!(v1_hierarchy("0::/"), None);
+    }
+}
