@@ -111,7 +111,7 @@ test-driver-all: ## the same against every Nova that it works with (2025.1 to 20
 
 .PHONY: openstack
 openstack: build ## a whole OpenStack on this machine, with berth as its only hypervisor (root)
-	@scripts/deps run images openstack
+	@scripts/deps run images openstack $(if $(HORIZON),horizon)
 	@$(OPENSTACK) up
 
 .PHONY: openstack-down
@@ -131,6 +131,11 @@ test-openstack: build ## the cloud up, Heat, a part of Tempest, the cloud down (
 test-scale: build ## the cloud up, a hundred servers while what carries them is killed, down (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) test-scale
+
+.PHONY: test-foreign
+test-foreign: build ## what other people's clients and tests meet in the cloud, everything logged (root)
+	@scripts/deps run images openstack
+	@$(OPENSTACK) foreign
 
 .PHONY: test-devstack
 test-devstack: build ## the DevStack plugin: stack, servers, Tempest, unstack, stack, clean, compare (root; an hour)

@@ -5,11 +5,11 @@
 //! field, and with some of them the id as a fourth. The kernel takes and gives
 //! the binary form of the attributes `system.posix_acl_*`.
 
-use super::refusal::unacceptable;
-use super::tar_reader::printable;
-use super::xattr::IDS;
+use super::refusal::{printable, unacceptable};
 use crate::fault::Result;
 
+/// Ids that an instance has, from 0.
+pub const IDS: u64 = 65_536;
 /// The attribute that holds who may do what with a file.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute of a directory that new files in it get.

@@ -1,7 +1,6 @@
 //! Why an image is refused, and what would help.
 
 use super::recognise::{ArchiveKind, Compression, Content, DiskFormat, FileSystem};
-use super::tar_reader::printable;
 use crate::fault::{Fault, FaultKind};
 
 /// The fault for an image that berth does not take.
@@ -82,6 +81,12 @@ pub(super) fn of_disks(names: &[&str]) -> Fault {
         names.len(),
         shown.join(", ")
     ))
+}
+
+/// Bytes from an archive, printable and bounded, for a fault.
+pub fn printable(bytes: &[u8]) -> String {
+    let text = bytes[..bytes.len().min(256)].escape_ascii().to_string();
+    if bytes.len() > 256 { format!("{text}…") } else { text }
 }
 
 #[cfg(test)]

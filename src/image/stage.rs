@@ -15,8 +15,8 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::recognise::{ArchiveKind, Members, plain};
-use super::refusal::unacceptable;
-use super::tar_reader::{Member, MemberKind, TarReader, printable};
+use super::refusal::{printable, unacceptable};
+use super::tar_reader::{Member, MemberKind, TarReader};
 use super::unpack::UnpackLimits;
 use crate::fault::{Fault, OrFault, Result};
 

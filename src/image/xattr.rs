@@ -1,12 +1,10 @@
 //! Which extended attributes of an image are kept, and in which form.
 
 use super::acl::{ACCESS, AccessList, DEFAULT};
-use super::tar_reader::printable;
+use super::refusal::printable;
 use super::whiteout;
 use crate::fault::{Fault, FaultKind, Result};
 
-/// Ids that an instance has, from 0.
-pub const IDS: u64 = 65_536;
 /// Whom files of other ids belong to: `nobody` and `nogroup`, as Linux shows an id that a
 /// user namespace has not.
 pub const NOBODY: u32 = 65_534;

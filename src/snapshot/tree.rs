@@ -16,7 +16,7 @@ use super::links::Links;
 use super::names::Unsorted;
 use super::scratch::Scratch;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::image::tar_reader::printable;
+use crate::image::refusal::printable;
 use crate::image::whiteout::{self, DEVICE_VALUE, DEVICE_XATTR, OPAQUE_VALUE, OPAQUE_XATTR};
 use crate::image::xattr;
 

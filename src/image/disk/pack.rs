@@ -7,8 +7,7 @@ use tar::EntryType;
 
 use super::file_tree::{About, Extent, FileKind, FileTree};
 use crate::fault::{OrFault, Result};
-use crate::image::refusal::unacceptable;
-use crate::image::tar_reader::printable;
+use crate::image::refusal::{printable, unacceptable};
 use crate::image::tar_writer::{Head, TarWriter};
 use crate::image::unpack::UnpackLimits;
 

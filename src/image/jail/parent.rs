@@ -17,7 +17,7 @@ use rustix::pipe::SpliceFlags;
 
 use super::task::{COMMAND, Outcome, Task, Verdict, Work};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::image::tar_reader::printable;
+use crate::image::refusal::printable;
 use crate::sys::process::{ChildSetup, guests_oom_score_adj, spawn_alone};
 
 /// How long a child may neither take nor give a byte: a disk that is very slow, not a hang.

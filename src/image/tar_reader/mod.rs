@@ -22,7 +22,7 @@ use ::tar::{EntryType, Header};
 use super::acl::AccessList;
 use super::pax::Pax;
 use super::recognise::checksum;
-use super::refusal::malformed_tar as malformed;
+use super::refusal::{malformed_tar as malformed, printable};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 
 /// Bytes of one block.
@@ -141,12 +141,6 @@ fn seek_over<R: Seek>(source: &mut R, amount: u64) -> std::io::Result<u64> {
     let there = here.saturating_add(amount).min(end);
     source.seek(SeekFrom::Start(there))?;
     Ok(there.saturating_sub(here))
-}
-
-/// Bytes from an archive, printable and bounded, for a fault.
-pub fn printable(bytes: &[u8]) -> String {
-    let text = bytes[..bytes.len().min(256)].escape_ascii().to_string();
-    if bytes.len() > 256 { format!("{text}…") } else { text }
 }
 
 /// An archive that is being read.

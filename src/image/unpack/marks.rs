@@ -7,10 +7,9 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{OFlags, XattrFlags};
 use serde::{Deserialize, Serialize};
 
-use super::open_below;
+use super::names::open_below;
 use crate::fault::{OrFault, Result};
-use crate::image::refusal::unacceptable;
-use crate::image::tar_reader::printable;
+use crate::image::refusal::{printable, unacceptable};
 use crate::image::whiteout;
 
 /// Most bytes of names and values of [`Marks::attributes`].

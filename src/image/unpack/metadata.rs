@@ -1,6 +1,6 @@
 //! Owners, modes, times, attributes and access lists of files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,53 +10,16 @@ use rustix::fs::{
 };
 use rustix::process::fchdir;
 
-use super::extractor::Extractor;
-use super::names::above;
-use super::tree::Directory;
-use super::{TreeKind, open_below};
+use super::extractor::{Directory, Extractor, Late, TreeKind};
+use super::names::{above, open_below};
 use crate::fault::{OrFault, Result};
-use crate::image::acl::{ACCESS, AccessList, DEFAULT, Names};
-use crate::image::refusal::unacceptable;
-use crate::image::tar_reader::{Member, MemberKind, printable};
+use crate::image::acl::{ACCESS, AccessList, DEFAULT, IDS, Names};
+use crate::image::refusal::{printable, unacceptable};
+use crate::image::tar_reader::{Member, MemberKind};
 use crate::image::{whiteout, xattr};
 
-/// Most bytes of access lists with names that wait for their ids.
-const MAX_NAMED: usize = 16 << 20;
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_ACCOUNTS: u64 = 4 << 20;
-
-/// What is set on directories after all that is in them was made.
-#[derive(Default)]
-pub(super) struct Late {
-    mtime: Option<(i64, u32)>,
-    /// Set last, or berth's own creations below it would inherit it.
-    default_acl: Option<Vec<u8>>,
-}
-
-/// Access lists with names, by file: that of the file, and its default.
-#[derive(Default)]
-pub(super) struct Named {
-    lists: BTreeMap<Vec<u8>, [Option<AccessList>; 2]>,
-    weight: usize,
-}
-
-impl Named {
-    fn add(&mut self, path: &[u8], which: usize, list: &AccessList) -> Result<()> {
-        self.weight += path.len() + list.weight();
-        if self.weight > MAX_NAMED {
-            return Err(unacceptable(
-                "it has more than 16 MiB of access lists with names; write it with \
-                 `--numeric-owner`",
-            ));
-        }
-        self.lists.entry(path.to_vec()).or_default()[which] = Some(list.clone());
-        Ok(())
-    }
-
-    pub(super) fn forget(&mut self, path: &[u8]) {
-        self.lists.remove(path);
-    }
-}
 
 impl Extractor {
     pub(super) fn directory_metadata(
@@ -242,7 +205,7 @@ fn ids_of(root: &OwnedFd, path: &[u8]) -> Result<HashMap<Vec<u8>, u64>> {
 /// Owner, group and mode. An id that no instance has is nobody's, and nobody
 /// becomes it by running the file.
 pub(super) fn owner(member: &Member) -> (Uid, Gid, Mode) {
-    let id = |id: u64| u32::try_from(id).ok().filter(|_| id < xattr::IDS);
+    let id = |id: u64| u32::try_from(id).ok().filter(|_| id < IDS);
     let (uid, gid) = (id(member.uid), id(member.gid));
     let mut mode = Mode::from_raw_mode(member.mode);
     mode.set(Mode::SUID, mode.contains(Mode::SUID) && uid.is_some());

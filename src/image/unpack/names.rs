@@ -1,7 +1,11 @@
 //! The names in an archive: what they mean, or why they are refused.
 
-use super::refused;
-use crate::fault::Result;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::fault::{Fault, Result};
+use crate::image::refusal::unacceptable;
 use crate::image::tar_reader::Member;
 
 /// Longest name of a member, and longest target of a link (`PATH_MAX` less its end).
@@ -45,4 +49,25 @@ pub(super) fn above(name: &[u8]) -> Option<&[u8]> {
         return None;
     }
     Some(name.iter().rposition(|byte| *byte == b'/').map_or(&[], |slash| &name[..slash]))
+}
+
+/// Opens a name below a directory, following no link on the way.
+pub(super) fn open_below(
+    root: BorrowedFd<'_>,
+    name: &[u8],
+    flags: OFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let name = if name.is_empty() { b"." } else { name };
+    rustix::fs::openat2(
+        root,
+        name,
+        flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    )
+}
+
+/// The fault of a member that is refused.
+pub(super) fn refused(member: &Member, why: impl std::fmt::Display) -> Fault {
+    unacceptable(format!("{}: {why}", member.name()))
 }

@@ -8,36 +8,14 @@ use std::rc::Rc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::extractor::Extractor;
-use super::names::{MAX_DEPTH, MAX_PATH, above, split};
-use super::{TreeKind, open_below, refused};
+use super::extractor::{Directory, Existing, Extractor, TreeKind};
+use super::names::{MAX_DEPTH, MAX_PATH, above, open_below, refused, split};
 use crate::fault::{Fault, OrFault, Result};
-use crate::image::refusal::unacceptable;
-use crate::image::tar_reader::{Member, printable};
+use crate::image::refusal::{printable, unacceptable};
+use crate::image::tar_reader::Member;
 
 /// Links that one name may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
-
-/// A directory in the layer: its name without any link in it, and itself.
-#[derive(Clone)]
-pub(super) struct Directory {
-    pub name: Vec<u8>,
-    pub fd: Rc<OwnedFd>,
-}
-
-impl Directory {
-    pub(super) fn child(&self, name: &[u8]) -> Vec<u8> {
-        if self.name.is_empty() { name.to_vec() } else { [&self.name, &b"/"[..], name].concat() }
-    }
-}
-
-/// What has a name already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Existing {
-    Directory,
-    Whiteout,
-    Other,
-}
 
 impl Extractor {
     /// Runs `make`; when something is in the way, removes that and runs it again.

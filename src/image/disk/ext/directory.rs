@@ -5,8 +5,7 @@ use super::file_system::{Ext, Inode, corrupt, flag};
 use crate::fault::Result;
 use crate::image::disk::blocks::{le16, le32};
 use crate::image::disk::file_tree::FileKind;
-use crate::image::refusal::unacceptable;
-use crate::image::tar_reader::printable;
+use crate::image::refusal::{printable, unacceptable};
 
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
