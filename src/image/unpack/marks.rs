@@ -103,7 +103,7 @@ mod hex_attributes {
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    use super::Attributes;
+    use crate::image::unpack::marks::Attributes;
 
     type Files = BTreeMap<Vec<u8>, Attributes>;
 
