@@ -49,7 +49,7 @@ impl Program {
         }
         let error = child::execute(&self.path, &self.arguments, &self.environment);
         let doing = format!("executing {}", self.path.to_string_lossy());
-        Fault { kind: FaultKind::RuntimeFailed, ..Fault::internal(doing, error) }
+        Fault { kind: FaultKind::InstanceUnsupported, ..Fault::internal(doing, error) }
     }
 }
 
@@ -301,7 +301,7 @@ fn find(name: &str, path: &str) -> Result<CString> {
         Errno::NOENT => format!("{name}: no such program in the instance"),
         _ => format!("{name}: the user may not execute it"),
     };
-    Err(Fault::new(FaultKind::RuntimeFailed, detail))
+    Err(Fault::new(FaultKind::InstanceUnsupported, detail))
 }
 
 fn executable(path: &Path) -> rustix::io::Result<()> {
