@@ -105,7 +105,7 @@ def steps(driver, context, instance):
             ('unplug_vifs', (instance(), vifs)), ('get_console_output', (context, instance())),
             ('get_diagnostics', (instance(),)), ('get_instance_diagnostics', (instance(),)),
             ('quiesce', (context, instance(), META)), ('unquiesce', (context, instance(), META)),
-            ('cache_image', (context, IMAGE)),
+            ('trigger_crash_dump', (instance(),)), ('cache_image', (context, IMAGE)),
             ('snapshot', (context, instance(), IMAGE, mock.Mock())),
             ('resume_state_on_host_boot', (context, instance(), vifs, None)),
             ('poll_rebooting_instances', (60, [instance()])),
@@ -161,7 +161,7 @@ def test_no_method_logs_a_secret(driver, service, secretive, said, told):
         service.extra[('POST', '.*/' + verb)] = None
     names, errors = run(driver, *secretive)
     assert {error.split(':')[0] for error in errors} == {
-        'rebuild', 'get_volume_connector', 'check_can_live_migrate_destination',
+        'rebuild', 'get_volume_connector', 'trigger_crash_dump', 'check_can_live_migrate_destination',
         'check_can_live_migrate_source'}
     # It would prove nothing of secrets that were never there.
     bodies = sent(service)
