@@ -33,7 +33,11 @@ def reach_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(spawn, busybox, application, reach_file):
     """Starts an instance of a role, with the program in it."""
     images = {"system": busybox, "application": application}
-    return lambda role: spawn(image=images[role], files=[injected(reach_file, "/bin/reach")])
+    return lambda role: spawn(
+        image=images[role],
+        flavor={"extra_specs": {"berth:fresh_proc": "true"}},
+        files=[injected(reach_file, "/bin/reach")],
+    )
 
 
 def tried(instance, *words: str) -> str:
