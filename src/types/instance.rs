@@ -79,7 +79,8 @@ impl InstanceCreate {
     }
 }
 
-/// What is kept of [`InstanceCreate`]: all but the files.
+/// What is kept of [`InstanceCreate`]: all but the files. Its fields stand there again, since serde
+/// refuses unknown fields of no structure that has another flattened into it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Definition {
     /// Nova's `instance.name`, e.g. `instance-0000002a`.

@@ -171,11 +171,16 @@ pub(super) fn find<T: FileTree>(tree: &T, path: &str) -> Result<Option<T::Node>>
     Ok(here.pop())
 }
 
+/// Whether a path leads to a program.
+pub(super) fn is_program(tree: &impl FileTree, path: &str) -> Result<bool> {
+    let found = find(tree, path)?.map(|node| tree.about(&node));
+    Ok(found.is_some_and(|about| about.kind == FileKind::Regular && about.mode & 0o111 != 0))
+}
+
 /// Refuses a tree that cannot be a system, for what is in it; `what` says which it is.
 pub(super) fn check_system(tree: &impl FileTree, what: &str) -> Result<()> {
     for path in CANDIDATES.iter().chain(NAMED) {
-        let found = find(tree, path)?.map(|node| tree.about(&node));
-        if found.is_some_and(|about| about.kind == FileKind::Regular && about.mode & 0o111 != 0) {
+        if is_program(tree, path)? {
             return Ok(());
         }
     }

@@ -14,7 +14,7 @@ use super::blocks::{Blocks, Part};
 use super::ext::{self, Ext};
 use super::file_tree::FileKind;
 use super::fstab;
-use super::joined::Joined;
+use super::joined::{self, Joined};
 use super::open::content;
 use super::partitions::{self, Partition, PartitionType};
 use crate::fault::{Fault, Result};
@@ -96,10 +96,7 @@ impl Volume {
     }
 
     fn has_init(&self) -> bool {
-        let is_program = |ext: &Ext, path: &str| {
-            let found = ext.find(path).ok().flatten();
-            found.is_some_and(|inode| inode.kind == FileKind::Regular && inode.mode & 0o111 != 0)
-        };
+        let is_program = |ext, path: &&str| joined::is_program(ext, path).unwrap_or(false);
         self.ext().is_some_and(|ext| CANDIDATES.iter().any(|path| is_program(ext, path)))
     }
 
@@ -171,7 +168,7 @@ impl Volume {
     /// What this partition's fstab mounts on `/`.
     fn fstab_root(&self) -> Option<String> {
         let ext = self.ext()?;
-        let inode = ext.find("/etc/fstab").ok()??;
+        let inode = joined::find(ext, "/etc/fstab").ok()??;
         let text = ext.read(&inode, MAX_FSTAB).ok()?;
         fstab_root(&String::from_utf8_lossy(&text))
     }
@@ -255,7 +252,7 @@ fn with_parts(mut root: Root, others: &[&Volume]) -> Result<Root> {
         };
     }
     let ext = ext::open(Rc::clone(&root.blocks))?;
-    let text = match ext.find("/etc/fstab")? {
+    let text = match joined::find(&ext, "/etc/fstab")? {
         Some(inode) if inode.kind == FileKind::Regular => ext.read(&inode, MAX_FSTAB)?,
         _ => Vec::new(),
     };

@@ -10,8 +10,6 @@ use crate::image::refusal::unacceptable;
 /// The root directory's inode.
 pub const ROOT: u32 = 2;
 
-/// Links that one look-up may lead through, as in the kernel.
-const MAX_LINKS: usize = 40;
 
 /// What a reader must know to read the file system at all.
 pub(super) mod incompatible {
@@ -258,53 +256,6 @@ impl Ext {
     /// Target of a symbolic link.
     pub fn target(&self, inode: &Inode) -> Result<Vec<u8>> {
         self.read(inode, 4095)
-    }
-
-    /// The file at an absolute path; `None` when there is none.
-    pub fn find(&self, path: &str) -> Result<Option<Inode>> {
-        let parts = |path: &[u8]| -> Vec<Vec<u8>> {
-            path.split(|byte| *byte == b'/')
-                .rev()
-                .filter(|p| !p.is_empty())
-                .map(<[u8]>::to_vec)
-                .collect()
-        };
-        let mut todo = parts(path.as_bytes());
-        let mut here = vec![self.inode(ROOT)?];
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            let (Some(directory), true) = (here.last(), here.len() < 256) else { return Ok(None) };
-            if directory.kind != FileKind::Directory {
-                return Ok(None);
-            }
-            match &part[..] {
-                b"." => continue,
-                b".." => {
-                    here.truncate((here.len() - 1).max(1));
-                    continue;
-                }
-                _ => {}
-            }
-            let entries = self.directory(directory, 1 << 20)?;
-            let Some(entry) = entries.iter().find(|entry| entry.name == part) else {
-                return Ok(None);
-            };
-            let inode = self.inode(entry.inode)?;
-            if inode.kind != FileKind::Symlink {
-                here.push(inode);
-                continue;
-            }
-            links += 1;
-            if links > MAX_LINKS {
-                return Ok(None);
-            }
-            let target = self.target(&inode)?;
-            if target.starts_with(b"/") {
-                here.truncate(1);
-            }
-            todo.extend(parts(&target));
-        }
-        Ok(here.pop())
     }
 }
 
