@@ -85,7 +85,7 @@ pub(super) fn memory_current(dir: &Path) -> std::io::Result<u64> {
     text.parse().map_err(std::io::Error::other)
 }
 
-/// Takes back up to so many bytes, in two seconds at most. What is on its way
+/// Takes back up to so many bytes; it tries for two seconds. What is on its way
 /// to a disk is waited for: version 1 does so by itself, here the kernel says
 /// EAGAIN (cgroup-v2.rst, `memory.reclaim`), as it does when nothing is left.
 pub(super) fn reclaim(dir: &Path, bytes: u64) {

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
 use crate::network::{Network, Rates};
+use crate::rootfs::idmap;
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
 use crate::runtime::{apparmor::AppArmor, chosen::Chosen, lxcfs, probe};
@@ -79,7 +80,7 @@ impl HostParts {
         mount::make_shared_mount_point(&layout.run_instances())?;
         let sets = crate::host::cpu_sets(&config)?;
         let network = Network::new(&config.bridge)?;
-        let trial_ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
+        let trial_ids = idmap::trial(&config.instances);
         let monitor_program = monitor_program(&config)?;
         let info = probe::probe(&config.runtime, layout.run(), trial_ids, &monitor_program)?;
         let room = Room::open(&layout, &config.storage);

@@ -9,17 +9,14 @@ use super::registry::Registry;
 use crate::config::Config;
 use crate::fault::Result;
 use crate::host::{self, Trials, Usage};
+use crate::rootfs::idmap;
 use crate::runtime::probe;
-use crate::sys::ids::IdBlock;
 use crate::types::{Capabilities, Check, HostInfo, ImageFormat};
 
 /// Probes the host as `serve` and `berth check` do.
 pub fn probe(config: &Config) -> Vec<Check> {
     let overlay = || crate::rootfs::trial(&config.storage, config.instances.id_map_first);
-    let native = || {
-        let ids = IdBlock { first: config.instances.id_map_first, size: 65_536 };
-        probe::native_trial(ids, &monitor_program(config)?)
-    };
+    let native = || probe::native_trial(idmap::trial(&config.instances), &monitor_program(config)?);
     let runtime = &host::check::runtime_trial;
     host::probe(config, &Trials { overlay: &overlay, runtime, native: &native })
 }

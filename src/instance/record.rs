@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::rootfs::{SealKey, WrittenFile};
+use crate::runtime::role::Role;
 use crate::store::{atomic, layout::InstanceLayout};
 use crate::sys::ids::IdBlock;
 use crate::types::{
@@ -92,6 +93,13 @@ pub struct Boot<'a> {
     pub config: &'a ImageConfig,
     /// The definition, as far as it concerns this root file system.
     pub definition: Cow<'a, Definition>,
+}
+
+impl Boot<'_> {
+    /// What it is.
+    pub fn role(&self) -> Role {
+        Role::of(self.config, self.definition.command.as_deref())
+    }
 }
 
 /// The record.

@@ -10,6 +10,11 @@ use crate::sys::ids::IdBlock;
 /// services expect to have.
 pub const BLOCK_SIZE: u32 = 65_536;
 
+/// The block with which the host's abilities are tried.
+pub fn trial(config: &config::Instances) -> IdBlock {
+    IdBlock { first: config.id_map_first, size: BLOCK_SIZE }
+}
+
 /// The lowest block that no first id in `used` has.
 pub fn allocate(config: &config::Instances, used: &BTreeSet<u32>) -> Result<IdBlock> {
     (0..config.id_map_blocks)

@@ -1,9 +1,10 @@
 //! AppArmor profiles of instances, one for each role, where the host has AppArmor.
 //!
-//! Another wall behind those that stand without it: what the runtime program
-//! hides or makes read-only is a mount, which root of a system instance takes
-//! away again; a profile it does not. Everything that an instance's own
-//! namespaces hold stays its own: nested containers, mounts, sysctls, traces.
+//! Another wall behind those that stand without it: what is hidden or made
+//! read-only is so by a mount, which root of a system instance takes away again
+//! where the flavor has `berth:fresh_proc`; a profile it does not. Everything that
+//! an instance's own namespaces hold stays its own: nested containers, mounts,
+//! sysctls, traces.
 //!
 //! A file is known by its path there. So whoever may mount reaches one by
 //! another path, and this is no substitute for the other walls.
@@ -34,7 +35,7 @@ const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 /// besides is not refused for want of a rule.
 const ABI: &str = "/etc/apparmor.d/abi/3.0";
 
-/// What no user namespace of an instance holds.
+/// What is of no use inside, held or not.
 const CAPABILITIES: &str = "sys_module sys_rawio sys_time syslog mac_admin mac_override";
 
 /// File systems that show the kernel's inside, that lie on a device, or on another machine.
@@ -197,12 +198,19 @@ profile {name} flags=(attach_disconnected, mediate_deleted) {{
   deny /{{,**/}}proc/{{bus,fs,irq}}/** wl,
   deny /{{,**/}}proc/{{kmsg,kpage*,slabinfo,vmallocinfo}} rwklx,
   deny /sys/kernel/{{security,tracing}}/** rwklx,
+
+  # Not fs/mqueue/, kernel/, net/ and user/.
+  deny /{{,**/}}proc/sys/{{[^fknu]*,f[^s]*}}/** wl,
+  deny /{{,**/}}proc/sys/fs/{{[^m]*,m[^q]*}}{{,/**}} wl,
+  # Not auto_msgmni, domainname, hostname, msg*, ns_last_pid, pid_max, sem* and shm*.
+  deny /{{,**/}}proc/sys/kernel/{{[^adhmnps]*,a[^u]*,d[^o]*,h[^o]*,ho[^s]*,m[^s]*}}{{,/**}} wl,
+  deny /{{,**/}}proc/sys/kernel/{{n[^s]*,p[^i]*,s[^eh]*,se[^m]*,sh[^m]*}}{{,/**}} wl,
 {hidden}{rules}}}
 "
     )
 }
 
-/// It mounts, and sets the sysctls of its namespaces, its interfaces and its cgroups.
+/// It mounts, and sets its interfaces and its cgroups.
 fn system() -> String {
     format!(
         "
@@ -212,11 +220,6 @@ fn system() -> String {
   pivot_root,
   deny mount fstype=({FILE_SYSTEMS}),
 
-  # Not kernel/, net/ and user/.
-  deny /{{,**/}}proc/sys/[^knu]*/** wl,
-  # Not auto_msgmni, domainname, hostname, msg*, ns_last_pid, pid_max, sem* and shm*.
-  deny /{{,**/}}proc/sys/kernel/{{[^adhmnps]*,a[^u]*,d[^o]*,h[^o]*,ho[^s]*,m[^s]*}}{{,/**}} wl,
-  deny /{{,**/}}proc/sys/kernel/{{n[^s]*,p[^i]*,s[^eh]*,se[^m]*,sh[^m]*}}{{,/**}} wl,
   # Not devices/virtual/net/, fs/bpf/ and fs/cgroup/.
   deny /sys/{{[^df]*,f[^s]*}}/** wl,
   deny /sys/devices/{{[^v]*,virtual/[^n]*,virtual/n[^e]*}}/** wl,
@@ -225,13 +228,12 @@ fn system() -> String {
     )
 }
 
-/// It mounts nothing, and writes to nothing of the kernel's.
+/// It mounts nothing, and writes to nothing of sysfs.
 const APPLICATION_RULES: &str = "
   deny mount,
   deny remount,
   deny umount,
   deny pivot_root,
-  deny /proc/sys/** wl,
   deny /sys/** wl,
 ";
 
@@ -287,6 +289,7 @@ mod tests {
             "/proc/sys/kernel/shm_rmid_forced",
             "/proc/sys/kernel/sem",
             "/proc/sys/net/ipv4/ip_forward",
+            "/proc/sys/fs/mqueue/msg_max",
             "/proc/sys/user/max_user_namespaces",
             "/proc/self/oom_score_adj",
             "/proc/17/uid_map",
@@ -309,6 +312,8 @@ mod tests {
             "/proc/sys/vm/drop_caches",
             "/proc/sys/vm/overcommit_memory",
             "/proc/sys/fs/file-max",
+            "/proc/sys/fs/mount-max",
+            "/proc/sys/fs/inotify/max_user_watches",
             "/proc/sys/dev/raid/speed_limit_max",
             "/proc/sys/kernel/hotplug",
             "/proc/sys/kernel/seccomp/actions_logged",
@@ -339,12 +344,14 @@ mod tests {
     }
 
     #[test]
-    fn an_application_writes_to_nothing_of_the_kernels() {
+    fn an_application_writes_to_its_own_sysctls_alone() {
         let rules = profile(APPLICATION, APPLICATION_RULES);
-        for path in ["/proc/sys/kernel/hostname", "/sys/fs/cgroup/cgroup.procs"] {
+        for path in ["/proc/sys/kernel/core_pattern", "/sys/fs/cgroup/cgroup.procs"] {
             assert!(denies(&rules, 'w', path), "{path}");
         }
-        assert!(!denies(&rules, 'w', "/proc/self/comm"));
+        for path in ["/proc/self/comm", "/proc/sys/kernel/shmmax", "/proc/sys/fs/mqueue/msg_max"] {
+            assert!(!denies(&rules, 'w', path), "{path}");
+        }
     }
 
     #[test]

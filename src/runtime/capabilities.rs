@@ -23,7 +23,8 @@ const APPLICATION: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
-/// What the kernel grants only in the first user namespace, so that these open nothing here.
+/// What the kernel grants in the first user namespace, and elsewhere over that namespace's own
+/// counts and limits at most.
 /// A program whose file asks for one could not be executed without it (capabilities(7), "Safety
 /// checking for capability-dumb binaries"). Left out are those by which services decide
 /// whether this is a machine with hardware and modules of its own (`ConditionCapability=`).

@@ -7,7 +7,7 @@
 
 use uuid::Uuid;
 
-/// Directories of which nothing is the instance's, below the mount point of their file system.
+/// What is hidden of one file system, by paths below its mount point.
 #[derive(Debug)]
 pub struct Hidden {
     /// Where the file system is mounted.

@@ -93,7 +93,8 @@ pub fn arguments(kind: InitKind) -> Vec<String> {
 /// What an instance reads as the kernel's command line: what it starts, as a machine is told.
 pub fn command_line(image: &ImageConfig, command: Option<&[String]>) -> String {
     let words = image.entrypoint.iter().chain(command.unwrap_or(&image.cmd));
-    let program = words.map(String::as_str).next().unwrap_or("/sbin/init");
+    let boots = image.inits.first().and_then(|init| init.command.first());
+    let program = words.chain(boots).map(String::as_str).next().unwrap_or("/sbin/init");
     // Words of the kernel's are separated by blanks, and lines end.
     match program.chars().any(|c| c.is_whitespace() || c.is_control() || c == '"') {
         true => String::new(),
@@ -220,6 +221,7 @@ pub fn parse_signal(text: &str) -> Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::InitProgram;
 
     #[test]
     fn signals_by_name_and_number() {
@@ -252,6 +254,9 @@ mod tests {
             command_line(&image, command.map(texts).as_deref())
         };
         assert_eq!(line(&[], &[], None), "init=/sbin/init");
+        let init = InitProgram { command: vec!["/init".into()], kind: InitKind::Busybox };
+        let image = ImageConfig { inits: vec![init], ..Default::default() };
+        assert_eq!(command_line(&image, None), "init=/init");
         assert_eq!(line(&[], &["/lib/systemd/systemd"], None), "init=/lib/systemd/systemd");
         assert_eq!(line(&["/entry"], &["x", "a secret"], None), "init=/entry");
         assert_eq!(line(&[], &["x"], Some(&["sleep", "1"])), "init=sleep");

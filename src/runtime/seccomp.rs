@@ -433,7 +433,8 @@ const SYSTEM: &[&str] = &[
 /// Calls of such an instance that make namespaces. `clone3` hides which behind a pointer.
 const NAMESPACES: &[&str] = &["clone", "unshare"];
 
-/// Calls that fail with EPERM for all, as they do in every user namespace but the first.
+/// Calls that fail with EPERM for all, as they do in every user namespace but the first; of `socketcall`
+/// see above.
 const DENIED: &[&str] = &[
     "acct",
     "clock_settime",

@@ -20,8 +20,8 @@ use crate::fault::{Fault, OrFault, Result};
 use crate::sys::mount::{self, Attributes, FsOption};
 use crate::sys::thread::{self, MountNamespace};
 
-/// Room for the few short files and directories that stand for others.
-const SIZE: &str = "256k";
+/// Room for the few short files and directories that stand for others, a page of memory each.
+const SIZE: &str = "1m";
 
 /// What a created container is to see.
 #[derive(Clone, Copy, Debug)]

@@ -67,11 +67,22 @@ static int uncovered(const char *how, const char *path)
     return !error ? possible(path) : forbids(error) ? refused(path, error) : absent(strerror(error));
 }
 
+/* Another file system's mount lies here and is locked: of such the kernel says EINVAL, as of no mount point. */
+static int locked(const char *part, const char *top)
+{
+    struct statx at;
+    struct stat its, whole;
+    return !statx(AT_FDCWD, part, AT_SYMLINK_NOFOLLOW, 0, &at) && (at.stx_attributes & STATX_ATTR_MOUNT_ROOT)
+        && !stat(part, &its) && !stat(top, &whole) && its.st_dev != whole.st_dev
+        && umount2(part, MNT_DETACH) < 0 && errno == EINVAL;
+}
+
 /* What hides it or keeps it from being written is taken away, and a file system of our own put beside. */
 static int reach(const char *how, const char *path)
 {
-    int writing = *how == 'w', forbidden = 0, error;
-    char part[256];
+    int writing = *how == 'w', forbidden = 0, covered = 0, fresh = 0, error;
+    char part[256], *top = strdup(path);
+    *strchr(top + 1, '/') = 0;
     if (!(error = try_open(path, writing)))
         return possible(path);
     if (forbids(error))
@@ -89,16 +100,22 @@ static int reach(const char *how, const char *path)
             return possible("after a remount");
         while (umount2(part, MNT_DETACH) == 0)
             ;
+        covered |= locked(part, top);
         if (!(error = try_open(path, writing)))
             return possible("after an umount");
         if (forbids(error))
             forbidden = error;
     }
-    char *top = strdup(path);
-    *strchr(top + 1, '/') = 0;
     if (mount(NULL, top, NULL, MS_REMOUNT, NULL) == 0 && !try_open(path, writing))
         return possible("after a remount of all of it");
     mkdir(SCRATCH, 0700);
+    if (mount(top, SCRATCH, NULL, MS_BIND, NULL) == 0) {
+        snprintf(part, sizeof part, "%s%s", SCRATCH, path + strlen(top));
+        if (!try_open(part, writing))
+            return possible("in a copy without what covers it");
+        umount2(SCRATCH, MNT_DETACH);
+        covered = 0;
+    }
     /* Where the host has another file system mounted, it is that which is to be refused, too. */
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         size_t length = strlen(kinds[i].place);
@@ -107,6 +124,8 @@ static int reach(const char *how, const char *path)
         if (mount("none", SCRATCH, kinds[i].kind, 0, NULL) < 0) {
             if (forbids(errno) && strcmp(kinds[i].place, top))
                 forbidden = errno;
+            else if (forbids(errno))
+                fresh = errno;
             continue;
         }
         snprintf(part, sizeof part, "%s%s", SCRATCH, path + length);
@@ -116,6 +135,8 @@ static int reach(const char *how, const char *path)
             forbidden = error;
         umount2(SCRATCH, MNT_DETACH);
     }
+    if (!forbidden && covered && fresh && try_open(path, writing) == ENOENT)
+        return refused("a locked mount is above it, and no other of its kind is to be had", fresh);
     /* No way led to more than its absence, or to an empty file. */
     return forbidden ? refused(path, forbidden) : absent(strerror(error));
 }

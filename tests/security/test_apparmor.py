@@ -33,9 +33,9 @@ def reach_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(spawn, busybox, application, reach_file):
     """Starts an instance of a role, with the program in it."""
     images = {"system": busybox, "application": application}
-    return lambda role: spawn(
+    return lambda role, fresh="false": spawn(
         image=images[role],
-        flavor={"extra_specs": {"berth:fresh_proc": "true"}},
+        flavor={"extra_specs": {"berth:fresh_proc": fresh}},
         files=[injected(reach_file, "/bin/reach")],
     )
 
@@ -64,19 +64,21 @@ def test_the_first_process_and_every_command_are_in_it(running, role):
     assert tried(instance, "leave", f"berth-{other}").startswith("refused")
 
 
-# There for everybody to read, but for a mount above it, which root of a system instance takes away.
+# There for everybody to read, but for a mount above it, which root of a system instance takes away where
+# the flavor has `berth:fresh_proc`.
 HIDDEN = "/proc/interrupts"
 
 
 def test_what_is_hidden_stays_so(running):
-    said = tried(running("system"), "uncovered", "r", HIDDEN)
+    said = tried(running("system", "true"), "uncovered", "r", HIDDEN)
     assert said.startswith("refused") and said.endswith("Permission denied"), said
 
 
 def test_without_it_the_attempts_get_through(service, running):
     """So that the refusals above are the profile's."""
     service.stop()
-    service.settings["runtime"]["apparmor"] = "off"
+    before = service.settings["runtime"]
+    service.settings["runtime"] = before | {"apparmor": "off"}
     try:
         service.start()
         for role in ("system", "application"):
@@ -84,10 +86,10 @@ def test_without_it_the_attempts_get_through(service, running):
             assert profile_of(instance) == "unconfined"
             assert tried(instance, "leave", "berth-application").startswith("POSSIBLE")
             instance.discard()
-        assert tried(running("system"), "uncovered", "r", HIDDEN).startswith("POSSIBLE")
+        assert tried(running("system", "true"), "uncovered", "r", HIDDEN).startswith("POSSIBLE")
     finally:
         service.stop()
-        service.settings["runtime"]["apparmor"] = "required"
+        service.settings["runtime"] = before
         service.start()
 
 

@@ -2,7 +2,8 @@
 
 Each attempt is made by a compiled program (probe_reach.c), first on the host, where it has to
 succeed: what the host has not proves nothing and is skipped. Inside, a reason that says that
-somebody may not is the only one that counts: an absent file is no wall.
+somebody may not is the only one that counts: an absent file is no wall, unless a mount that does
+not come off is above it and no other is to be had. Both where the view is locked and where not.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ def reach_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(Path(__file__).with_name("probe_reach.c"), tmp_path_factory.mktemp("reach"))
 
 
-@pytest.fixture(scope="module")
-def prisoner(service, busybox, reach_file):
+@pytest.fixture(scope="module", params=["false", "true"], ids=["locked", "fresh_proc"])
+def prisoner(request, service, busybox, reach_file):
     """A running instance with the program in it."""
-    instance = service.spawn(busybox, files=[injected(reach_file, "/bin/reach")])
+    flavor = {"extra_specs": {"berth:fresh_proc": request.param}}
+    instance = service.spawn(busybox, flavor=flavor, files=[injected(reach_file, "/bin/reach")])
     instance.wait_console("is up")
     yield instance
     instance.discard()

@@ -14,7 +14,6 @@ use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec, ViewSpec};
 use crate::runtime::chosen::Chosen;
 use crate::runtime::native::seccomp;
-use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
 use crate::runtime::walls::Walls;
 use crate::runtime::{init, lxcfs, targets};
@@ -85,7 +84,7 @@ fn monitor_spec(
 ) -> Result<MonitorSpec> {
     let group = parts.group(record);
     let boot = record.boot();
-    let role = Role::of(boot.config, boot.definition.command.as_deref());
+    let role = boot.role();
     let walls = Walls::from_extra_specs(&boot.definition.flavor.extra_specs)?;
     Ok(MonitorSpec {
         instance: record.id,
@@ -129,7 +128,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, &boot.config.user)?;
     let lxcfs = lxcfs_files(parts, record);
-    let role = Role::of(boot.config, boot.definition.command.as_deref());
+    let role = boot.role();
     let cgroup_view = match parts.hierarchy.layout() {
         CgroupLayout::V1 => CgroupView::V1,
         CgroupLayout::Hybrid | CgroupLayout::V2 => CgroupView::Unified,

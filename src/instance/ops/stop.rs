@@ -16,7 +16,7 @@ use super::destroy;
 /// reboot is asked to stop, and the monitor starts it again.
 pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
     let boot = record.boot();
-    let role = Role::of(boot.config, boot.definition.command.as_deref());
+    let role = boot.role();
     let way = init::asking(role, boot.config, ask)?;
     let action = match ask {
         Ask::PowerOff => ExitAction::End,
