@@ -128,12 +128,12 @@ test-openstack: build ## the cloud up, Heat, a part of Tempest, the cloud down (
 	@$(OPENSTACK) test
 
 .PHONY: test-scale
-test-scale: build ## the cloud up, a hundred servers while what carries them is killed, down (root)
+test-scale: build ## the cloud up, a hundred servers while what carries them is killed, what befalls a host, down (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) test-scale
 
 .PHONY: test-foreign
-test-foreign: build ## what other people's clients and tests meet in the cloud, everything logged (root)
+test-foreign: build ## other people's clients and tests against the cloud, everything logged; not in test-long: not all of them pass yet (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) foreign
 
