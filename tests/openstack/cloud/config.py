@@ -38,7 +38,7 @@ PRIVSEP = {"helper_command": f"{VENV}/bin/privsep-helper"}
 
 
 def database(name: str) -> str:
-    """The URL of a database."""
+    """The URL of a database, whose root needs no password on loopback."""
     return f"mysql+pymysql://root@{LOOPBACK}:{PORTS['mariadb']}/{name}?charset=utf8mb4"
 
 
