@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .config import write_secret
 from .place import ETC, KEYSTONE, LOOPBACK, PASSWORD, PORTS, ROOT, STATE, VENV
-from .processes import Failure, Program, answers, listens, run, wait_until
+from .processes import Failure, Program, answers, run, wait_until
 
 WANTED = bool(os.environ.get("HORIZON"))
 # Its own, by `scripts/deps horizon`, of the same Python.
@@ -27,8 +27,6 @@ def start() -> None:
         return
     if not (DASHBOARD_VENV / "stamp").exists():
         raise Failure("Horizon is not installed: scripts/deps horizon")
-    if listens(PORT):
-        raise Failure(f"horizon needs port {PORT}, which something else has: ss -ltnp 'sport = {PORT}'")
     _write_settings()
     if not MADE.exists():
         _make_files()
