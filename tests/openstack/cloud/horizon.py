@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from .config import write_secret
 from .place import ETC, KEYSTONE, LOOPBACK, PASSWORD, PORTS, ROOT, STATE, VENV
@@ -72,7 +71,7 @@ def _write_settings() -> None:
 
 def _make_files() -> None:
     """What browsers get: collected from its packages, its styles and scripts each in one file."""
-    Path(WORK).mkdir(exist_ok=True)
+    WORK.mkdir(exist_ok=True)
     more = {"PYTHONPATH": str(SETTINGS), "DJANGO_SETTINGS_MODULE": "openstack_dashboard.settings"}
     django = (DASHBOARD_VENV / "bin/python", "-W", "ignore", "-m", "django")
     run(*django, "collectstatic", "--noinput", "--verbosity", "0", log="horizon-files", **more)
