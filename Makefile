@@ -197,8 +197,10 @@ wheel: ## the Nova driver's wheel, in target/wheel
 	@cd nova-driver && ../target/venv-nova-34/bin/python -m hatchling build -t wheel -d ../target/wheel
 
 .PHONY: docs
-docs: build ## writes docs/configuration.md anew from the code
+docs: build ## writes docs/configuration.md and the tables of docs/features.md anew from the code
+	@scripts/deps driver
 	target/release/berth configuration > docs/configuration.md
+	target/venv-nova-34/bin/python scripts/features-tables
 
 .PHONY: test-docs
 test-docs: build ## the documents' links, commands and metrics; lists of tests; circles of files; the package
