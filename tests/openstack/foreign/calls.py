@@ -1,4 +1,4 @@
-"""`openstack server …` in every state of a server, and what comes of each call.
+"""`openstack server …` in the states of a server, and what comes of each call.
 
 Each call is python-openstackclient's own, run from here, so that what it asks of
 Nova and what Nova answers is seen. A row says: the server's state, the call, the
