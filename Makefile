@@ -128,12 +128,12 @@ test-openstack: build ## the cloud up, Heat, a part of Tempest, the cloud down (
 	@$(OPENSTACK) test
 
 .PHONY: test-scale
-test-scale: build ## the cloud up, a hundred servers while what carries them is killed, down (root)
+test-scale: build ## the cloud up, a hundred servers while what carries them is killed, what befalls a host, down (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) test-scale
 
 .PHONY: test-foreign
-test-foreign: build ## what other people's clients and tests meet in the cloud, everything logged (root)
+test-foreign: build ## other people's clients and tests against the cloud, everything logged; not in test-long: not all of them pass yet (root)
 	@scripts/deps run images openstack
 	@$(OPENSTACK) foreign
 
@@ -197,8 +197,10 @@ wheel: ## the Nova driver's wheel, in target/wheel
 	@cd nova-driver && ../target/venv-nova-34/bin/python -m hatchling build -t wheel -d ../target/wheel
 
 .PHONY: docs
-docs: build ## writes docs/configuration.md anew from the code
+docs: build ## writes docs/configuration.md and the tables of docs/features.md anew from the code
+	@scripts/deps driver
 	target/release/berth configuration > docs/configuration.md
+	target/venv-nova-34/bin/python scripts/features-tables
 
 .PHONY: test-docs
 test-docs: build ## the documents' links, commands and metrics; lists of tests; circles of files; the package

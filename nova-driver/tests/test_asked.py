@@ -26,7 +26,8 @@ VALUES = {
     'hw:mem_page_size': ['large', 'small', 'any', '2MB', '1GB', '2048'], 'hw:pmem': ['4GB'],
     'hw:numa_cpus.0': ['0-1'], 'hw:cpu_dedicated_mask': ['^0'],
     'hw:cpu_realtime_mask': ['^0'], 'pci_passthrough:alias': ['gpu:1'],
-    'hw_mem_page_size': ['large', 'small', 'any', '2MB'], 'traits_required': [['HW_CPU_X86_AVX2']],
+    'hw_mem_page_size': ['large', 'small', 'any', '2MB'],
+    'traits_required': [['HW_CPU_X86_AVX2'], ['HW_CPU_HYPERTHREADING']],
     'img_hv_requested_version': ['>=1.0'], 'hw_architecture': ['x86_64'],
 }
 
@@ -176,6 +177,14 @@ def check_resize(driver, context, service, flavor, refused, found):
 def test_traits_are_placements(name):
     found = row('extra_specs', name)
     assert found.verdict == (asked.REFUSED if 'HYPERTHREADING' in name else asked.HONOURED)
+
+
+@pytest.mark.parametrize('traits', [
+    ['HW_CPU_HYPERTHREADING'], ['HW_CPU_X86_AVX2', 'HW_CPU_HYPERTHREADING']])
+def test_a_thread_policy_is_refused_as_a_trait_of_the_image_too(driver, context, service, traits):
+    with pytest.raises(exception.InvalidInput, match='thread policy'):
+        spawn(driver, context, make_flavor(), meta(traits_required=traits))
+    assert service.instances == {} and service.images == {}
 
 
 def test_what_nova_knows_nothing_of_promises_nothing(driver, context, service):

@@ -730,7 +730,8 @@ def test_set_admin_password(spawn, driver, service):
 
 
 def test_a_crash_dump_is_refused_in_words(spawn, driver, context):
-    with pytest.raises(exception.TriggerCrashDumpNotSupported):
+    with pytest.raises(
+            exception.TriggerCrashDumpNotSupported, match='no kernel of its own'):
         driver.trigger_crash_dump(make_instance())
 
 

@@ -198,6 +198,8 @@ def test_nor_does_one_that_fails(driver, service, secretive, said, told, how, mo
         service.answer = failing
     _, errors = run(driver, *secretive)
     assert how == 'slow' or len(errors) > 5
+    # Also where nothing fails, all of it was logged.
+    assert len(said()) > 500
     assert_no_secret(said() + '\n'.join(errors) + repr(told))
 
 

@@ -23,6 +23,7 @@ TEMPEST_LISTS = [
     ROOT / "tests/openstack/tempest-excluded.txt",
     ROOT / "tests/devstack/tempest.txt",
 ]
+EXCLUDED_OF_OTHERS = ROOT / "tests/openstack/foreign/excluded.txt"
 MADE = {"target", ".git", "node_modules"}
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not MADE & set(path.relative_to(ROOT).parts) and path.is_file()
@@ -110,6 +111,37 @@ def alternatives(pattern: str) -> list[str]:
 def test_a_list_for_tempest_names_what_is_there(path: Path):
     patterns = [way for entry in entries(path) for way in alternatives(entry)]
     assert [way for way in patterns if not any(map(re.compile(way).search, tempest()))] == []
+
+
+def published_modules() -> list[str]:
+    """The packages and modules of other people's tests that are run against the cloud."""
+    tree = ast.parse((ROOT / "tests/openstack/cloud/foreign.py").read_text())
+    assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
+    (suites,) = (node.value for node in assignments if ast.unparse(node.targets[0]) == "SUITES")
+    return [module for modules in ast.literal_eval(suites).values() for module in modules]
+
+
+def published_tests() -> set[str]:
+    """Their names, as tests/openstack/foreign/excluded.py makes them."""
+    packages = next(ROOT.glob("target/venv-openstack/lib/python3*/site-packages"), None)
+    if packages is None:
+        pytest.skip("openstacksdk is not installed: scripts/deps openstack")
+    names = set()
+    for wanted in published_modules():
+        place = packages / wanted.replace(".", "/")
+        files = sorted(place.rglob("test_*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        assert files, f"{wanted} has no tests"
+        for path in files:
+            module = ".".join(path.relative_to(packages).with_suffix("").parts)
+            names |= {f"{module}.{test.replace('::', '.')}" for test in defined_in(path)}
+    return names
+
+
+def test_what_is_left_out_of_other_peoples_tests_is_there():
+    patterns = [way for entry in entries(EXCLUDED_OF_OTHERS) for way in alternatives(entry)]
+    assert patterns
+    published = published_tests()
+    assert [way for way in patterns if not any(map(re.compile(way).search, published))] == []
 
 
 @functools.cache

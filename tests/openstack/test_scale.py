@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from cloud import compute, identity, stores
-from cloud.place import BERTH_SOCKET
-from cloud.processes import run, together
+from cloud.processes import together
 from helpers import eventually
 
 # Fewer where there is no time for more.
@@ -66,7 +65,7 @@ def _settled(cloud: Any) -> bool:
 
 
 def _instances_on_host() -> set[str]:
-    listed = json.loads(run(compute.BERTH, "--socket", BERTH_SOCKET, "--json", "list"))
+    listed = json.loads(compute.berth("--json", "list"))
     return {instance["id"] for instance in listed["instances"]}
 
 

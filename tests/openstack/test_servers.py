@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cloud import compute
-from cloud.place import BERTH_SOCKET, HOST
-from cloud.processes import run
+from cloud import compute, resources
+from cloud.place import HOST
 from helpers import eventually, network, server, ssh
 
 USER_DATA = """#!/bin/sh
@@ -76,16 +75,12 @@ def test_nova_compute_restarts_beside_a_server(demo: Any) -> None:
 
 
 def test_an_image_is_fetched_beforehand(admin: Any) -> None:
-    content = admin.image.download_image(admin.image.find_image("tempest")).content
-    image = admin.image.create_image(
-        name="beforehand", disk_format="raw", container_format="bare", data=content
-    )
+    image = resources.copy_of_tempest(admin, "beforehand")
     aggregate = admin.compute.create_aggregate(name="beforehand")
     try:
         admin.compute.add_host_to_aggregate(aggregate, HOST)
         admin.compute.aggregate_precache_images(aggregate, [image.id])
-        listing = (compute.BERTH, "--socket", BERTH_SOCKET, "--json", "image", "list")
-        eventually("the image on the host", lambda: image.id in run(*listing))
+        eventually("the image on the host", lambda: image.id in compute.berth("--json", "image", "list"))
     finally:
         admin.compute.remove_host_from_aggregate(aggregate, HOST)
         admin.compute.delete_aggregate(aggregate)

@@ -13,17 +13,14 @@ from typing import Any
 
 import pytest
 from cloud import compute
-from cloud.place import BERTH, BERTH_SOCKET, STATE
+from cloud.compute import berth
+from cloud.place import STATE
 from cloud.processes import run
 from helpers import eventually, network, server, ssh, stays
 
 HOST_ROUTES = [{"destination": "198.51.100.0/24", "nexthop": "10.83.0.9"}]
 # Nobody tells the server its addresses: the host sets them.
 STATIC = {"ip_version": 4, "is_dhcp_enabled": False, "host_routes": HOST_ROUTES}
-
-
-def berth(*words: str) -> str:
-    return run(BERTH, "--socket", BERTH_SOCKET, *words)
 
 
 def settle(cloud: Any, made: Any) -> Any:

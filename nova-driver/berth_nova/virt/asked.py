@@ -42,7 +42,9 @@ class Row(collections.namedtuple('Row', 'name verdict words unless refused refus
         """Whether a server that asks for `value` is not made."""
         if self.verdict == REFUSED:
             return not _is_among(value, self.unless)
-        return _is_among(value, self.refused)
+        # Of several that an image asks for together, one is enough.
+        asked = value if isinstance(value, list) else [value]
+        return any(_is_among(each, self.refused) for each in asked)
 
 
 @functools.cache
@@ -56,7 +58,7 @@ def _pattern(name):
 def _is_among(value, values):
     text = str(value).strip().lower()
     return any(strutils.bool_from_string(text, default=True) is False if known is False
-               else text == str(known) for known in values)
+               else text == str(known).lower() for known in values)
 
 
 @functools.cache

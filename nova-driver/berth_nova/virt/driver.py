@@ -618,8 +618,8 @@ class BerthDriver(driver.ComputeDriver):
             raise
 
     def trigger_crash_dump(self, instance):
-        """A container has no kernel of its own to dump; the base class's answer has no words."""
-        raise exception.TriggerCrashDumpNotSupported()
+        """Refused with the reason, which Nova's own words leave out: the action's event shows it."""
+        raise exception.TriggerCrashDumpNotSupported('a container has no kernel of its own to dump')
 
     # Images.
 

@@ -72,9 +72,14 @@ def start_service() -> None:
     wait_until("berth", _service_answers, 60, SERVICE)
 
 
+def berth(*words: str) -> str:
+    """What berth's command line answers."""
+    return run(BERTH, "--socket", BERTH_SOCKET, *words)
+
+
 def _service_answers() -> bool:
     try:
-        run(BERTH, "--socket", BERTH_SOCKET, "--json", "host")
+        berth("--json", "host")
         return True
     except Failure:
         return False
@@ -125,8 +130,8 @@ def _remove_cgroups() -> None:
 
 def _delete_instances() -> None:
     start_service()
-    listed = json.loads(run(BERTH, "--socket", BERTH_SOCKET, "--json", "list"))
+    listed = json.loads(berth("--json", "list"))
     names = [instance["id"] for instance in listed["instances"]]
     if names:
         with step(f"delete {len(names)} instances"):
-            run(BERTH, "--socket", BERTH_SOCKET, "delete", *names)
+            berth("delete", *names)

@@ -38,7 +38,7 @@ PRIVSEP = {"helper_command": f"{VENV}/bin/privsep-helper"}
 
 
 def database(name: str) -> str:
-    """The URL of a database."""
+    """The URL of a database, whose root needs no password on loopback."""
     return f"mysql+pymysql://root@{LOOPBACK}:{PORTS['mariadb']}/{name}?charset=utf8mb4"
 
 
@@ -325,10 +325,10 @@ def write(path: Path, ini: Ini) -> None:
     write_secret(path, "\n".join(lines))
 
 
-def write_secret(path: Path, text: str, mode: int = 0o600) -> None:
+def write_secret(path: Path, text: str) -> None:
     """Writes a file that at no moment is anybody's but root's: all of these have passwords."""
     path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import identity
+from . import identity, resources
 from .place import CLOUDS, LOG, ROOT, STATE, environment
 from .processes import Failure
 
@@ -63,12 +63,9 @@ def _run(suite: str, modules: tuple[str, ...]) -> bool:
 @contextlib.contextmanager
 def _cirros() -> Iterator[None]:
     """An image of CirrOS's name, and shape: BusyBox, an SSH server, no cloud-init."""
-    glance = identity.connect("admin").image
-    content = glance.download_image(glance.find_image("tempest")).content
-    image = glance.create_image(
-        name=CIRROS, disk_format="raw", container_format="bare", visibility="public", data=content
-    )
+    admin = identity.connect("admin")
+    image = resources.copy_of_tempest(admin, CIRROS)
     try:
         yield
     finally:
-        glance.delete_image(image)
+        admin.image.delete_image(image)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from .config import write_secret
 from .place import ETC, KEYSTONE, LOOPBACK, PASSWORD, PORTS, ROOT, STATE, VENV
-from .processes import Failure, Program, answers, listens, run, wait_until
+from .processes import Failure, Program, answers, run, wait_until
 
 WANTED = bool(os.environ.get("HORIZON"))
 # Its own, by `scripts/deps horizon`, of the same Python.
@@ -27,8 +26,6 @@ def start() -> None:
         return
     if not (DASHBOARD_VENV / "stamp").exists():
         raise Failure("Horizon is not installed: scripts/deps horizon")
-    if listens(PORT):
-        raise Failure(f"horizon needs port {PORT}, which something else has: ss -ltnp 'sport = {PORT}'")
     _write_settings()
     if not MADE.exists():
         _make_files()
@@ -74,7 +71,7 @@ def _write_settings() -> None:
 
 def _make_files() -> None:
     """What browsers get: collected from its packages, its styles and scripts each in one file."""
-    Path(WORK).mkdir(exist_ok=True)
+    WORK.mkdir(exist_ok=True)
     more = {"PYTHONPATH": str(SETTINGS), "DJANGO_SETTINGS_MODULE": "openstack_dashboard.settings"}
     django = (DASHBOARD_VENV / "bin/python", "-W", "ignore", "-m", "django")
     run(*django, "collectstatic", "--noinput", "--verbosity", "0", log="horizon-files", **more)

@@ -31,7 +31,10 @@ PASSWORD_FILE = STATE / "password"
 
 
 def _password() -> str:
-    """One for everything, new with each cloud: other users of this machine reach its ports too."""
+    """One for Keystone's users and what services share, new with each cloud.
+
+    MariaDB, RabbitMQ and memcached ask for none: not for a machine that others use.
+    """
     try:
         return PASSWORD_FILE.read_text().strip()
     except FileNotFoundError:

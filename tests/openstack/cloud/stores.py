@@ -1,4 +1,4 @@
-"""memcached, MariaDB and RabbitMQ, and the databases' schemas."""
+"""memcached, MariaDB and RabbitMQ, and the databases' schemas. None of the three asks for a password."""
 
 from __future__ import annotations
 

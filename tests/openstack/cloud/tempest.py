@@ -12,6 +12,7 @@ from pathlib import Path
 from subunit import ByteStreamToStreamResult
 
 from . import config, identity
+from .lists import lines
 from .place import DATA, KEYSTONE, PASSWORD, REGION, ROOT, STATE, VENV, environment
 from .processes import Failure, run
 
@@ -141,11 +142,6 @@ def _image_file() -> Path:
 def part() -> list[str]:
     """Patterns of the part that `make test-openstack` runs."""
     return lines(PART)
-
-
-def lines(file: Path) -> list[str]:
-    """Without remarks and empty ones."""
-    return [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
 
 
 def execute(patterns: list[str]) -> None:

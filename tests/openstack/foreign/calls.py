@@ -1,4 +1,4 @@
-"""`openstack server …` in every state of a server, and what comes of each call.
+"""`openstack server …` in the states of a server, and what comes of each call.
 
 Each call is python-openstackclient's own, run from here, so that what it asks of
 Nova and what Nova answers is seen. A row says: the server's state, the call, the
@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
-from cloud import identity
-from cloud.place import BERTH, BERTH_SOCKET, PORTS
-from cloud.processes import run
+from cloud import compute, identity, resources
+from cloud.place import PORTS
 from openstackclient.shell import OpenStackShell
 
 from openstack import exceptions
@@ -147,14 +146,7 @@ class Cloud:
 
     def copy_of_image(self) -> str:
         """An image of the calls' own, which they may delete."""
-        content = self.admin.image.download_image(self.admin.image.find_image("tempest")).content
-        return self.admin.image.create_image(
-            name=f"{NAME}-own",
-            disk_format="raw",
-            container_format="bare",
-            visibility="public",
-            data=content,
-        ).id
+        return resources.copy_of_tempest(self.admin, f"{NAME}-own").id
 
     def get(self, server: Any) -> Any | None:
         with contextlib.suppress(exceptions.NotFoundException):
@@ -205,9 +197,8 @@ class Cloud:
 
     def lose(self, server: Any) -> None:
         """Makes the service know nothing of the server, behind Nova's back."""
-        listed = run(BERTH, "--socket", BERTH_SOCKET, "--json", "list")
-        if server.id in listed:
-            run(BERTH, "--socket", BERTH_SOCKET, "delete", server.id)
+        if server.id in compute.berth("--json", "list"):
+            compute.berth("delete", server.id)
 
     def delete(self, server: Any) -> None:
         with contextlib.suppress(exceptions.NotFoundException):

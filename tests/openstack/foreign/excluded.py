@@ -6,13 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cloud.lists import lines
+
 FILE = Path(__file__).with_name("excluded.txt")
-
-
-def patterns() -> list[re.Pattern[str]]:
-    """Without remarks and empty lines."""
-    lines = FILE.read_text().splitlines()
-    return [re.compile(line) for line in lines if line and not line.startswith("#")]
 
 
 def name_of(item: Any) -> str:
@@ -22,6 +18,7 @@ def name_of(item: Any) -> str:
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     """A pattern is searched for in a test's name."""
-    left = [item for item in items if any(pattern.search(name_of(item)) for pattern in patterns())]
+    patterns = lines(FILE)
+    left = [item for item in items if any(re.search(pattern, name_of(item)) for pattern in patterns)]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]

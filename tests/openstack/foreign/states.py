@@ -8,7 +8,7 @@ from typing import Any
 from foreign.calls import NAME, Answer, Cloud, call, stable
 from openstack import exceptions
 
-# Every subcommand that is about one server. S: the server, P: a port of its own.
+# Subcommands about one server; in other states those of LIFE. S: the server, P: a port of its own.
 CALLS = (
     "server show S",
     "server show --diagnostics S",

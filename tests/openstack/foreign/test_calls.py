@@ -1,4 +1,4 @@
-"""`openstack server …` of every subcommand and state, compared with the table in `calls.txt`.
+"""`openstack server …` in the states of a server, compared with the table in `calls.txt`.
 
 `BERTH_WRITE_CALLS=1` writes the table anew: for a change that was meant.
 """
