@@ -4,17 +4,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::fault::{OrFault, Result};
+use crate::fault::Result;
 use crate::store::atomic;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::process::ProcessId;
-
-/// A killed process is gone within moments, unless the kernel is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Kills the recorded monitor, if it lives, and calls of the runtime program
 /// for this instance. A monitor that ended in good order left no record, and
@@ -23,9 +19,9 @@ pub fn end_strays(layout: &InstanceLayout, id: &str, runtime_root: &Path) -> Res
     let Ok(Some(monitor)) = atomic::read_json::<ProcessId>(&layout.monitor_pid()) else {
         return Ok(());
     };
-    end(monitor)?;
+    monitor.end()?;
     for call in calls(id, runtime_root) {
-        end(call)?;
+        call.end()?;
     }
     atomic::remove_file(&layout.monitor_pid())?;
     atomic::remove_file(&layout.monitor_socket())
@@ -39,7 +35,7 @@ pub fn end_unrecorded(layout: &Layout) -> Result<()> {
         let Some(id) = launched_for(process.pid, layout) else { continue };
         let recorded = atomic::read_json::<ProcessId>(&layout.instance(id).monitor_pid());
         if recorded.ok().flatten() != Some(process) {
-            end(process)?;
+            process.end()?;
         }
     }
     Ok(())
@@ -52,13 +48,6 @@ fn launched_for(pid: i32, layout: &Layout) -> Option<Uuid> {
     let below = argument.strip_prefix(layout.run_instances()).ok()?;
     let id = Uuid::parse_str(below.parent()?.to_str()?).ok()?;
     (argument == layout.instance(id).monitor_spec()).then_some(id)
-}
-
-fn end(process: ProcessId) -> Result<()> {
-    let doing = format!("killing process {}", process.pid);
-    let Some(pidfd) = process.open().or_fault(&doing)? else { return Ok(()) };
-    pidfd.signal(libc::SIGKILL).or_fault(&doing)?;
-    pidfd.wait(PATIENCE).or_fault(&doing).map(drop)
 }
 
 /// Processes whose arguments name both the runtime's state directory, which
