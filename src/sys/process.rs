@@ -198,7 +198,8 @@ pub fn children(parent: u32) -> Vec<PidFd> {
     pids.into_iter().filter_map(open).collect()
 }
 
-fn parent_of(pid: i32) -> Option<u32> {
+/// The number of a process's parent; `None` when there is no such process.
+pub fn parent_of(pid: i32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in parentheses, may hold anything.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
