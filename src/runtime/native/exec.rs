@@ -10,8 +10,9 @@
 //!
 //! This is where an instance comes nearest to the host's programs: until it executes its own,
 //! the last process is berth's, seen from inside. So it runs from a copy of the program's mount
-//! through which nobody can write, cannot be traced, and has no file of the host's open but
-//! closed ones' own. What it finds inside (root, `/proc`, `/dev/pts`) is a tenant's: it opens
+//! through which nobody can write, and cannot be traced, so that none of its files can be opened
+//! from inside. Until then it has some of the host's: a handle of the first process, the user
+//! namespace, the cgroups. What it finds inside (root, `/proc`, `/dev/pts`) is a tenant's: it opens
 //! nothing there through a link, and writes to no file that is not of the expected kind.
 
 use std::fs::File;
