@@ -377,6 +377,7 @@ under_both! {
     much_output_and_a_client_that_does_not_read
     what_the_runtime_says_is_in_the_fault
     out_of_memory_is_told
+    one_that_cannot_be_completed_leaves_nothing
     one_that_never_started_leaves_no_exit
     the_host_is_left_as_it_was
     applications_are_walled_in
@@ -550,6 +551,55 @@ fn what_the_runtime_says_is_in_the_fault(runtime: &'static str) {
     assert!(!instance.layout.monitor_socket().exists());
     assert_eq!(fs::read_dir(instance.spec.run_dir.join("runtime")).unwrap().count(), 0);
     assert!(instance.exit().is_none());
+}
+
+fn one_that_cannot_be_completed_leaves_nothing(runtime: &'static str) {
+    let mut instance = Instance::new(runtime, &application("exec sleep 1000"));
+    let mounts = || {
+        let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = instance.layout.state().parent().unwrap().parent().unwrap().to_owned();
+        let mut points: Vec<_> = all
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|point| {
+                Path::new(point).starts_with(&own)
+                    || Path::new(point).starts_with(&instance.spec.run_dir)
+            })
+            .map(str::to_owned)
+            .collect();
+        points.sort();
+        points
+    };
+    let before = mounts();
+    let shown = instance.spec.view.as_ref().unwrap().locked;
+    // More than the file system for what the view covers with holds: it is told after the
+    // container was created.
+    let view = ViewSpec { command_line: "x".repeat(2 << 20), locked: shown };
+    let spec = MonitorSpec { view: Some(view), ..instance.spec.clone() };
+    let fault = launch(&spec, &program()).unwrap_err();
+    assert!(fault.detail.contains("No space left on device"), "{fault}");
+    assert_eq!(mounts(), before);
+    assert_eq!(fs::read_dir(instance.spec.run_dir.join("runtime")).unwrap().count(), 0);
+    for socket in [instance.layout.monitor_socket(), instance.layout.console_socket()] {
+        assert!(!socket.exists(), "{}", socket.display());
+    }
+    let id = instance.spec.instance.to_string();
+    // The monitor answers before it ends.
+    eventually("the end of all its processes", || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_its = |pid: &i32| {
+            let text = |name| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let has = |name| String::from_utf8_lossy(&text(name)).contains(&id);
+            has("cgroup") || has("cmdline")
+        };
+        pids.filter(is_its).all(|pid| ProcessId::of(pid).is_none()).then_some(())
+    });
+    // What is in its way next time is nothing either.
+    instance.spec.view = None;
+    let monitor = instance.started();
+    monitor.quit().unwrap();
+    instance.wait_end(&monitor).unwrap();
 }
 
 fn out_of_memory_is_told(runtime: &'static str) {

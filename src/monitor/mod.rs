@@ -1,9 +1,10 @@
 //! The monitor: one small process beside every running instance.
 //!
-//! It has the runtime program create the instance, holds the console's master,
-//! keeps the console's log, reaps the first process, starts it again when the
-//! guest reboots, and writes down how it ended. It is a process of its own so
-//! that the service can stop, crash and be replaced while instances run.
+//! It has the runtime create the instance, or does that itself where it is the
+//! native one, holds the console's master, keeps the console's log, reaps the
+//! first process, starts it again when the guest reboots, and writes down how it
+//! ended. It is a process of its own so that the service can stop, crash and be
+//! replaced while instances run.
 //!
 //! * [`client`] is the service's side: [`launch`] and [`Monitor`].
 //! * [`program`] is the other, what `berth-monitor` runs.

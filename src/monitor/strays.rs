@@ -1,31 +1,28 @@
-//! What a killed monitor leaves at work: the runtime program it had called.
+//! What a killed monitor leaves at work: calls of a runtime program, helpers of the native one's
+//! `exec`. And monitors that nobody has heard of.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::fault::{OrFault, Result};
+use crate::fault::Result;
 use crate::store::atomic;
 use crate::store::layout::{InstanceLayout, Layout};
-use crate::sys::process::ProcessId;
+use crate::sys::process::{ProcessId, parent_of};
 
-/// A killed process is gone within moments, unless the kernel is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Kills the recorded monitor, if it lives, and calls of the runtime program
-/// for this instance. A monitor that ended in good order left no record, and
+/// Kills the recorded monitor, if it lives, and calls of the runtime program or
+/// `berth-monitor exec` for this instance. A monitor that ended in good order left no record, and
 /// costs no look at the host's processes.
 pub fn end_strays(layout: &InstanceLayout, id: &str, runtime_root: &Path) -> Result<()> {
     let Ok(Some(monitor)) = atomic::read_json::<ProcessId>(&layout.monitor_pid()) else {
         return Ok(());
     };
-    end(monitor)?;
+    monitor.end()?;
     for call in calls(id, runtime_root) {
-        end(call)?;
+        call.end()?;
     }
     atomic::remove_file(&layout.monitor_pid())?;
     atomic::remove_file(&layout.monitor_socket())
@@ -38,27 +35,25 @@ pub fn end_unrecorded(layout: &Layout) -> Result<()> {
     for process in processes() {
         let Some(id) = launched_for(process.pid, layout) else { continue };
         let recorded = atomic::read_json::<ProcessId>(&layout.instance(id).monitor_pid());
-        if recorded.ok().flatten() != Some(process) {
-            end(process)?;
+        // What a monitor is making has its arguments until it executes the instance's program.
+        let is_of = |monitor: ProcessId| {
+            let parent = || parent_of(process.pid).map(u32::cast_signed);
+            monitor == process || monitor.is_alive() && parent() == Some(monitor.pid)
+        };
+        if !recorded.ok().flatten().is_some_and(is_of) {
+            process.end()?;
         }
     }
     Ok(())
 }
 
-/// The instance whose specification is the process's only argument.
+/// The instance whose specification is the process's first argument.
 fn launched_for(pid: i32, layout: &Layout) -> Option<Uuid> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let argument = Path::new(OsStr::from_bytes(line.split(|byte| *byte == 0).nth(1)?));
     let below = argument.strip_prefix(layout.run_instances()).ok()?;
     let id = Uuid::parse_str(below.parent()?.to_str()?).ok()?;
     (argument == layout.instance(id).monitor_spec()).then_some(id)
-}
-
-fn end(process: ProcessId) -> Result<()> {
-    let doing = format!("killing process {}", process.pid);
-    let Some(pidfd) = process.open().or_fault(&doing)? else { return Ok(()) };
-    pidfd.signal(libc::SIGKILL).or_fault(&doing)?;
-    pidfd.wait(PATIENCE).or_fault(&doing).map(drop)
 }
 
 /// Processes whose arguments name both the runtime's state directory, which
@@ -82,7 +77,7 @@ fn processes() -> impl Iterator<Item = ProcessId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn a_monitor_that_has_not_said_who_it_is_is_ended() {
@@ -91,8 +86,9 @@ mod tests {
         let start = |id: Uuid| {
             let spec = layout.instance(id).monitor_spec();
             fs::create_dir_all(spec.parent().unwrap()).unwrap();
-            fs::write(&spec, "sleep 600; true").unwrap();
-            Command::new("sh").arg(spec).spawn().unwrap()
+            // The one in parentheses has the same arguments.
+            fs::write(&spec, "(read x; true); true").unwrap();
+            Command::new("sh").arg(spec).stdin(Stdio::piped()).spawn().unwrap()
         };
         let mut recorded = start(Uuid::from_u128(1));
         let mut unrecorded = start(Uuid::from_u128(2));
@@ -104,10 +100,25 @@ mod tests {
         };
         atomic::write_json(&layout.instance(Uuid::from_u128(1)).monitor_pid(), &own).unwrap();
         while launched_for(unrecorded.id().cast_signed(), &layout).is_none() {}
+        let made = |parent: u32| {
+            let all = || processes().filter(|p| launched_for(p.pid, &layout).is_some());
+            loop {
+                if let Some(found) = all().find(|p| parent_of(p.pid) == Some(parent)) {
+                    break found;
+                }
+            }
+        };
+        let (kept, orphan) = (made(recorded.id()), made(unrecorded.id()));
         end_unrecorded(&layout).unwrap();
         assert!(unrecorded.try_wait().unwrap().is_some());
+        assert!(!orphan.is_alive());
         assert!(recorded.try_wait().unwrap().is_none());
+        assert!(kept.is_alive(), "what the monitor is making is no other monitor");
+        // Whose monitor has ended is nobody's.
+        let _input = recorded.stdin.take();
         recorded.kill().unwrap();
         recorded.wait().unwrap();
+        end_unrecorded(&layout).unwrap();
+        assert!(!kept.is_alive());
     }
 }

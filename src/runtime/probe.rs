@@ -1,4 +1,4 @@
-//! Finds a runtime program that works on this host, by trying it.
+//! Finds a runtime that works on this host, a program or the native one, by trying it.
 //!
 //! Versions say little: the same crun runs on one cgroup layout and refuses
 //! another. So each candidate creates and deletes a container that joins a

@@ -76,6 +76,25 @@ pub fn start(birth: &Birth<'_>, life: impl FnOnce() -> i32) -> io::Result<(Pid, 
     }
 }
 
+/// Does `life` in a process that has one thread, as a test's has not; gives its exit code.
+#[cfg(test)]
+pub fn alone(life: impl FnOnce() -> i32) -> io::Result<i32> {
+    // SAFETY: the child has this thread alone, and libc has made its own locks free in it.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = catch_unwind(AssertUnwindSafe(life)).unwrap_or(255);
+            // SAFETY: as in `start`.
+            unsafe { libc::_exit(code) }
+        }
+        pid => {
+            let pid = Pid::from_raw(pid.max(0)).ok_or_else(io::Error::last_os_error)?;
+            let ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+            let code = ended.and_then(|(_, status)| status.exit_status());
+            code.ok_or_else(|| io::Error::other("it was killed"))
+        }
+    }
+}
+
 /// `/proc/self/task` has a link for each thread, and the usual two.
 fn has_one_thread() -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;

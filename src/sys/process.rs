@@ -83,6 +83,16 @@ impl ProcessId {
         Ok(self.is_alive().then_some(fd))
     }
 
+    /// Kills it, and waits until it is gone, 10 seconds at most: longer takes one that the kernel
+    /// holds. One that has ended is success.
+    pub fn end(self) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let doing = || format!("killing process {}", self.pid);
+        let Some(handle) = self.open().or_fault(doing())? else { return Ok(()) };
+        handle.signal(libc::SIGKILL).or_fault(doing())?;
+        handle.wait(PATIENCE).or_fault(doing()).map(drop)
+    }
+
     /// Sends a signal; `false` when the process has ended.
     pub fn signal(self, signal: i32) -> io::Result<bool> {
         match self.open()? {
@@ -188,7 +198,8 @@ pub fn children(parent: u32) -> Vec<PidFd> {
     pids.into_iter().filter_map(open).collect()
 }
 
-fn parent_of(pid: i32) -> Option<u32> {
+/// The number of a process's parent; `None` when there is no such process.
+pub fn parent_of(pid: i32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in parentheses, may hold anything.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()

@@ -74,7 +74,9 @@ def test_the_first_program_is_not_the_runtimes(service, busybox, made):
     trap = "#!/proc/self/exe\n"
     overwrite = (
         "#!/bin/sh\nexec 2>&1\nfor n in 1 2 3 4 5 6; do\n"
-        "  for p in /proc/[0-9]*; do (: >> $p/exe) && echo OPENED $(readlink $p/exe); done\n"
+        "  for p in /proc/[0-9]*; do\n"
+        "    (: >> $p/exe) && echo OPENED $(readlink $p/exe) && echo >> $p/exe\n"
+        "  done\n"
         "  sleep 0.2\ndone\n"
         "echo tried; sleep 1000\n"
     )
@@ -88,7 +90,8 @@ def test_the_first_program_is_not_the_runtimes(service, busybox, made):
         try:
             instance.action("start")
         except Fault as fault:
-            assert fault.code == "runtime-failed"
+            # The native runtime knows that it is the image's.
+            assert fault.code in ("runtime-failed", "instance-unsupported"), fault
         if command == ["/bin/overwrite"]:
             assert not opened(instance.wait_console("tried"))
         instance.discard()
@@ -108,7 +111,9 @@ def injected_text(path: str, text: str) -> dict:
 def opened(console: str) -> list[str]:
     """Programs of the host's that could be opened for writing: what is below its own root is its own."""
     lines = [line for line in console.splitlines() if line.startswith("OPENED")]
-    return [line for line in lines if "berth" in line or "runc" in line or "crun" in line]
+    # A program that runs from a mount of its own has no name but that of the mount's root.
+    names = ("berth", "runc", "crun")
+    return [line for line in lines if line == "OPENED /" or any(name in line for name in names)]
 
 
 @pytest.fixture
@@ -136,12 +141,14 @@ FAKES = {
 def test_a_terminal_is_made_of_no_fake(guest, fake):
     """CVE-2025-52565 and its like: what stands for a terminal is something else."""
     guest.sh("echo untouched > /etc/victim; chmod 666 /etc/victim")
-    guest.run("/bin/sh", "-c", FAKES[fake])
+    made = guest.run("/bin/sh", "-c", FAKES[fake])
+    assert made.returncode == 0, made.stderr
     result = guest.service.run_berth(
         "exec", "-t", guest.id, "--", "/bin/sh", "-c", "echo written", timeout=60
     )
     assert "Traceback" not in result.stderr
-    assert guest.sh("cat /etc/victim") == "untouched"
+    # From outside: some runtimes execute nothing any more where /dev is a fake.
+    assert Path(f"/proc/{guest.pids()[0]}/root/etc/victim").read_text() == "untouched\n"
 
 
 def test_what_stands_for_proc_is_not_written_to(guest):
@@ -160,24 +167,38 @@ def test_what_stands_for_proc_is_not_written_to(guest):
     assert set(result.stdout.split()) <= {"untouched"}, result.stdout
 
 
-def test_a_directory_of_the_first_process_is_no_way_out(guest, marker):
-    """The working directory of the first process is a link by the time of `exec`."""
-    guest.sh("mkdir -p /w && rm -rf /w && ln -s /proc/self/fd /w")
-    ways = f"/proc/self/cwd/{'../' * 8}var/tmp/{marker.name} /proc/self/fd/*/{'../' * 8}var/tmp/{marker.name}"
-    result = guest.run("/bin/sh", "-c", f"cat {ways} 2>/dev/null; true")
-    assert "THE HOST'S" not in result.stdout
+def test_a_directory_of_the_first_process_is_no_way_out(service, made, marker, tmp_path):
+    """The working directory of the first process is a link by the time of `exec`: to a descriptor
+    that the runtime left open."""
+    if service.settings["runtime"]["program"] == "runc":
+        pytest.skip("Debian's runc 1.1.5 carries the fix only in its latest revision")
+    image = image_at(service, tmp_path, "/w", ["/bin/sh", "-c", "echo looked; sleep 1000"])
+    climbs = " ".join(f"{'../' * depth}var/tmp/{marker.name}" for depth in range(10))
+    for number in DESCRIPTORS:
+        instance = service.spawn(image)
+        made.append(instance)
+        instance.wait_console("looked")
+        assert instance.sh("readlink /proc/self/cwd") == "/w", "no exec would meet the link"
+        instance.sh(f"cd / && rm -rf /w && ln -s /proc/self/fd/{number} /w")
+        result = instance.run("/bin/sh", "-c", f"cat {climbs} 2>/dev/null; true")
+        assert "THE HOST'S" not in result.stdout, number
+        instance.discard()
 
 
 def test_nothing_inside_traces_what_makes_a_process(guest):
     """Between joining and executing, the runtime's process is seen inside: it is closed to all there."""
     watcher = (
-        "for i in $(seq 400); do for p in /proc/[0-9]*; do e=$(readlink $p/exe 2>/dev/null); "
-        "case $e in *berth*|*runc*|*crun*|*memfd*) echo SEEN $p $e;; esac; done; done"
+        "while [ ! -e /tmp/stop ]; do for p in /proc/[0-9]*; do e=$(readlink $p/exe 2>/dev/null); "
+        "case $e in *berth*|*runc*|*crun*|*memfd*|/) echo SEEN $p $e;; esac; done; echo ROUND; done"
     )
     guest.sh(f"({watcher}) > /tmp/seen 2>/dev/null & echo")
+    rounds = lambda: int(guest.sh("grep -c ROUND /tmp/seen || true"))  # noqa: E731
+    before = rounds()
     for _ in range(15):
         guest.run("true")
-    seen = guest.sh("cat /tmp/seen")
+    assert rounds() > before, "nobody watched"
+    guest.sh("touch /tmp/stop")
+    seen = guest.sh("grep SEEN /tmp/seen || true")
     if guest.service.settings["runtime"]["program"] == "native":
         assert "SEEN" not in seen
     # A program that can be seen is at least a copy: test_escapes.py tries to write to it.

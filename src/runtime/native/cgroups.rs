@@ -2,6 +2,7 @@
 //! may use.
 
 use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
@@ -60,14 +61,14 @@ impl Cgroups {
             return Ok(());
         }
         let doing = "setting which devices the instance may use";
+        let mut filter = rules.iter().map(rule).collect::<Result<Vec<_>>>()?;
+        filter.push(NODES);
         if let Some(dir) = self.dirs.iter().find(|dir| dir.join("devices.deny").exists()) {
-            return hold_devices_v1(dir, rules).or_fault(doing);
+            return filter.iter().try_for_each(|rule| hold_v1(dir, rule)).or_fault(doing);
         }
         let Some(unified) = self.unified() else {
             return Err(refused("linux.resources.devices: the host has no cgroup of devices"));
         };
-        let mut filter = rules.iter().map(rule).collect::<Result<Vec<_>>>()?;
-        filter.push(NODES);
         device_filter::attach(unified, &filter).or_fault(doing)
     }
 }
@@ -81,26 +82,34 @@ const NODES: Rule = Rule {
     access: Access { make: true, read: false, write: false },
 };
 
-fn hold_devices_v1(dir: &Path, rules: &[DeviceRule]) -> std::io::Result<()> {
-    let write = |allow, text: &str| {
-        let name = if allow { "devices.allow" } else { "devices.deny" };
-        // One write for each rule: the kernel reads no more of it.
-        OpenOptions::new()
-            .write(true)
-            .open(dir.join(name))
-            .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()))
-    };
-    let any = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
-    for rule in rules {
-        let kind = match rule.kind {
-            Some(LinuxDeviceType::B) => "b",
-            Some(LinuxDeviceType::C | LinuxDeviceType::U) => "c",
-            _ => "a",
-        };
-        let access = rule.access.as_deref().unwrap_or("rwm");
-        write(rule.allow, &format!("{kind} {}:{} {access}", any(rule.major), any(rule.minor)))?;
+fn hold_v1(dir: &Path, rule: &Rule) -> std::io::Result<()> {
+    let file = dir.join(if rule.allow { "devices.allow" } else { "devices.deny" });
+    // One write for each: the kernel reads no more of it.
+    lines_v1(rule).iter().try_for_each(|line| {
+        let file = OpenOptions::new().write(true).open(&file);
+        file.and_then(|mut file| file.write_all(line.as_bytes()))
+    })
+}
+
+/// A rule as version 1 is told it. Of a line that begins with `a` the kernel reads no more: it
+/// means all devices and all uses, so here only that none is allowed.
+fn lines_v1(rule: &Rule) -> Vec<String> {
+    let Access { make, read, write } = rule.access;
+    let all = (rule.block, rule.major, rule.minor) == (None, None, None) && make && read && write;
+    if all && !rule.allow {
+        return vec!["a *:* rwm".to_owned()];
     }
-    ["c *:* m", "b *:* m"].iter().try_for_each(|text| write(true, text))
+    let any = |number: Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+    let uses = [(read, 'r'), (write, 'w'), (make, 'm')];
+    let uses: String = uses.iter().filter(|(used, _)| *used).map(|(_, letter)| letter).collect();
+    let kinds = match rule.block {
+        _ if uses.is_empty() => &[][..],
+        Some(true) => &["b"],
+        Some(false) => &["c"],
+        None => &["b", "c"],
+    };
+    let line = |kind| format!("{kind} {}:{} {uses}", any(rule.major), any(rule.minor));
+    kinds.iter().map(line).collect()
 }
 
 fn rule(rule: &DeviceRule) -> Result<Rule> {
@@ -111,7 +120,10 @@ fn rule(rule: &DeviceRule) -> Result<Rule> {
     let block = match rule.kind {
         Some(LinuxDeviceType::B) => Some(true),
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(false),
-        _ => None,
+        Some(LinuxDeviceType::A) | None => None,
+        Some(other) => {
+            return Err(refused(format!("linux.resources.devices: type {other:?} is none")));
+        }
     };
     Ok(Rule {
         allow: rule.allow,
@@ -156,6 +168,23 @@ fn v1_hierarchy(line: &str) -> Option<V1> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_rule_leaves_open_opens_no_other_device() {
+        let lines = |text: &str| {
+            let rule = serde_json::from_str(text).map_err(|e| refused(e.to_string()));
+            rule.and_then(|read| super::rule(&read)).map(|rule| lines_v1(&rule)).unwrap_or_default()
+        };
+        assert_eq!(lines(r#"{"allow": false}"#), ["a *:* rwm"]);
+        assert_eq!(lines(r#"{"allow": true, "type": "a"}"#), ["b *:* rwm", "c *:* rwm"]);
+        let numbers = r#"{"allow": true, "major": 1, "minor": 3, "access": "r"}"#;
+        assert_eq!(lines(numbers), ["b 1:3 r", "c 1:3 r"]);
+        assert_eq!(lines(r#"{"allow": false, "access": "w"}"#), ["b *:* w", "c *:* w"]);
+        let terminal = r#"{"allow": true, "type": "c", "major": 136, "access": "wr"}"#;
+        assert_eq!(lines(terminal), ["c 136:* rw"]);
+        assert_eq!(lines(r#"{"allow": true, "type": "b", "access": ""}"#), [""; 0]);
+        assert_eq!(lines(r#"{"allow": true, "type": "p"}"#), [""; 0], "it is refused");
+    }
 
     #[test]
     fn hierarchies_are_told_by_their_options() {

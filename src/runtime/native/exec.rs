@@ -10,8 +10,9 @@
 //!
 //! This is where an instance comes nearest to the host's programs: until it executes its own,
 //! the last process is berth's, seen from inside. So it runs from a copy of the program's mount
-//! through which nobody can write, cannot be traced, and has no file of the host's open but
-//! closed ones' own. What it finds inside (root, `/proc`, `/dev/pts`) is a tenant's: it opens
+//! through which nobody can write, and cannot be traced, so that none of its files can be opened
+//! from inside. Until then it has some of the host's: a handle of the first process, the user
+//! namespace, the cgroups. What it finds inside (root, `/proc`, `/dev/pts`) is a tenant's: it opens
 //! nothing there through a link, and writes to no file that is not of the expected kind.
 
 use std::fs::File;
@@ -21,7 +22,7 @@ use std::path::Path;
 
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fchown, fstat, openat};
-use rustix::process::{WaitOptions, setsid, waitpid};
+use rustix::process::setsid;
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
@@ -29,13 +30,13 @@ use serde::Deserialize;
 
 use super::cgroups::Cgroups;
 use super::config::{Bundle, Process, refused};
+use super::launch::{self, Born};
 use super::process::{self, Program};
 use super::rights::{as_root_of_the_host, be_closed, become_its_root, die_with_the_monitor};
 use super::state::State;
 use super::talk::{Line, Message};
 use super::{dev, relay};
 use crate::fault::{Fault, OrFault, Result};
-use crate::runtime::cli::DEADLINE;
 use crate::sys::child::{self, Birth};
 use crate::sys::process::PidFd;
 
@@ -63,24 +64,13 @@ struct Plan {
 pub(super) fn run(root: &Path, id: &str, request: OwnedFd) -> Result<u8> {
     be_closed()?;
     let plan = prepare(root, id, request)?;
-    let (line, theirs) = Line::pair()?;
-    let birth = Birth { cgroup: plan.cgroups.unified(), ..Birth::default() };
-    let (stage, handle) = child::start(&birth, || first_stage(&plan, &theirs))
-        .or_fault("starting the first stage")?;
-    drop(theirs);
-    let mut born = None;
-    let made = line.hear_of_birth(&mut born, DEADLINE);
-    let _ = handle.signal(libc::SIGKILL);
-    let _ = waitpid(Some(stage), WaitOptions::empty());
-    let (Some(pid), master) = (born, made?) else {
-        return Err(Fault::internal("running a program in the instance", "it has no number"));
-    };
+    let Born { pid, master, line } =
+        launch::born(plan.cgroups.unified(), |line| first_stage(&plan, line))?;
     if let Some(master) = &master {
         relay::copy_size(master.as_fd());
     }
-    line.release()?;
-    // It is closed by the program's begin.
-    line.hear(DEADLINE)?;
+    launch::start(&line).inspect_err(|_| launch::end(pid))?;
+    drop(line);
     relay::attend(pid, master)
 }
 

@@ -25,7 +25,8 @@
 //! ```
 //!
 //! The socket between monitor and first process ends with that program's begin, or with the
-//! monitor: then the process, which nobody could start any more, ends too. [`exec`] is the same
+//! monitor, who alone has its other end: then the process, which nobody could start any more,
+//! ends too. [`exec`] is the same
 //! for a further program, with a process of its own for the monitor's part.
 
 use std::fs::File;
@@ -34,7 +35,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
@@ -70,9 +70,6 @@ pub use talk::Line;
 
 /// What `runtime.program` says to have it.
 pub const NAME: &str = "native";
-
-/// A killed process is gone within moments, unless the kernel is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The native runtime of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +112,7 @@ impl Runtime for Native {
             Ok(None) => return Ok(()),
             Ok(Some(state)) => {
                 if let Some(init) = state.init {
-                    kill(init)?;
+                    init.end()?;
                 }
                 for dir in &state.cgroups {
                     cgroup::remove_dir(dir)?;
@@ -153,13 +150,6 @@ fn request(exec: &Exec) -> Result<OwnedFd> {
     let text = serde_json::to_vec(exec).or_fault(doing)?;
     file.write_all(&text).and_then(|()| file.seek(SeekFrom::Start(0))).or_fault(doing)?;
     Ok(file.into())
-}
-
-fn kill(process: ProcessId) -> Result<()> {
-    let doing = "ending the first process";
-    let Some(handle) = process.open().or_fault(doing)? else { return Ok(()) };
-    handle.signal(libc::SIGKILL).or_fault(doing)?;
-    handle.wait(PATIENCE).or_fault(doing).map(drop)
 }
 
 /// What `berth-monitor VERB …` does beside being a monitor; none: it is another's to know.

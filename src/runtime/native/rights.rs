@@ -10,7 +10,8 @@ use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread
 use super::config::{self, refused};
 use crate::fault::{OrFault, Result};
 
-/// The kernel forgets this with every change of ids.
+/// Has the kernel kill this process when its parent ends. It forgets that with a change of ids and
+/// is not told of a parent that has ended before: what holds always is that the line ends.
 pub(super) fn die_with_the_monitor() -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).or_fault("tying it to the monitor")
 }

@@ -13,7 +13,7 @@ use crate::sys::process::ProcessId;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct State {
-    /// Its first process; none while that is being made.
+    /// Its first process; none: it had ended by the time that this was written.
     pub init: Option<ProcessId>,
     /// Its bundle.
     pub bundle: PathBuf,

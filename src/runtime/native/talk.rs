@@ -55,8 +55,8 @@ impl Line {
         let _ = self.say(&Message::Failed { kind: fault.kind, detail }, None);
     }
 
-    /// Hears the next message, or the fault that it is; none: the process has executed its
-    /// program or has ended.
+    /// Hears the next message, or the fault that it is; none: nobody has the other end any more.
+    /// The process has executed its program or has ended, and so has its maker.
     pub(super) fn hear(&self, limit: Duration) -> Result<Option<(Message, Option<OwnedFd>)>> {
         let doing = "waiting for the instance's first process";
         if !readable(self.0.as_fd(), limit).or_fault(doing)? {
@@ -104,7 +104,7 @@ impl Line {
             .or_kind(FaultKind::RuntimeFailed, "starting the first process, which may have ended")
     }
 
-    /// Waits, in the process, for that; `false`: whoever would say it is gone.
+    /// Waits, in the process, for that; `false`: whoever would say it is gone, or cannot be heard.
     pub(super) fn is_released(&self) -> bool {
         loop {
             match scm::receive_message(&self.0, 2) {
