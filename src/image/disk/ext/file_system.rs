@@ -10,7 +10,6 @@ use crate::image::refusal::unacceptable;
 /// The root directory's inode.
 pub const ROOT: u32 = 2;
 
-
 /// What a reader must know to read the file system at all.
 pub(super) mod incompatible {
     pub const COMPRESSION: u32 = 0x1;
