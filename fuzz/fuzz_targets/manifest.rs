@@ -3,6 +3,7 @@
 #![no_main]
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
 use berth::fault::{Fault, FaultKind};
 use berth::image::manifest::{docker, oci};
@@ -11,9 +12,15 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     for reader in [docker, oci] {
         let members = RefCell::new(bytes.split(|byte| *byte == 0));
-        let read = |_: &str| {
-            let next = members.borrow_mut().next().map(<[u8]>::to_vec);
-            next.ok_or_else(|| Fault::new(FaultKind::ImageUnacceptable, "no more members"))
+        // A name read again is the same member.
+        let known = RefCell::new(HashMap::new());
+        let read = |name: &str| {
+            let next = || members.borrow_mut().next().map(<[u8]>::to_vec);
+            let bytes = known.borrow().get(name).cloned().or_else(next);
+            let bytes =
+                bytes.ok_or_else(|| Fault::new(FaultKind::ImageUnacceptable, "no more members"))?;
+            known.borrow_mut().insert(name.to_owned(), bytes.clone());
+            Ok(bytes)
         };
         if let Ok(plan) = reader(&read, "amd64") {
             assert!((1..=127).contains(&plan.layers.len()));

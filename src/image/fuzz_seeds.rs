@@ -39,18 +39,20 @@ fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
 #[test]
 fn root_layer_seeds_stay_inside() {
     for (path, bytes) in seeds("layer") {
-        let outer = tempfile::tempdir().unwrap();
-        let root = outer.path().join("root");
-        fs::create_dir(&root).unwrap();
-        fs::write(outer.path().join("secret"), "untouched").unwrap();
-        let root = OwnedFd::from(fs::File::open(root).unwrap());
-        let kind = if bytes.len().is_multiple_of(2) { TreeKind::Layer } else { TreeKind::Root };
-        if let Ok(report) = extract(root.try_clone().unwrap(), &bytes[..], kind, LIMITS) {
-            report.marks.set(root.as_fd()).unwrap();
+        for kind in [TreeKind::Layer, TreeKind::Root, TreeKind::RootBelow, TreeKind::FileSystem] {
+            let outer = tempfile::tempdir().unwrap();
+            let root = outer.path().join("root");
+            fs::create_dir(&root).unwrap();
+            fs::write(outer.path().join("secret"), "untouched").unwrap();
+            let root = OwnedFd::from(fs::File::open(root).unwrap());
+            if let Ok(report) = extract(root.try_clone().unwrap(), &bytes[..], kind, LIMITS) {
+                report.marks.set(root.as_fd()).unwrap();
+            }
+            let secret = fs::read_to_string(outer.path().join("secret")).unwrap();
+            assert_eq!(secret, "untouched", "{} {kind:?}", path.display());
+            let names = fs::read_dir(outer.path()).unwrap().count();
+            assert_eq!(names, 2, "{} {kind:?}", path.display());
         }
-        let secret = fs::read_to_string(outer.path().join("secret")).unwrap();
-        assert_eq!(secret, "untouched", "{}", path.display());
-        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2, "{}", path.display());
     }
 }
 
@@ -60,9 +62,15 @@ fn manifest_seeds_give_a_plan_or_a_fault() {
     for (_, bytes) in seeds("manifest") {
         for reader in [manifest::docker, manifest::oci] {
             let members = std::cell::RefCell::new(bytes.split(|byte| *byte == 0));
-            let read = |_: &str| {
-                let next = members.borrow_mut().next().map(<[u8]>::to_vec);
-                next.ok_or_else(|| Fault::new(FaultKind::ImageUnacceptable, "no more members"))
+            // A name read again is the same member.
+            let known = std::cell::RefCell::new(std::collections::HashMap::new());
+            let read = |name: &str| {
+                let next = || members.borrow_mut().next().map(<[u8]>::to_vec);
+                let bytes = known.borrow().get(name).cloned().or_else(next);
+                let bytes = bytes
+                    .ok_or_else(|| Fault::new(FaultKind::ImageUnacceptable, "no more members"))?;
+                known.borrow_mut().insert(name.to_owned(), bytes.clone());
+                Ok(bytes)
             };
             plans += usize::from(reader(&read, "amd64").is_ok());
         }

@@ -39,12 +39,12 @@ pub const NAMED: &[&str] = &[
     "/etc/s6-linux-init/current/bin/init",
 ];
 /// Where a command without a directory is looked for.
-const PATH: [&str; 6] =
+pub const PATH: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// How much of a program is searched for the words that give it away.
 const SEARCHED: u64 = 4 << 20;
-/// Most programs that scripts lead to.
-const MAX_SCRIPTS: usize = 4;
+/// Most programs that the scripts of a command are followed to, those that are not there among them.
+const MAX_FOLLOWED: usize = 8;
 
 /// What is known of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,22 +89,32 @@ const SCRIPTS_WORDS: &[(&[u8], Known)] = &[
 /// Fills in which inits an image has whose layers (lowest first) are these.
 pub fn recognise(config: &mut ImageConfig, layers: &[PathBuf]) -> Result<()> {
     let image = Programs { layers: StackedLayers::new(layers)? };
-    config.inits = Vec::new();
-    let boots = image.boots()?;
+    let mut places = Vec::new();
+    for path in CANDIDATES.iter().chain(NAMED) {
+        let command = vec![(*path).to_owned()];
+        if let Some(known) = image.known(&command)? {
+            places.push((command, known));
+        }
+    }
+    let boots = places.iter().find_map(|(command, known)| {
+        Some(InitProgram { command: command.clone(), kind: boots(&command[0], *known)? })
+    });
     config.init = boots.as_ref().map(|program| program.kind);
-    config.inits.extend(boots);
+    config.inits = boots.into_iter().collect();
     let command: Vec<&str> =
         config.entrypoint.iter().chain(&config.cmd).map(String::as_str).collect();
-    let mut others: Vec<Vec<String>> = Vec::new();
+    let mut others = Vec::new();
     if let [first, rest @ ..] = command.as_slice() {
         let applet = rest.first().filter(|second| **second == "init");
-        others.push([first].into_iter().chain(applet).map(ToString::to_string).collect());
-        others.push(vec![(*first).to_owned()]);
+        let with_applet = [first].into_iter().chain(applet).map(ToString::to_string).collect();
+        for command in [with_applet, vec![(*first).to_owned()]] {
+            if let Some(known) = image.known(&command)? {
+                others.push((command, known));
+            }
+        }
     }
-    let paths = CANDIDATES.iter().chain(NAMED);
-    others.extend(paths.map(|path| vec![(*path).to_owned()]));
-    for command in others {
-        if let Known::Init(kind) = image.known(&command)?
+    for (command, known) in others.into_iter().chain(places) {
+        if let Known::Init(kind) = known
             && config.inits.iter().all(|program| program.command != command)
         {
             config.inits.push(InitProgram { command, kind });
@@ -113,31 +123,25 @@ pub fn recognise(config: &mut ImageConfig, layers: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
+/// What boots by the program that is at one of the places, if it does.
+fn boots(path: &str, known: Known) -> Option<InitKind> {
+    let place = CANDIDATES.iter().position(|candidate| *candidate == path);
+    match known {
+        Known::Init(kind) => Some(kind),
+        // At the kernel's own places it is one, whatever it is. `/init` is many things.
+        Known::Supervisor(kind) => kind.filter(|_| place.is_some_and(|index| index < 3)),
+        Known::Nothing => place.map(|_| InitKind::Other),
+    }
+}
+
 /// An image's programs.
 struct Programs {
     layers: StackedLayers,
 }
 
 impl Programs {
-    /// The one that boots.
-    fn boots(&self) -> Result<Option<InitProgram>> {
-        for (index, path) in CANDIDATES.iter().chain(NAMED).enumerate() {
-            let command = vec![(*path).to_owned()];
-            let Some(found) = self.executable(path)? else { continue };
-            let kind = match self.tell(&found, &command, MAX_SCRIPTS)? {
-                Known::Init(kind) => kind,
-                // At the kernel's own places it is one, whatever it is. `/init` is many things.
-                Known::Supervisor(Some(kind)) if index < 3 => kind,
-                Known::Nothing if index < CANDIDATES.len() => InitKind::Other,
-                _ => continue,
-            };
-            return Ok(Some(InitProgram { command, kind }));
-        }
-        Ok(None)
-    }
-
-    /// What the program is that a command starts.
-    fn known(&self, command: &[String]) -> Result<Known> {
+    /// What the program is that a command starts; `None` where there is none.
+    fn known(&self, command: &[String]) -> Result<Option<Known>> {
         let name = command.first().map_or("", String::as_str);
         let found = if name.contains('/') {
             self.executable(name)?
@@ -146,18 +150,19 @@ impl Programs {
                 PATH.iter().map(|directory| self.executable(&format!("{directory}/{name}")));
             paths.filter_map(Result::transpose).next().transpose()?
         };
-        found.map_or(Ok(Known::Nothing), |found| self.tell(&found, command, MAX_SCRIPTS))
+        let mut left = MAX_FOLLOWED;
+        found.map(|found| self.tell(&found, command, &mut left)).transpose()
     }
 
     fn executable(&self, path: &str) -> Result<Option<Found>> {
         Ok(self.layers.find(path)?.filter(|found| found.mode & 0o111 != 0))
     }
 
-    /// Tells by the program behind the links.
-    fn tell(&self, found: &Found, command: &[String], scripts: usize) -> Result<Known> {
+    /// Tells by the program behind the links. `left`: how many more its scripts are followed to.
+    fn tell(&self, found: &Found, command: &[String], left: &mut usize) -> Result<Known> {
         let content = found.read(SEARCHED)?;
         if content.starts_with(b"#!") {
-            return self.tell_script(&content, scripts);
+            return self.tell_script(&content, left);
         }
         let known = match found.name() {
             b"systemd" if found.directory_name() == b"systemd" => Known::Init(InitKind::Systemd),
@@ -181,9 +186,9 @@ impl Programs {
     }
 
     /// A script is what it says, or the program that it becomes.
-    fn tell_script(&self, content: &[u8], left: usize) -> Result<Known> {
+    fn tell_script(&self, content: &[u8], left: &mut usize) -> Result<Known> {
         let known = by_words(content, SCRIPTS_WORDS);
-        if known != Known::Nothing || left == 0 {
+        if known != Known::Nothing {
             return Ok(known);
         }
         for line in String::from_utf8_lossy(content).lines() {
@@ -192,9 +197,16 @@ impl Programs {
                 continue;
             }
             let path = words.next().unwrap_or_default().trim_matches('"');
-            if path.starts_with('/')
-                && let Some(found) = self.executable(path)?
-                && let Known::Init(kind) = self.tell(&found, &[path.to_owned()], left - 1)?
+            if !path.starts_with('/') {
+                continue;
+            }
+            // Of the command, not of each script: scripts lead to scripts.
+            if *left == 0 {
+                return Ok(Known::Nothing);
+            }
+            *left -= 1;
+            if let Some(found) = self.executable(path)?
+                && let Known::Init(kind) = self.tell(&found, &[path.to_owned()], left)?
             {
                 return Ok(Known::Init(kind));
             }
@@ -333,6 +345,24 @@ mod tests {
         assert_eq!(command(&["init"], ""), [vec!["/sbin/init"], vec!["init"]]);
         // A loop of scripts is none.
         assert_eq!(command(&["/opt/start"], "#!/bin/sh\nexec /opt/start\n"), [vec!["/sbin/init"]]);
+    }
+
+    /// Each line of a script that names scripts would be followed, and each of theirs.
+    #[test]
+    fn what_scripts_lead_to_is_followed_a_few_times_in_all() {
+        let found = |first: &str, second: &str| {
+            let config = inits(&["/opt/start"], |root| {
+                program(root, "opt/start", &format!("#!/bin/sh\n{first}"), 0o755);
+                program(root, "opt/other", &format!("#!/bin/sh\n{second}"), 0o755);
+                program(root, "usr/bin/own", "systemd.crash_chvt", 0o755);
+            });
+            config.inits.len()
+        };
+        let (many, init) = (100_000, "exec /usr/bin/own\n");
+        assert_eq!(found(&"exec /opt/start\n".repeat(many), ""), 0);
+        assert_eq!(found(&"exec /opt/other\n".repeat(many), &"exec /opt/start\n".repeat(many)), 0);
+        assert_eq!(found(&("exec /absent\n".repeat(many) + init), ""), 0);
+        assert_eq!(found("exec /absent\nexec /opt/other\n", init), 1);
     }
 
     #[test]

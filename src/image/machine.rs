@@ -3,25 +3,14 @@
 use std::env::consts::ARCH;
 use std::path::PathBuf;
 
+use super::init::{CANDIDATES, PATH};
 use super::refusal::unacceptable;
 use super::stacked::StackedLayers;
 use crate::fault::Result;
 use crate::types::ImageConfig;
 
-/// Programs of which a root file system has one, besides the one that the image starts.
-const USUAL: [&str; 8] = [
-    "/sbin/init",
-    "/usr/lib/systemd/systemd",
-    "/lib/systemd/systemd",
-    "/init",
-    "/bin/sh",
-    "/bin/busybox",
-    "/usr/bin/env",
-    "/bin/bash",
-];
-/// Where a command without a slash is looked for.
-const PATH: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Programs of which a root file system has one, besides its init and the one that the image starts.
+const USUAL: [&str; 4] = ["/bin/sh", "/bin/busybox", "/usr/bin/env", "/bin/bash"];
 /// Bytes of a program up to the number of its machine.
 const HEAD: u64 = 20;
 
@@ -35,7 +24,8 @@ pub(super) fn check(config: &ImageConfig, layers: &[PathBuf]) -> Result<()> {
         Some(path) if path.contains('/') => vec![path.to_owned()],
         Some(name) => PATH.iter().map(|directory| format!("{directory}/{name}")).collect(),
     };
-    for path in own.iter().map(String::as_str).chain(USUAL) {
+    let usual = CANDIDATES.iter().chain(&USUAL).copied();
+    for path in own.iter().map(String::as_str).chain(usual) {
         // What cannot be looked up is no reason to refuse the image.
         let Ok(Some(head)) = layers.read(path, HEAD) else { continue };
         if let Some(machine) = Machine::of(&head) {

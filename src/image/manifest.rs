@@ -18,8 +18,10 @@ use crate::types::ImageConfig;
 const MAX_LAYERS: usize = 127;
 /// Most levels of indexes in indexes.
 const MAX_INDEXES: usize = 4;
-/// Most manifests for this host's platform, or for none, that are looked at.
+/// Most indexes and manifests for this host's platform, or for none, that are read.
 const MAX_MANIFESTS: usize = 64;
+/// Most architectures that a refusal names.
+const MAX_ELSEWHERE: usize = 16;
 
 /// How an image is made from the members of its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,13 @@ struct Descriptor {
     annotations: Option<BTreeMap<String, String>>,
 }
 
+impl Descriptor {
+    /// Hash and size of what it describes.
+    fn place(&self) -> Result<(Digest, u64)> {
+        Ok((Digest::parse(&self.digest)?, self.size))
+    }
+}
+
 #[derive(Clone, Deserialize)]
 struct Platform {
     #[serde(default)]
@@ -160,13 +169,14 @@ struct Layout<'a> {
     manifest: fn(&Digest) -> String,
 }
 
-/// A manifest that an index leads to.
+/// A manifest that an index leads to. Small, whatever the index says: its document is read again.
 struct Candidate {
-    descriptor: Descriptor,
-    /// The name that it, or an index on the way to it, has.
+    digest: Digest,
+    size: u64,
+    /// Of its platform, if that is told: whether it is for every machine of the architecture.
+    plain: Option<bool>,
+    /// Hash of the name that it, or an index on the way to it, has.
     reference: Option<String>,
-    member: String,
-    bytes: Vec<u8>,
 }
 
 /// What indexes lead to.
@@ -175,8 +185,18 @@ struct Found {
     images: Vec<Candidate>,
     /// Architectures that images are for, this host's not among them.
     elsewhere: BTreeSet<String>,
-    /// Manifests of something else.
-    others: usize,
+    /// Whether there are manifests of something else.
+    others: bool,
+    /// Documents that were read.
+    read: usize,
+}
+
+impl Found {
+    fn elsewhere(&mut self, architecture: &str) {
+        if self.elsewhere.len() < MAX_ELSEWHERE {
+            self.elsewhere.insert(excerpt(architecture).to_string());
+        }
+    }
 }
 
 impl Layout<'_> {
@@ -184,13 +204,13 @@ impl Layout<'_> {
     fn choose(&self, name: &str, bytes: &[u8], architecture: &str) -> Result<ImagePlan> {
         let mut found = Found::default();
         self.look(name, bytes, None, architecture, 0, &mut found)?;
-        let Found { mut images, mut elsewhere, others } = found;
-        if images.iter().any(|image| image.descriptor.platform.is_some()) {
-            images.retain(|image| image.descriptor.platform.is_some());
+        let mut images = std::mem::take(&mut found.images);
+        if images.iter().any(|image| image.plain.is_some()) {
+            images.retain(|image| image.plain.is_some());
         } else if digests(&images).len() > 1 {
             images.retain(|image| match self.architecture(image) {
                 Some(other) if other != architecture => {
-                    elsewhere.insert(excerpt(&other).to_string());
+                    found.elsewhere(&other);
                     false
                 }
                 _ => true,
@@ -204,10 +224,14 @@ impl Layout<'_> {
             )));
         }
         // The plain variant runs on every machine of the architecture.
-        images.sort_by_key(|i| i.descriptor.platform.as_ref().is_some_and(|p| !plain_variant(p)));
+        images.sort_by_key(|image| image.plain == Some(false));
+        let Found { elsewhere, others, .. } = found;
         match images.first() {
-            Some(image) => self.image(&image.member, &image.bytes, architecture),
-            None if elsewhere.is_empty() && others > 0 => Err(unacceptable(
+            Some(image) => {
+                let (member, bytes) = self.document(&image.digest, image.size, self.manifest)?;
+                self.image(&member, &bytes, architecture)
+            }
+            None if elsewhere.is_empty() && others => Err(unacceptable(
                 "it holds no image, only signatures, attestations or other documents; give the \
                  image that these are about",
             )),
@@ -234,26 +258,34 @@ impl Layout<'_> {
         let index: Index = parse(name, bytes)?;
         for descriptor in index.manifests.unwrap_or_default() {
             if !may_be_image(&descriptor) {
-                found.others += 1;
+                found.others = true;
                 continue;
             }
             if let Some(platform) = &descriptor.platform
                 && !fits(platform, architecture)
             {
-                found.elsewhere.insert(excerpt(&platform.architecture).to_string());
+                found.elsewhere(&platform.architecture);
                 continue;
             }
-            if found.images.len() + found.others >= MAX_MANIFESTS {
-                return Err(unacceptable(format!("it has more than {MAX_MANIFESTS} manifests")));
+            // Those that lead to indexes, too: each may name thousands.
+            if found.read == MAX_MANIFESTS {
+                return Err(unacceptable(format!(
+                    "its indexes name more than {MAX_MANIFESTS} manifests for this host"
+                )));
             }
-            let (member, bytes) = self.document(&descriptor, self.manifest)?;
-            let reference = ref_name(&descriptor).or(reference).map(str::to_owned);
+            found.read += 1;
+            let (digest, size) = descriptor.place()?;
+            let (member, bytes) = self.document(&digest, size, self.manifest)?;
+            let reference = ref_name(&descriptor).or(reference);
             if !is_manifest(&descriptor) && is_index(&bytes) {
-                self.look(&member, &bytes, reference.as_deref(), architecture, depth + 1, found)?;
+                self.look(&member, &bytes, reference, architecture, depth + 1, found)?;
             } else if is_image(&bytes) {
-                found.images.push(Candidate { descriptor, reference, member, bytes });
+                let hash = |name: &str| Digest::of(Algorithm::Sha256, name.as_bytes());
+                let reference = reference.map(hash).transpose()?.map(|hash| hash.hex().to_owned());
+                let plain = descriptor.platform.as_ref().map(plain_variant);
+                found.images.push(Candidate { digest, size, plain, reference });
             } else {
-                found.others += 1;
+                found.others = true;
             }
         }
         Ok(())
@@ -261,8 +293,10 @@ impl Layout<'_> {
 
     /// What the config of an image says that it is for.
     fn architecture(&self, image: &Candidate) -> Option<String> {
-        let manifest: Manifest = serde_json::from_slice(&image.bytes).ok()?;
-        let (_, bytes) = self.document(&manifest.config, self.blob).ok()?;
+        let (_, bytes) = self.document(&image.digest, image.size, self.manifest).ok()?;
+        let manifest: Manifest = serde_json::from_slice(&bytes).ok()?;
+        let (digest, size) = manifest.config.place().ok()?;
+        let (_, bytes) = self.document(&digest, size, self.blob).ok()?;
         let document: ConfigDocument = serde_json::from_slice(&bytes).ok()?;
         Some(document.architecture).filter(|architecture| !architecture.is_empty())
     }
@@ -270,7 +304,8 @@ impl Layout<'_> {
     /// The image that a manifest describes.
     fn image(&self, name: &str, bytes: &[u8], architecture: &str) -> Result<ImagePlan> {
         let manifest: Manifest = parse(name, bytes)?;
-        let (config_name, config_bytes) = self.document(&manifest.config, self.blob)?;
+        let (digest, size) = manifest.config.place()?;
+        let (config_name, config_bytes) = self.document(&digest, size, self.blob)?;
         let (config, diff_ids) = config(&config_name, &config_bytes, architecture)?;
         let mut members = Vec::new();
         for layer in &manifest.layers {
@@ -284,25 +319,25 @@ impl Layout<'_> {
         Ok(ImagePlan { config, layers: pair(diff_ids, members)? })
     }
 
-    /// A document by its descriptor.
+    /// A document by its hash.
     fn document(
         &self,
-        descriptor: &Descriptor,
+        digest: &Digest,
+        size: u64,
         name: fn(&Digest) -> String,
     ) -> Result<(String, Vec<u8>)> {
-        let digest = Digest::parse(&descriptor.digest)?;
-        let name = name(&digest);
+        let name = name(digest);
         let bytes = (self.read)(&name)?;
-        if bytes.len() as u64 != descriptor.size {
+        if bytes.len() as u64 != size {
             return Err(corrupt(format!("{name} is not as long as its descriptor says")));
         }
-        check(&digest, &bytes, &name)?;
+        check(digest, &bytes, &name)?;
         Ok((name, bytes))
     }
 }
 
-fn digests(images: &[Candidate]) -> BTreeSet<&String> {
-    images.iter().map(|image| &image.descriptor.digest).collect()
+fn digests(images: &[Candidate]) -> BTreeSet<&str> {
+    images.iter().map(|image| image.digest.hex()).collect()
 }
 
 /// Whether a descriptor may lead to an image, as far as it says.

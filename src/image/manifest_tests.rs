@@ -243,3 +243,52 @@ fn a_directory_of_skopeos() {
     all.insert("manifest.json".into(), serde_json::to_vec(&index).unwrap());
     assert_eq!(docker(&read(&all), "amd64").unwrap().config.cmd, ["sh"]);
 }
+
+/// Each level of indexes would multiply what is read, and what is passed over unread is none of it.
+#[test]
+fn what_indexes_lead_to_is_read_a_bounded_number_of_times() {
+    let index_kind = "application/vnd.oci.image.index.v1+json";
+    let mut members = BTreeMap::new();
+    let mut inner = json!({"schemaVersion": 2, "manifests": []});
+    for _ in 0..3 {
+        let nested = put(&mut members, index_kind, &inner);
+        inner = json!({"schemaVersion": 2, "manifests": vec![nested; 200]});
+    }
+    members.insert("index.json".into(), serde_json::to_vec(&inner).unwrap());
+    let reads = std::cell::Cell::new(0);
+    let counted = |name: &str| {
+        reads.set(reads.get() + 1);
+        read(&members)(name)
+    };
+    let fault = oci(&counted, "amd64").unwrap_err();
+    assert!(fault.detail.contains("more than 64 manifests"), "{fault}");
+    assert_eq!(reads.get(), 1 + MAX_MANIFESTS);
+}
+
+#[test]
+fn any_number_of_signatures_lies_before_an_image() {
+    let mut members = BTreeMap::new();
+    let image = oci_image(&mut members, "amd64");
+    let mut signature = image.clone();
+    signature["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"});
+    let other = json!({"mediaType": "application/vnd.x.signature", "digest": DIFF, "size": 3});
+    let mut all = vec![signature; 100];
+    all.extend(vec![other; 100]);
+    all.push(image);
+    index(&mut members, &all);
+    assert_eq!(oci(&read(&members), "amd64").unwrap().config.cmd, ["sh"]);
+}
+
+#[test]
+fn a_refusal_names_a_few_architectures() {
+    let mut members = BTreeMap::new();
+    let image = oci_image(&mut members, "amd64");
+    let other = |n: usize| {
+        let mut other = image.clone();
+        other["platform"]["architecture"] = json!(format!("other{n}"));
+        other
+    };
+    index(&mut members, &(0..1000).map(other).collect::<Vec<_>>());
+    let fault = oci(&read(&members), "amd64").unwrap_err();
+    assert!(fault.detail.len() < 1000 && fault.detail.contains("other0"), "{fault}");
+}

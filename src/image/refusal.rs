@@ -67,7 +67,8 @@ pub fn of_archive(archive: ArchiveKind) -> Fault {
         _ => {
             "a tar archive that is no docker-archive (no manifest.json), no OCI layout (no \
              oci-layout and index.json), no root file system (no directory such as bin, etc or \
-             usr at its top or below rootfs/), and has no disk image in it"
+             usr at its top or below rootfs/), and has no disk image in it, for which one with more \
+             than 64 members is not looked through"
         }
     };
     unacceptable(format!("the content is {what}"))

@@ -45,9 +45,10 @@ fn root_the_one_disk_of_an_archive_is_taken() {
         assert!(command.args(["-ec", script]).current_dir(dir.path()).status().unwrap().success());
     };
     run("mkdir -p t/etc t/diff t/sbin && install /dev/null t/sbin/init && echo disk >t/etc/hostname && echo x >t/etc/.wh.x
-         mknod t/diff/gone c 0 0 && mknod t/diff/null c 1 3
-         setfattr -n trusted.overlay.opaque -v y t/diff 2>/dev/null || true
-         truncate -s 8M disk.raw && mke2fs -q -t ext4 -d t disk.raw
+         mknod t/diff/gone c 0 0 && mknod t/diff/null c 1 3");
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(dir.path().join("t/diff"), "trusted.overlay.opaque", b"y", flags).unwrap();
+    run("truncate -s 8M disk.raw && mke2fs -q -t ext4 -d t disk.raw
          tar --format=oldgnu -Scf sparse.tar disk.raw && tar -cf whole.tar ./disk.raw
          cp disk.raw other.raw && tar -cf two.tar disk.raw other.raw && gzip -k whole.tar");
     let mut layers = Vec::new();
@@ -59,6 +60,10 @@ fn root_the_one_disk_of_an_archive_is_taken() {
         assert_eq!(fs::read_to_string(root.join("etc/.wh.x")).unwrap(), "x\n");
         assert!(fs::symlink_metadata(root.join("diff/gone")).unwrap().is_file());
         assert!(!root.join("diff/null").exists());
+        let mut value = [0; 8];
+        let name = "trusted.overlay.overlay.opaque";
+        let length = rustix::fs::getxattr(root.join("diff"), name, &mut value).unwrap();
+        assert_eq!(&value[..length], b"y");
         layers.extend(image.layers);
     }
     assert_eq!(layers.len(), 3);

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use super::refusal::unacceptable;
 use super::stacked::StackedLayers;
 use crate::fault::{Fault, Result};
+use crate::rootfs::idmap::BLOCK_SIZE;
 use crate::types::ProcessUser;
 
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
 const MAX_FILE: u64 = 4 << 20;
-/// Ids that an instance has.
-const IDS: u32 = 65_536;
 
 /// Looks `user` (`user`, `uid`, `user:group`, `uid:gid`; empty: root) up in
 /// the layers' `/etc/passwd` and `/etc/group`, lowest layer first.
@@ -53,7 +52,7 @@ fn resolve(passwd: &str, group: &str, wanted: &str) -> Result<ProcessUser> {
         _ => Vec::new(),
     };
     for id in additional_gids.iter().chain([&uid, &gid]) {
-        if *id >= IDS {
+        if *id >= BLOCK_SIZE {
             return Err(unacceptable(format!("User {wanted:?} has the id {id}, above 65535")));
         }
     }

@@ -29,7 +29,9 @@ pub const ORIGIN_XATTR: &str = "trusted.overlay.origin";
 pub const OWN: &[u8] = b"trusted.overlay.";
 /// The same of those that are data.
 const DATA: &[u8] = b"trusted.overlay.overlay.";
-/// The attribute of an empty file that stands for a character device 0/0.
+/// The name, as data's is, of the attribute of an empty file that stands for a character device 0/0.
+pub const DEVICE_MARK: &str = "trusted.overlay.whiteout";
+/// The same as an unpacked layer has it ([`as_data`]).
 pub const DEVICE_XATTR: &str = "trusted.overlay.overlay.whiteout";
 /// Its value.
 pub const DEVICE_VALUE: &[u8] = b"0/0";

@@ -75,13 +75,13 @@ pub fn leave(notes: &[Note], init: ProcessId, block: IdBlock) -> Result<bool> {
         return Ok(false);
     }
     // As the instance's root: the kernel knows no other owner there.
-    thread::as_ids(block, || {
-        let mut said = false;
-        for note in notes {
-            said |= put(note, root.as_fd()).or_fault(doing)?;
-        }
-        Ok(said)
-    })
+    thread::as_ids(block, || put_all(notes, root.as_fd()).or_fault(doing))
+}
+
+/// Puts all of them, whatever becomes of one; the first error is what is said of those.
+fn put_all(notes: &[Note], root: BorrowedFd<'_>) -> std::io::Result<bool> {
+    let put: Vec<_> = notes.iter().map(|note| put(note, root)).collect();
+    put.into_iter().try_fold(false, |said, one| Ok(said | one?))
 }
 
 /// Whether the note says it all.
@@ -90,6 +90,16 @@ fn put(note: &Note, root: BorrowedFd<'_>) -> std::io::Result<bool> {
         Note::Pipe(paths, bytes) => Ok(paths.iter().any(|path| write(root, path, bytes))),
         Note::File(path, mode) => {
             let mode = Mode::from_raw_mode(*mode);
+            // Looked at before it is opened: to open a device is to use it.
+            match open_in_root(root, Path::new(path), OFlags::PATH, Mode::empty()) {
+                Ok(found) if !FileType::from_raw_mode(fstat(&found)?.st_mode).is_file() => {
+                    return Ok(false);
+                }
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error.into());
+                }
+                _ => {}
+            }
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
             // Some images have links there, into /run.
             let flags = flags | OFlags::CREATE;
@@ -162,5 +172,30 @@ mod tests {
         let before = mode(outside.path());
         assert!(put(&reboot, root.as_fd()).is_err());
         assert_eq!(mode(outside.path()), before);
+        // One that cannot be put keeps none of the others back.
+        std::fs::remove_file(dir.path().join("run/runit.stopit")).unwrap();
+        assert!(put_all(&runit(true), root.as_fd()).is_err());
+        assert_eq!(mode(&dir.path().join("run/runit.stopit")), 0o100);
+    }
+
+    /// To open a device is to use it: here a pipe, which has its writer go on.
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("etc/runit")).unwrap();
+        let root = File::open(dir.path()).unwrap();
+        let pipe = dir.path().join("etc/runit/stopit");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, Mode::RWXU).unwrap();
+        let (opened, seen) = std::sync::mpsc::channel();
+        let to = pipe.clone();
+        std::thread::spawn(move || {
+            opened.send(std::fs::OpenOptions::new().write(true).open(to).is_ok())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert!(!put(&runit(true)[2], root.as_fd()).unwrap());
+        assert!(seen.recv_timeout(std::time::Duration::from_millis(300)).is_err(), "it was opened");
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        drop(rustix::fs::open(&pipe, flags, Mode::empty()).unwrap());
+        assert!(seen.recv().unwrap());
     }
 }

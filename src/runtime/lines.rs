@@ -19,6 +19,8 @@ use crate::types::InitKind;
 const MAX_FILE: u64 = 1 << 16;
 /// Most names of a directory that are looked at.
 const MAX_NAMES: usize = 1024;
+/// Most lines among which those are chosen.
+const MAX_FOUND: usize = 1024;
 /// Most lines that are supplied; each takes one of the host's terminals.
 const MAX_LINES: usize = 16;
 /// The first serial line, on which images that find out for themselves look for somebody.
@@ -106,7 +108,7 @@ impl Logins {
         for word in command.split_whitespace() {
             match word.trim_start_matches("/dev/") {
                 "console" | "@console" => self.console = true,
-                word if is_line(word) => {
+                word if is_line(word) && self.lines.len() < MAX_FOUND => {
                     self.lines.insert(word.to_owned());
                 }
                 _ => {}
@@ -211,10 +213,10 @@ impl Tree<'_> {
         names.filter(|name| !name.starts_with('.')).collect()
     }
 
-    fn files(&self, directory: &str, end: &str) -> Vec<String> {
-        let names = self.names(directory);
-        let names = names.iter().filter(|name| name.ends_with(end));
-        names.filter_map(|name| self.read(&format!("{directory}/{name}"))).collect()
+    /// One after the other: together they are as much as an image likes.
+    fn files<'a>(&'a self, directory: &'a str, end: &'a str) -> impl Iterator<Item = String> + 'a {
+        let names = self.names(directory).into_iter().filter(move |name| name.ends_with(end));
+        names.filter_map(move |name| self.read(&format!("{directory}/{name}")))
     }
 }
 

@@ -190,6 +190,24 @@ def test_types_of_partitions_are_followed_onto_empty_directories(service, tmp_pa
     service.client.delete(f"/v1/images/{image}")
 
 
+#: Devices whose names end in the number of a partition that is not meant.
+FOREIGN = {
+    "var in a volume with a number": "/dev/mapper/vg-var2",
+    "var on a RAID": "/dev/md2",
+    "var on another disk of NVMe": "/dev/nvme1n1p2",
+}
+
+
+def test_a_line_that_nothing_follows_keeps_a_partition_unmounted(service, tmp_path):
+    root, parts = split(tmp_path, "LABEL=var /var ext4 noauto 0 2\n", "var")
+    disk = disklib.gpt(tmp_path / "disk", [Partition(ROOT_X86_64, root), Partition(VAR, parts["var"])])
+    image = service.import_image(disk)
+    (layer,) = service.client.get(f"/v1/images/{image}")["layers"]
+    fs = service.state_dir / "images/layers/sha256" / layer.removeprefix("sha256:") / "fs"
+    assert not (fs / "var/part").exists()
+    service.client.delete(f"/v1/images/{image}")
+
+
 def half(work: Path, kind: str) -> list[Partition]:
     """Disks that are no whole system."""
     directory = work / "half"
@@ -211,6 +229,13 @@ def half(work: Path, kind: str) -> list[Partition]:
         return [Partition(LINUX, split(work, "/dev/vdb1 /var ext4 defaults 0 2\n", "var")[0])]
     elif kind == "var in a volume":
         return [Partition(LINUX, split(work, "/dev/mapper/vg-var /var xfs defaults 0 2\n", "var")[0])]
+    elif kind in FOREIGN:
+        # A second file system, of something else, has the number that the name ends in.
+        root, parts = split(work, f"{FOREIGN[kind]} /var ext4 defaults 0 2\n", "var", "srv")
+        return [Partition(LINUX, root), Partition(LINUX, parts["srv"])]
+    elif kind == "two of one type":
+        root, parts = split(work, "", "var", "srv")
+        return [Partition(ROOT_X86_64, root), Partition(VAR, parts["var"]), Partition(VAR, parts["srv"])]
     elif kind == "var with a file system that is not read":
         root, _ = split(work, "LABEL=v /var xfs defaults 0 2\n", "var")
         xfs = b"XFSB".ljust(108, b"\0") + b"v".ljust(1 << 20, b"\0")
@@ -225,6 +250,8 @@ REFUSED = {
     "usr elsewhere": r"mounts /usr from UUID=1-2, which the disk has not",
     "var on another disk": r"mounts /var from /dev/vdb1, which the disk has not",
     "var in a volume": r"mounts /var from /dev/mapper/vg-var, which the disk has not",
+    **{kind: rf"mounts /var from {device}, which the disk has not" for kind, device in FOREIGN.items()},
+    "two of one type": r"partitions 2, 3 are each a /var by their type",
     "var with a file system that is not read": r"/var is on partition 2 of its own, which holds.*XFS",
 }
 

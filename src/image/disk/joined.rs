@@ -13,6 +13,8 @@ const MAX_LINKS: usize = 40;
 const MAX_DEPTH: usize = 256;
 /// Most names of a directory in which one is looked for.
 const MAX_NAMES: u64 = 1 << 20;
+/// Most file systems of a tree: as many as [`Joined::about`] has numbers for.
+const MAX_TREES: usize = 256;
 /// Names of the top that a refusal shows.
 const SHOWN: usize = 12;
 
@@ -51,6 +53,9 @@ impl<T: FileTree> Joined<T> {
                  make it one"
             )));
         };
+        if self.trees.len() == MAX_TREES {
+            return Err(unacceptable(format!("it has more than {MAX_TREES} file systems")));
+        }
         let identity = self.trees[at.tree].about(&at.node).identity;
         self.mounts.insert((at.tree, identity), self.trees.len());
         self.trees.push(tree);
@@ -172,17 +177,25 @@ pub(super) fn find<T: FileTree>(tree: &T, path: &str) -> Result<Option<T::Node>>
 }
 
 /// Whether a path leads to a program.
-pub(super) fn is_program(tree: &impl FileTree, path: &str) -> Result<bool> {
+fn is_program(tree: &impl FileTree, path: &str) -> Result<bool> {
     let found = find(tree, path)?.map(|node| tree.about(&node));
     Ok(found.is_some_and(|about| about.kind == FileKind::Regular && about.mode & 0o111 != 0))
 }
 
-/// Refuses a tree that cannot be a system, for what is in it; `what` says which it is.
-pub(super) fn check_system(tree: &impl FileTree, what: &str) -> Result<()> {
+/// Whether a program is where inits are.
+pub(super) fn has_init(tree: &impl FileTree) -> Result<bool> {
     for path in CANDIDATES.iter().chain(NAMED) {
         if is_program(tree, path)? {
-            return Ok(());
+            return Ok(true);
         }
+    }
+    Ok(false)
+}
+
+/// Refuses a tree that cannot be a system, for what is in it; `what` says which it is.
+pub(super) fn check_system(tree: &impl FileTree, what: &str) -> Result<()> {
+    if has_init(tree)? {
+        return Ok(());
     }
     let top = tree.list(&tree.root()?, MAX_NAMES)?;
     let names = top.iter().map(|entry| String::from_utf8_lossy(tree.name(entry)).into_owned());

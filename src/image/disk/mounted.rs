@@ -26,8 +26,6 @@ use crate::image::refusal::unacceptable;
 const SUBVOLUMES: [&str; 4] = ["root", "@", "@rootfs", "rootfs"];
 /// Directories of which a root has one.
 const TOP: [&str; 3] = ["usr", "etc", "bin"];
-/// Most bytes of an fstab.
-const MAX_FSTAB: u64 = 1 << 20;
 /// Most bytes of an attribute, and of the list of their names, as in the kernel.
 const MAX_ATTRIBUTE: usize = 1 << 16;
 
@@ -98,7 +96,7 @@ pub(super) fn system(top: OwnedFd, all: Option<OwnedFd>) -> Result<Joined<Mounte
     let root = Mounted::new(top)?;
     let text = match joined::find(&root, "etc/fstab")? {
         Some(file) if root.about(&file).kind == FileKind::Regular => {
-            let size = root.about(&file).size.min(MAX_FSTAB);
+            let size = root.about(&file).size.min(fstab::MAX_BYTES);
             let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
             root.read(&file, 0, &mut bytes)?;
             String::from_utf8_lossy(&bytes).into_owned()
@@ -106,8 +104,11 @@ pub(super) fn system(top: OwnedFd, all: Option<OwnedFd>) -> Result<Joined<Mounte
         _ => String::new(),
     };
     let mut files = Joined::new(root);
-    for line in fstab::parts(&text) {
-        let subvolume = all.as_ref().zip(line.value("subvol"));
+    let device = fstab::root(&text).map(|device| fstab::tag(device).ok_or(device));
+    for line in fstab::parts(&text)? {
+        // Another Btrfs may have a subvolume of the same name.
+        let own = device == Some(fstab::tag(&line.what).ok_or(&line.what));
+        let subvolume = all.as_ref().zip(line.value("subvol")).filter(|_| own);
         match subvolume.and_then(|(all, path)| below(all, path)) {
             Some(root) => files.mount(&line.place, Mounted { root })?,
             None if line.has("nofail") => {}
@@ -341,14 +342,30 @@ mod tests {
         assert_eq!(told(text, Some(open())).unwrap(), (true, true));
         assert!(told(text, None).is_err());
         assert_eq!(
-            told("UUID=1 /srv btrfs nofail,subvol=gone\n", Some(open())).unwrap(),
+            told("UUID=1 / btrfs\nUUID=1 /srv btrfs nofail,subvol=gone\n", Some(open())).unwrap(),
             (false, false)
         );
+        // That of another device, or of nobody knows which, is not the root's.
+        for root in ["UUID=2 / btrfs\n", "LABEL=1 / btrfs\n", ""] {
+            let other = |options| {
+                told(
+                    &format!("{root}UUID=1 /home btrfs {options}subvol=deep/@home\n"),
+                    Some(open()),
+                )
+            };
+            let fault = other("").unwrap_err();
+            assert!(fault.detail.contains("mounts /home from UUID=1"), "{fault}");
+            assert_eq!(other("nofail,").unwrap(), (false, false));
+        }
+        let links = "/dev/disk/by-uuid/1 / btrfs\nUUID=1 /home btrfs subvol=deep/@home\n";
+        assert_eq!(told(links, Some(open())).unwrap(), (false, true));
         for bad in ["subvol=gone", "subvol=../x", "defaults"] {
-            let fault = told(&format!("UUID=1 /var btrfs {bad}\n"), Some(open())).unwrap_err();
+            let text = format!("UUID=1 / btrfs\nUUID=1 /var btrfs {bad}\n");
+            let fault = told(&text, Some(open())).unwrap_err();
             assert!(fault.detail.contains("mounts /var from UUID=1"), "{fault}");
         }
-        assert!(told("UUID=1 /srv btrfs subvol=@other\n", Some(open())).is_err(), "no /srv");
+        let absent = "UUID=1 / btrfs\nUUID=1 /srv btrfs subvol=@other\n";
+        assert!(told(absent, Some(open())).unwrap_err().detail.contains("no directory"), "no /srv");
     }
 
     #[test]

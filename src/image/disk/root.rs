@@ -18,14 +18,11 @@ use super::joined::{self, Joined};
 use super::open::content;
 use super::partitions::{self, Partition, PartitionType};
 use crate::fault::{Fault, Result};
-use crate::image::init::CANDIDATES;
 use crate::image::recognise::{self, Content, FileSystem};
 use crate::image::refusal::{self, unacceptable};
 
 /// Labels that say root, in lower case.
 const LABELS: [&str; 5] = ["cloudimg-rootfs", "cirros-rootfs", "rootfs", "root", "/"];
-/// Most bytes of an fstab.
-const MAX_FSTAB: u64 = 1 << 20;
 
 /// Types of partitions in a GUID table that hold no file system themselves.
 const LVM: Uuid = uuid!("e6d6d379-f507-44c2-a23c-238f2a3df928");
@@ -96,8 +93,7 @@ impl Volume {
     }
 
     fn has_init(&self) -> bool {
-        let is_program = |ext, path: &&str| joined::is_program(ext, path).unwrap_or(false);
-        self.ext().is_some_and(|ext| CANDIDATES.iter().any(|path| is_program(ext, path)))
+        self.ext().is_some_and(|ext| joined::has_init(ext).unwrap_or(false))
     }
 
     /// Whether it has an init, or a file system that is not looked into here.
@@ -123,17 +119,14 @@ impl Volume {
 
     /// Whether this is what an fstab's first field means.
     fn is(&self, specification: &str) -> bool {
-        let Some((key, value)) = specification.split_once('=') else {
-            let digits = specification.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-            return specification.starts_with("/dev/")
-                && specification[digits..].parse() == Ok(self.partition.number);
+        let Some((key, value)) = fstab::tag(specification) else {
+            return fstab::number_on_the_first_disk(specification) == Some(self.partition.number);
         };
-        let value = value.trim_matches('"');
         match key {
-            "LABEL" => !value.is_empty() && self.label == value,
+            "LABEL" => self.label == value,
             "UUID" => self.ext().is_some_and(|ext| ext.uuid.eq_ignore_ascii_case(value)),
             "PARTUUID" => self.partition.uuid.eq_ignore_ascii_case(value),
-            "PARTLABEL" => !value.is_empty() && self.partition.name == value,
+            "PARTLABEL" => self.partition.name == value,
             _ => false,
         }
     }
@@ -142,12 +135,6 @@ impl Volume {
     fn discoverable(&self) -> Option<&'static str> {
         let mut types = discoverable();
         types.find(|(kind, _)| self.partition.kind == PartitionType::Guid(*kind)).map(|(_, at)| at)
-    }
-
-    /// Whether an fstab's first field means a file system by its UUID.
-    fn is_uuid(specification: &str, ext: &Ext) -> bool {
-        let uuid = specification.strip_prefix("UUID=").map(|uuid| uuid.trim_matches('"'));
-        uuid.is_some_and(|uuid| ext.uuid.eq_ignore_ascii_case(uuid))
     }
 
     /// Its bytes, to be mounted on a directory of the root.
@@ -167,11 +154,18 @@ impl Volume {
 
     /// What this partition's fstab mounts on `/`.
     fn fstab_root(&self) -> Option<String> {
-        let ext = self.ext()?;
-        let inode = joined::find(ext, "/etc/fstab").ok()??;
-        let text = ext.read(&inode, MAX_FSTAB).ok()?;
-        fstab_root(&String::from_utf8_lossy(&text))
+        let text = fstab_of(self.ext()?).ok()?;
+        fstab::root(&text).map(str::to_owned)
     }
+}
+
+/// What a root's fstab says; nothing where it has none.
+fn fstab_of(ext: &Ext) -> Result<String> {
+    let text = match joined::find(ext, "/etc/fstab")? {
+        Some(inode) if inode.kind == FileKind::Regular => ext.read(&inode, fstab::MAX_BYTES)?,
+        _ => Vec::new(),
+    };
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The name that a file system gives itself, of those that are not looked into.
@@ -186,16 +180,6 @@ fn label(file_system: FileSystem, blocks: &dyn Blocks) -> Result<String> {
     blocks.read_at(offset, &mut text)?;
     let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(text).into_owned())
-}
-
-/// The first field of the line that mounts `/`.
-fn fstab_root(text: &str) -> Option<String> {
-    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
-    let mut fields = lines.map(|line| {
-        let mut fields = line.split_whitespace();
-        (fields.next(), fields.next())
-    });
-    fields.find(|(_, place)| *place == Some("/")).and_then(|(what, _)| what.map(str::to_owned))
 }
 
 /// Finds it.
@@ -252,29 +236,37 @@ fn with_parts(mut root: Root, others: &[&Volume]) -> Result<Root> {
         };
     }
     let ext = ext::open(Rc::clone(&root.blocks))?;
-    let text = match joined::find(&ext, "/etc/fstab")? {
-        Some(inode) if inode.kind == FileKind::Regular => ext.read(&inode, MAX_FSTAB)?,
-        _ => Vec::new(),
-    };
-    let lines = fstab::parts(&String::from_utf8_lossy(&text));
-    for line in &lines {
-        if Volume::is_uuid(&line.what, &ext) {
+    let text = fstab_of(&ext)?;
+    for line in fstab::parts(&text)? {
+        let own =
+            |(key, value): (&str, &str)| key == "UUID" && ext.uuid.eq_ignore_ascii_case(value);
+        if fstab::tag(&line.what).is_some_and(own) {
             continue;
         }
-        let found = others.iter().find(|other| !line.is_of_another_disk() && other.is(&line.what));
-        match found {
+        match others.iter().find(|other| other.is(&line.what)) {
             Some(volume) => root.parts.push((line.place.clone(), volume.as_part(&line.place)?)),
             None if line.has("nofail") => {}
             None => return Err(line.elsewhere()),
         }
     }
     let tree = Joined::new(ext);
-    for volume in others {
-        let Some(place) = volume.discoverable() else { continue };
-        let told = lines.iter().any(|line| line.place == place);
-        if !told && tree.is_free(place)? {
-            root.parts.push((place.to_owned(), volume.as_part(place)?));
+    for (kind, place) in discoverable() {
+        let kind = PartitionType::Guid(kind);
+        let found =
+            others.iter().filter(|v| v.partition.kind == kind && v.content != Content::Empty);
+        let found: Vec<&&Volume> = found.collect();
+        if found.is_empty() || fstab::names(&text, place) || !tree.is_free(place)? {
+            continue;
         }
+        let [volume] = found.as_slice() else {
+            let numbers: Vec<_> = found.iter().map(|v| v.partition.number.to_string()).collect();
+            return Err(unacceptable(format!(
+                "partitions {} are each a /{place} by their type, and nothing says which belongs \
+                 to the root; name one in its fstab, or give the image with one",
+                numbers.join(", ")
+            )));
+        };
+        root.parts.push((place.to_owned(), volume.as_part(place)?));
     }
     root.parts.sort_by_key(|(place, _)| place.split('/').count());
     Ok(root)
@@ -360,21 +352,4 @@ fn root_type() -> Option<Uuid> {
         "loongarch64" => uuid!("77055800-792c-4f94-b39a-98c91b762bb6"),
         _ => return None,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_line_of_an_fstab_that_mounts_the_root() {
-        for (text, found) in [
-            ("LABEL=cloudimg-rootfs / ext4 discard 0 1\n", Some("LABEL=cloudimg-rootfs")),
-            ("# x / y\nproc /proc proc\n\tUUID=1-2\t/\text4\n", Some("UUID=1-2")),
-            ("/dev/vda2 /boot ext4\n", None),
-            ("", None),
-        ] {
-            assert_eq!(fstab_root(text).as_deref(), found, "{text:?}");
-        }
-    }
 }

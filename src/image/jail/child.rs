@@ -65,14 +65,18 @@ fn run_jailed(task: &Task) -> Result<Outcome> {
         disk::check_foreign(input, *format, limits.bytes)?;
         return Err(become_converter(*format));
     }
-    if let Work::Mounted { limits, .. } = &task.work {
-        return disk::write_mounted(root, subvolumes, output, *limits).map(|()| Outcome::Disk);
-    }
-    run(&task.work, root, input, output)
+    run(&task.work, root, subvolumes, input, output)
 }
 
-/// Does the work in the directory `root`, with no jail around it.
-pub(super) fn run(work: &Work, root: OwnedFd, input: File, output: impl Write) -> Result<Outcome> {
+/// Does the work in the directory `root`, with no jail around it. `subvolumes`: the directory with
+/// all of a Btrfs.
+pub(super) fn run(
+    work: &Work,
+    root: OwnedFd,
+    subvolumes: Option<OwnedFd>,
+    input: File,
+    output: impl Write,
+) -> Result<Outcome> {
     match work {
         Work::Decompress { compression, size } => {
             let input = input.take(size.unwrap_or(u64::MAX));
@@ -85,7 +89,7 @@ pub(super) fn run(work: &Work, root: OwnedFd, input: File, output: impl Write) -
             part::write(input, *start, *size, output).map(|()| Outcome::DiskPart)
         }
         Work::Mounted { limits, .. } => {
-            disk::write_mounted(root, None, output, *limits).map(|()| Outcome::Disk)
+            disk::write_mounted(root, subvolumes, output, *limits).map(|()| Outcome::Disk)
         }
         Work::Convert { .. } => Err(Fault::internal("converting a disk", "it takes a jail")),
         Work::Frame => disk::write_frame(input, output).map(Outcome::Frame),

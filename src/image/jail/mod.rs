@@ -21,7 +21,8 @@
 //!   written;
 //! * filling of a new file system: as for a layer, with that file system,
 //!   mounted by the child in its own namespace, for a directory, and `SYS_ADMIN`
-//!   for attributes `trusted.overlay.*`, of which the filter leaves nothing else;
+//!   for attributes `trusted.overlay.*` and `security.*` there, of which the filter leaves
+//!   nothing else;
 //! * staging of an image archive: none, it writes its own directory;
 //! * unpacking of a layer: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID` for
 //!   owners and modes, `MKNOD` for devices and whiteouts, `SETFCAP` for file

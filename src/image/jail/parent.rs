@@ -353,7 +353,7 @@ fn stands_still() -> Fault {
 fn in_thread(task: Task, input: File, output: PipeWriter, mut verdict: PipeWriter) {
     std::thread::spawn(move || {
         let root = OwnedFd::from(File::open(&task.directory).unwrap());
-        let result = super::child::run(&task.work, root, input, output);
+        let result = super::child::run(&task.work, root, None, input, output);
         let said = serde_json::to_vec(&super::child::verdict(result)).unwrap();
         let _ = verdict.write_all(&said);
     });

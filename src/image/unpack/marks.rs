@@ -2,9 +2,10 @@
 //! take a privilege that the jail has not. Whoever called the jail sets them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use rustix::fs::{OFlags, XattrFlags};
+use rustix::fs::{FileType, OFlags, XattrFlags, fstat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::names::open_below;
@@ -14,6 +15,9 @@ use crate::image::whiteout;
 
 /// Most bytes of names and values of [`Marks::attributes`].
 const MAX_ATTRIBUTES: usize = 16 << 20;
+/// Most bytes of all of [`Marks`]: written as hexadecimal digits they are twice as many, and
+/// fit into what the jail may say.
+const MAX_BYTES: usize = 31 << 20;
 
 /// Files and directories, relative to the root (which is the empty name).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +31,9 @@ pub struct Marks {
     /// Regular files and directories with attributes `trusted.overlay.*` that are data.
     #[serde(with = "hex_attributes")]
     pub attributes: BTreeMap<Vec<u8>, Attributes>,
+    /// Bytes of the attributes, and of all; what was forgotten counts.
     #[serde(skip)]
-    pub(super) weight: usize,
+    pub(super) weights: (usize, usize),
 }
 
 /// Names and values.
@@ -37,15 +42,40 @@ pub type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 impl Marks {
     /// Notes an attribute of a file.
     pub(super) fn add(&mut self, path: &[u8], name: &[u8], value: &[u8]) -> Result<()> {
-        self.weight += path.len() + name.len() + value.len() + 64;
-        if self.weight > MAX_ATTRIBUTES {
+        let weight = path.len() + name.len() + value.len() + 64;
+        self.weights.0 += weight;
+        if self.weights.0 > MAX_ATTRIBUTES {
             return Err(unacceptable(
                 "it has more than 16 MiB of attributes trusted.overlay.*; leave out the layers \
                  that a container runtime keeps in it",
             ));
         }
+        self.count(weight)?;
         let attributes = self.attributes.entry(path.to_vec()).or_default();
         attributes.push((name.to_vec(), value.to_vec()));
+        Ok(())
+    }
+
+    /// Notes a directory that hides what is below it.
+    pub(super) fn hide(&mut self, path: Vec<u8>) -> Result<()> {
+        let weight = path.len() + 2;
+        if self.opaque.insert(path) { self.count(weight) } else { Ok(()) }
+    }
+
+    /// Notes a directory in which something is deleted.
+    pub(super) fn delete_in(&mut self, path: Vec<u8>) -> Result<()> {
+        let weight = path.len() + 2;
+        if self.deleting.insert(path) { self.count(weight) } else { Ok(()) }
+    }
+
+    fn count(&mut self, weight: usize) -> Result<()> {
+        self.weights.1 += weight;
+        if self.weights.1 > MAX_BYTES {
+            return Err(unacceptable(
+                "the names of its directories that delete something of lower layers have more \
+                 than 31 MiB together; give the image in one layer",
+            ));
+        }
         Ok(())
     }
 
@@ -75,8 +105,14 @@ impl Marks {
 
 fn set(root: BorrowedFd<'_>, path: &[u8], name: &[u8], value: &[u8]) -> Result<()> {
     let set = || {
-        let file = open_below(root, path, OFlags::RDONLY | OFlags::NONBLOCK)?;
-        rustix::fs::fsetxattr(&file, name, value, XattrFlags::empty())
+        // Looked at and never opened: what made it can make devices, and to open one is to use it.
+        let file = open_below(root, path, OFlags::PATH)?;
+        match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+            FileType::RegularFile | FileType::Directory => {}
+            _ => return Err(Errno::INVAL),
+        }
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::setxattr(link, name, value, XattrFlags::empty())
     };
     set().or_fault(format_args!("marking {}", printable(path)))
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
@@ -71,10 +71,7 @@ impl Extractor {
         let parent = self.parent(parents, member)?;
         match whiteout::meaning(name) {
             Meaning::Plain => self.create(reader, member, &parent, name),
-            Meaning::Opaque => {
-                self.report.marks.opaque.insert(parent.name);
-                Ok(())
-            }
+            Meaning::Opaque => self.report.marks.hide(parent.name),
             Meaning::Whiteout(target) => self.whiteout(member, &parent, target),
             Meaning::Bookkeeping => Ok(()),
             Meaning::Invalid => Err(refused(member, "it deletes nothing that has a name")),
@@ -113,6 +110,14 @@ impl Extractor {
         }
     }
 
+    /// A file that nobody else has open, without owner and mode yet.
+    fn new_file(&mut self, member: &Member, parent: &Directory, name: &[u8]) -> Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        self.place(member, parent, name, |fd| {
+            rustix::fs::openat(fd, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+        })
+    }
+
     fn regular<R: Read>(
         &mut self,
         reader: &mut TarReader<R>,
@@ -120,10 +125,7 @@ impl Extractor {
         parent: &Directory,
         name: &[u8],
     ) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let file = self.place(member, parent, name, |fd| {
-            rustix::fs::openat(fd, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
-        })?;
+        let file = self.new_file(member, parent, name)?;
         let mut stored = 0;
         reader.copy(member, |offset, data| {
             stored += write_sparsely(&file, offset, data)
@@ -158,7 +160,7 @@ impl Extractor {
                 self.place(member, parent, name, |fd| rustix::fs::mkdirat(fd, name, Mode::RWXU))?;
                 if existing == Some(Existing::Whiteout) {
                     // Deleted below and made anew here: nothing shines through.
-                    self.report.marks.opaque.insert(path.clone());
+                    self.report.marks.hide(path.clone())?;
                 }
             }
         }
@@ -227,13 +229,10 @@ impl Extractor {
 
     /// A device 0/0, in the form in which it does nothing in an overlay.
     fn no_device(&mut self, member: &Member, parent: &Directory, name: &[u8]) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
-        let file = self.place(member, parent, name, |fd| {
-            rustix::fs::openat(fd, name, flags | OFlags::CLOEXEC, Mode::empty())
-        })?;
+        let file = self.new_file(member, parent, name)?;
         own_and_mode(&file, member).or_fault(format_args!("finishing {}", member.name()))?;
-        let mark = whiteout::from_data(whiteout::DEVICE_XATTR.as_bytes()).unwrap_or_default();
-        self.report.marks.add(&parent.child(name), &mark, whiteout::DEVICE_VALUE)?;
+        let mark = whiteout::DEVICE_MARK.as_bytes();
+        self.report.marks.add(&parent.child(name), mark, whiteout::DEVICE_VALUE)?;
         rustix::fs::futimens(&file, &times(member.mtime))
             .or_fault(format_args!("setting the time of {}", member.name()))
     }
@@ -245,10 +244,7 @@ impl Extractor {
             return Err(refused(member, "a deletion must be a file"));
         }
         match self.existing(&parent.fd, target).or_fault("looking into the layer")? {
-            Some(Existing::Directory) => {
-                self.report.marks.opaque.insert(parent.child(target));
-                Ok(())
-            }
+            Some(Existing::Directory) => self.report.marks.hide(parent.child(target)),
             Some(Existing::Other | Existing::Whiteout) => Ok(()),
             None => {
                 let kind = FileType::CharacterDevice;
@@ -256,7 +252,7 @@ impl Extractor {
                     .or_fault(format_args!("making the whiteout {}", member.name()))?;
                 if !parent.name.is_empty() {
                     // In the root of a tree overlayfs looks for deletions in any case.
-                    self.report.marks.deleting.insert(parent.name.clone());
+                    self.report.marks.delete_in(parent.name.clone())?;
                 }
                 Ok(())
             }

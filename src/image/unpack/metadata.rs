@@ -167,18 +167,26 @@ struct Accounts<'a> {
 
 impl Names for Accounts<'_> {
     fn user(&mut self, name: &[u8]) -> Result<Option<u64>> {
-        if self.users.is_none() {
-            self.users = Some(ids_of(self.root, b"etc/passwd")?);
-        }
-        Ok(self.users.as_ref().and_then(|ids| ids.get(name)).copied())
+        id_of(&mut self.users, self.root, b"etc/passwd", name)
     }
 
     fn group(&mut self, name: &[u8]) -> Result<Option<u64>> {
-        if self.groups.is_none() {
-            self.groups = Some(ids_of(self.root, b"etc/group")?);
-        }
-        Ok(self.groups.as_ref().and_then(|ids| ids.get(name)).copied())
+        id_of(&mut self.groups, self.root, b"etc/group", name)
     }
+}
+
+/// The id of a name, in a file that is read once.
+fn id_of(
+    ids: &mut Option<HashMap<Vec<u8>, u64>>,
+    root: &OwnedFd,
+    path: &[u8],
+    name: &[u8],
+) -> Result<Option<u64>> {
+    let ids = match ids {
+        Some(ids) => ids,
+        None => ids.insert(ids_of(root, path)?),
+    };
+    Ok(ids.get(name).copied())
 }
 
 /// Names and ids in a file like `/etc/passwd`; none without the file.
@@ -198,8 +206,7 @@ fn ids_of(root: &OwnedFd, path: &[u8]) -> Result<HashMap<Vec<u8>, u64>> {
         Some((name, std::str::from_utf8(id).ok()?.parse().ok()?))
     };
     // Of a name that is there twice, the first counts, as in the C library.
-    let lines: Vec<_> = text.split(|byte| *byte == b'\n').collect();
-    Ok(lines.into_iter().rev().filter_map(entry).collect())
+    Ok(text.rsplit(|byte| *byte == b'\n').filter_map(entry).collect())
 }
 
 /// Owner, group and mode. An id that no instance has is nobody's, and nobody

@@ -405,6 +405,37 @@ fn marks_are_set_only_below_the_root_and_behind_no_link() {
     }
 }
 
+/// What unpacks can make devices; whoever sets marks would open them.
+#[test]
+fn root_marks_are_set_on_files_and_directories_alone() {
+    use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+    let place = Place::new();
+    let root = fs::File::open(place.root()).unwrap();
+    for (name, kind, device) in [
+        ("null", FileType::CharacterDevice, makedev(1, 3)),
+        ("pipe", FileType::Fifo, 0),
+        ("file", FileType::RegularFile, 0),
+    ] {
+        mknodat(CWD, place.path(name), kind, Mode::RWXU, device).unwrap();
+        let opaque = BTreeSet::from([name.as_bytes().to_vec()]);
+        let marks = Marks { opaque, ..Marks::default() };
+        assert_eq!(marks.set(root.as_fd()).is_ok(), name == "file", "{name}");
+    }
+}
+
+#[test]
+fn marks_fit_into_what_the_jail_may_say() {
+    let mut marks = Marks::default();
+    let name = |n: usize| format!("{n:04000}").into_bytes();
+    let noted = (0..20_000).take_while(|n| {
+        let noted = if n % 2 == 0 { marks.hide(name(*n)) } else { marks.delete_in(name(*n)) };
+        noted.inspect_err(|fault| assert_eq!(fault.kind, FaultKind::ImageUnacceptable)).is_ok()
+    });
+    let noted = noted.count();
+    assert!((8000..8200).contains(&noted), "{noted}");
+    assert!(serde_json::to_vec(&marks).unwrap().len() < 63 << 20);
+}
+
 #[test]
 fn root_the_later_of_two_wins() {
     let place = Place::new();

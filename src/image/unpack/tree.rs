@@ -164,7 +164,7 @@ impl Extractor {
         };
         make().or_fault(format_args!("making {}", printable(&path)))?;
         if deleted {
-            self.report.marks.opaque.insert(path);
+            self.report.marks.hide(path)?;
         }
         Ok(())
     }
