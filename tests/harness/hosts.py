@@ -134,8 +134,8 @@ class Hugetlb:
         """Unmounts it; the controller returns to the unified hierarchy."""
         if self.directory:
             # Groups that a killed runtime left in it would keep the hierarchy alive.
-            for path, _, _ in os.walk(self.directory, topdown=False):
-                if path != str(self.directory) and Path(path).name.startswith("berth"):
+            for group in self.directory.glob("berth*"):
+                for path, _, _ in os.walk(group, topdown=False):
                     Path(path).rmdir()
             return_hugetlb(self.directory)
             self._remove()
