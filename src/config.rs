@@ -104,7 +104,7 @@ pub struct Host {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Runtime {
-    /// `native`: berth's own; else a program: a name looked up in PATH, or an absolute path; `auto`: the first of crun, runc, youki that works here.
+    /// `native`: berth's own; else a program: a name looked up in PATH, or an absolute path; `auto`: the first of `native`, crun, runc and youki that works here.
     pub program: String,
     /// Arguments before the verb.
     pub args: Vec<String>,

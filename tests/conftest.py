@@ -22,7 +22,7 @@ from harness.service import BERTH
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--runtimes", default="crun,runc,native", help="OCI runtime programs to test with, comma-separated"
+        "--runtimes", default="native,crun,runc", help="OCI runtime programs to test with, comma-separated"
     )
     parser.addoption(
         "--each",

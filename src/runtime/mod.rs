@@ -41,6 +41,9 @@ pub mod targets;
 pub mod view;
 pub mod walls;
 
+/// The programs that `runtime.program = "auto"` tries after the native runtime, the fastest first.
+pub const PROGRAMS: [&str; 3] = ["crun", "runc", "youki"];
+
 /// A way to make containers out of bundles.
 ///
 /// Freezing, limits and statistics are not here: berth does them on the cgroup

@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::chosen::Chosen;
 use super::cli::CliRuntime;
 use super::native::{self, Native};
-use super::{Create, Runtime as _};
+use super::{Create, PROGRAMS, Runtime as _};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::ids::IdBlock;
@@ -25,10 +26,8 @@ use crate::sys::process::ChildSetup;
 use crate::sys::{mount, ns};
 use crate::types::RuntimeInfo;
 
-/// The programs that `auto` tries, the fastest first.
-const CANDIDATES: [&str; 3] = ["crun", "runc", "youki"];
-
-/// The configured program, or for `auto` the first that works. `scratch` is an
+/// The configured program, or for `auto` the first of these that works: the native runtime, unless
+/// there are arguments for a program, and [`PROGRAMS`]. `scratch` is an
 /// existing directory of the service's that the mapped root may pass through;
 /// `block` are ids for the trial; `monitor` is the monitor's program.
 pub fn probe(
@@ -45,7 +44,16 @@ pub fn probe(
         return probe_program(&path, &config.args, scratch, block);
     }
     let mut said = Vec::new();
-    for path in CANDIDATES.iter().filter_map(|name| find(name)) {
+    if config.args.is_empty() {
+        match probe_native(config, scratch, block, monitor) {
+            Ok(info) => return Ok(info),
+            Err(fault) => {
+                warn!("the native runtime does not work on this host: {}", fault.detail);
+                said.push(fault.detail);
+            }
+        }
+    }
+    for path in PROGRAMS.iter().filter_map(|name| find(name)) {
         match probe_program(&path, &config.args, scratch, block) {
             Ok(info) => return Ok(info),
             Err(fault) => said.push(fault.detail),
@@ -54,7 +62,7 @@ pub fn probe(
     let detail = if said.is_empty() {
         "none of crun, runc and youki is installed; install one (Debian: apt install crun)".into()
     } else {
-        format!("no runtime program works on this host: {}", said.join("; "))
+        format!("no runtime works on this host: {}", said.join("; "))
     };
     Err(Fault::new(FaultKind::HostUnsupported, detail))
 }
@@ -306,11 +314,11 @@ mod tests {
     }
 
     #[test]
-    fn root_auto_finds_one() {
+    fn root_auto_takes_a_program_where_the_native_one_does_not_work() {
         let dir = scratch();
         let config = config::Runtime { program: "auto".into(), ..Default::default() };
-        let info = probe(&config, dir.path(), BLOCK, Path::new("")).unwrap();
-        assert!(CANDIDATES.contains(&info.name.as_str()), "{}", info.name);
+        let info = probe(&config, dir.path(), BLOCK, Path::new("/no/monitor")).unwrap();
+        assert!(PROGRAMS.contains(&info.name.as_str()), "{}", info.name);
     }
 
     #[test]

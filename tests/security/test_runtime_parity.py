@@ -339,3 +339,18 @@ def test_an_instance_keeps_what_it_was_started_with(
     finally:
         left = service.close()
     assert not left, "left on the host:\n" + "\n".join(left)
+
+
+def test_the_native_one_is_what_a_service_takes_by_itself():
+    service = Service("auto")
+    try:
+        service.start()
+        assert service.client.get("/v1/host")["capabilities"]["runtime"]["name"] == NATIVE
+        service.stop()
+        # Arguments are a program's.
+        service.settings["runtime"]["args"] = ["--log-format=json"]
+        service.start()
+        assert service.client.get("/v1/host")["capabilities"]["runtime"]["name"] in PROGRAMS
+    finally:
+        left = service.close()
+    assert not left, "left on the host:\n" + "\n".join(left)

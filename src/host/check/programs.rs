@@ -18,12 +18,11 @@ use super::trials::Trials;
 use crate::cgroup::{Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::runtime::PROGRAMS;
 use crate::runtime::lxcfs::{ANSWER as ANSWERS, within};
 use crate::runtime::native::NAME;
 use crate::types::Check;
 
-/// Runtimes that `runtime.program = "auto"` looks for, the preferred first.
-const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
 /// Where system programs are, besides PATH, which a service's may leave out.
 const SYSTEM_PATH: [&str; 5] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 /// How long a runtime program may take to answer.
@@ -58,11 +57,17 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     dirs.filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|path| executable(path))
 }
 
-/// One check for each runtime program there is, or one that says there is none.
+/// One check for each runtime there is, or one that says there is none.
 fn runtimes(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
     let configured = config.runtime.program.as_str();
-    let wanted: Vec<&str> = if configured == "auto" { RUNTIMES.to_vec() } else { vec![configured] };
-    let others = RUNTIMES.into_iter().filter(|name| !wanted.contains(name));
+    let all = [&[NAME][..], &PROGRAMS].concat();
+    // As the service looks for one.
+    let wanted = match configured {
+        "auto" if config.runtime.args.is_empty() => all.clone(),
+        "auto" => PROGRAMS.to_vec(),
+        name => vec![name],
+    };
+    let others = all.into_iter().filter(|name| !wanted.contains(name));
     let tried: Vec<Tried> = wanted
         .iter()
         .map(|name| Tried::new(name, true, trials))
@@ -71,7 +76,7 @@ fn runtimes(config: &Config, trials: &Trials<'_>) -> Vec<Check> {
     judge(&tried, configured)
 }
 
-/// A runtime program that was looked for.
+/// A runtime that was looked for.
 struct Tried {
     name: String,
     /// Whether the configuration would use it.
@@ -95,14 +100,16 @@ impl Tried {
 
 /// A wanted runtime that refuses is a failure only if no wanted one works.
 fn judge(tried: &[Tried], configured: &str) -> Vec<Check> {
-    let works = tried.iter().any(|t| t.wanted && matches!(t.outcome, Some(Ok(_))));
+    let used = tried.iter().position(|t| t.wanted && matches!(t.outcome, Some(Ok(_))));
+    let works = used.is_some();
     let mut checks: Vec<Check> = tried
         .iter()
-        .filter_map(|t| {
+        .enumerate()
+        .filter_map(|(index, t)| {
             let name = format!("runtime {}", t.name);
             Some(match t.outcome.as_ref()? {
                 Ok(found) => match advisories::known(found) {
-                    Some(known) if t.wanted => with_known_escapes(&name, found, &known),
+                    Some(known) if used == Some(index) => with_known_escapes(&name, found, &known),
                     _ => ok(&name, found),
                 },
                 Err(fault) if works || !t.wanted => {
@@ -114,7 +121,7 @@ fn judge(tried: &[Tried], configured: &str) -> Vec<Check> {
         .collect();
     if !works && tried.iter().all(|t| !t.wanted || t.outcome.is_none()) {
         let (found, remedy) = match configured {
-            "auto" => ("none of crun, runc, youki".into(), "apt install crun".into()),
+            "auto" => (format!("none of {}", PROGRAMS.join(", ")), "apt install crun".into()),
             name => (
                 format!("{name} is not installed"),
                 format!("install {name}, or correct runtime.program"),
@@ -362,6 +369,9 @@ mod tests {
         assert!(checks[0].found.contains("CVE-2024-21626"), "{:?}", checks[0]);
         assert!(checks[0].remedy.as_ref().unwrap().contains("distribution"), "{:?}", checks[0]);
         assert_eq!(judge(&[tried(false)], "crun")[0].status, Fine);
+        // Nor of one that comes after another that works.
+        let native = self::tried(NAME, true, Some(true));
+        assert_eq!(judge(&[native, tried(true)], "auto")[1].status, Fine);
     }
 
     fn script(dir: &Path, text: &str) -> PathBuf {
