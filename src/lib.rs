@@ -3,7 +3,7 @@
 //! The folders are the flow, and arrows go one way:
 //!
 //! ```text
-//! server → api → instance → { image rootfs network cgroup runtime monitor console host } → store, sys → kernel
+//! server → api, remote_console → instance → { image rootfs network cgroup runtime monitor console host } → store, sys → kernel
 //! ```
 //!
 //! * [`types`] are the values that travel: on the wire, into the durable
@@ -34,6 +34,8 @@ pub mod monitor;
 pub mod network;
 #[cfg(feature = "service")]
 pub mod openstack;
+#[cfg(feature = "service")]
+pub mod remote_console;
 #[cfg(feature = "service")]
 pub mod rootfs;
 #[cfg(feature = "service")]

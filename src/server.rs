@@ -10,6 +10,7 @@ mod systemd;
 mod tls;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ use crate::api::{self, Api, Peer};
 use crate::config;
 use crate::fault::{Fault, OrFault, Result};
 use crate::instance::backend::Backend;
+use crate::remote_console::RemoteConsoles;
+use crate::store::layout::Layout;
 
 /// How long a stop waits for operations under way. What has not ended then
 /// goes on where it left off, or is undone, at the next start.
@@ -34,6 +37,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 pub struct Server {
     listeners: Listeners,
     workers: usize,
+    consoles: PathBuf,
 }
 
 impl Server {
@@ -42,6 +46,7 @@ impl Server {
         Ok(Server {
             listeners: Listeners::bind(config)?,
             workers: worker_count(config.service.workers),
+            consoles: Layout::new(&config.service.state_dir, &config.service.run_dir).consoles(),
         })
     }
 
@@ -57,9 +62,10 @@ impl Server {
         backend: Arc<dyn Backend>,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let Server { listeners: Listeners { unix, socket, tls }, workers } = self;
+        let Server { listeners: Listeners { unix, socket, tls }, workers, consoles } = self;
         let (stopping, is_stopping) = watch::channel(false);
-        let api = Api::new(backend.clone(), is_stopping);
+        let remote_consoles = RemoteConsoles::new(backend.clone(), consoles, is_stopping.clone());
+        let api = Api::new(backend.clone(), remote_consoles.clone(), is_stopping);
         let mut server = HttpServer::new(move || api::app(api.clone()))
             .workers(workers)
             .keep_alive(KEEP_ALIVE)
@@ -74,6 +80,7 @@ impl Server {
         if let Some((listener, acceptor)) = tls {
             server = server.listen_openssl(listener, acceptor).or_fault("listening with TLS")?;
         }
+        remote_consoles.reopen().await;
         let server = server.run();
         let handle = server.handle();
         let mut serving = actix_web::rt::spawn(server);

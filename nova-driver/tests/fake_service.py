@@ -158,6 +158,10 @@ class FakeService:
         return instance
 
     def put_instances(self, uuid, *rest, body, **_):
+        if rest and rest[0] == 'remote-consoles':
+            self._instance(uuid)
+            check_fields(body, {'address', 'first_port', 'last_port'})
+            return {'protocol': rest[1], 'address': body['address'], 'port': body['first_port'] + 7}
         if rest:
             return self._put_interface(uuid, rest[1], body)
         check_fields(body, CREATE_FIELDS)

@@ -16,6 +16,7 @@ from nova import objects
 from nova.compute import power_state
 from nova.compute import provider_tree
 from nova.compute import task_states
+from nova.console import type as ctype
 from nova.network import model
 from nova.virt import driver as nova_driver
 from nova.virt.berth import driver as berth
@@ -707,6 +708,36 @@ def test_console_output_is_bytes(spawn, driver, context):
     assert driver.get_console_output(context, make_instance()).startswith(b'login: \xff\n')
 
 
+def test_a_serial_console_is_where_novas_options_say(spawn, driver, context):
+    spawn()
+    CONF.set_override('proxyclient_address', '127.0.0.9', 'serial_console')
+    CONF.set_override('port_range', '20000:20100', 'serial_console')
+    try:
+        console = driver.get_serial_console(context, make_instance())
+    finally:
+        CONF.clear_override('proxyclient_address', 'serial_console')
+        CONF.clear_override('port_range', 'serial_console')
+    assert (type(console), console.host, console.port) == (ctype.ConsoleSerial, '127.0.0.9', 20007)
+
+
+def test_a_vnc_console_listens_where_novas_options_say(spawn, driver, context):
+    spawn()
+    CONF.set_override('server_listen', 'localhost', 'vnc')
+    CONF.set_override('server_proxyclient_address', 'compute1', 'vnc')
+    try:
+        console = driver.get_vnc_console(context, make_instance())
+    finally:
+        CONF.clear_override('server_listen', 'vnc')
+        CONF.clear_override('server_proxyclient_address', 'vnc')
+    assert (type(console), console.host, console.port) == (ctype.ConsoleVNC, 'compute1', 5907)
+
+
+@pytest.mark.parametrize('kind', ['serial', 'vnc'])
+def test_a_console_of_no_instance(driver, context, kind):
+    with pytest.raises(exception.InstanceNotFound):
+        getattr(driver, 'get_%s_console' % kind)(context, make_instance())
+
+
 def test_diagnostics(spawn, driver):
     spawn()
     free = driver.get_diagnostics(make_instance())
@@ -1114,7 +1145,8 @@ def test_what_is_not_offered_yet(driver, context, meta):
 
 MUST = '''init_host get_info list_instances list_instance_uuids get_available_nodes
     get_host_ip_addr spawn destroy cleanup reboot power_off power_on pause unpause suspend resume
-    rescue unrescue delete_instance_files instance_on_disk get_console_output get_host_uptime plug_vifs
+    rescue unrescue delete_instance_files instance_on_disk get_console_output get_serial_console
+    get_vnc_console get_host_uptime plug_vifs
     unplug_vifs attach_interface detach_interface snapshot get_available_resource
     update_provider_tree migrate_disk_and_power_off'''.split()
 

@@ -103,6 +103,7 @@ def steps(driver, context, instance):
             ('inject_network_info', (instance(), vifs)),
             ('detach_interface', (context, instance(), other)),
             ('unplug_vifs', (instance(), vifs)), ('get_console_output', (context, instance())),
+            ('get_serial_console', (context, instance())), ('get_vnc_console', (context, instance())),
             ('get_diagnostics', (instance(),)), ('get_instance_diagnostics', (instance(),)),
             ('quiesce', (context, instance(), META)), ('unquiesce', (context, instance(), META)),
             ('trigger_crash_dump', (instance(),)), ('cache_image', (context, IMAGE)),

@@ -14,14 +14,20 @@ use super::shared::Api;
 use super::surface::Surface;
 use super::{gate, openapi};
 use crate::instance::backend::Backend;
+use crate::remote_console::RemoteConsoles;
 
 impl Api {
     /// An API over a backend. Once `stopping` is true, changes are refused
     /// and streams end.
-    pub fn new(backend: Arc<dyn Backend>, stopping: watch::Receiver<bool>) -> Arc<Api> {
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        remote_consoles: Arc<RemoteConsoles>,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Api> {
         let document = openapi::document();
         Arc::new(Api {
             backend,
+            remote_consoles,
             surface: Surface::new(&document),
             document: openapi::json(&document).into(),
             stopping,

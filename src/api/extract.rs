@@ -15,6 +15,7 @@ use std::future::{Future, Ready, ready};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, Result};
+use crate::types::ConsoleProtocol;
 
 /// Most bytes of a body, unless the endpoint says otherwise.
 pub(super) const BODY_LIMIT: usize = 1 << 20;
@@ -45,6 +46,21 @@ impl FromRequest for PortId {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(path_id(request, "port_id").map(PortId))
+    }
+}
+
+/// The `{protocol}` of the path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Protocol(pub ConsoleProtocol);
+
+impl FromRequest for Protocol {
+    type Error = Fault;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let text = request.match_info().query("protocol");
+        let known = serde_json::from_value(text.into()).map(Protocol);
+        ready(known.map_err(|_| Fault::invalid("protocol", "must be serial or vnc")))
     }
 }
 

@@ -23,6 +23,7 @@ mod instances;
 mod interfaces;
 mod openapi;
 mod operations;
+mod remote_consoles;
 mod routes;
 mod service;
 mod shared;

@@ -3,7 +3,8 @@
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{
-    console, events, exec, host, images, instances, interfaces, operations, service, verbs,
+    console, events, exec, host, images, instances, interfaces, operations, remote_consoles,
+    service, verbs,
 };
 
 /// Adds them all. Through `service(…)` only: others would be served without
@@ -15,6 +16,7 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .configure(verbs::routes)
         .configure(interfaces::routes)
         .configure(console::routes)
+        .configure(remote_consoles::routes)
         .configure(exec::routes)
         .configure(images::routes)
         .configure(operations::routes)

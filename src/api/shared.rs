@@ -7,10 +7,12 @@ use tokio::sync::watch;
 
 use super::surface::Surface;
 use crate::instance::backend::Backend;
+use crate::remote_console::RemoteConsoles;
 
 /// The API over a backend.
 pub struct Api {
     pub(super) backend: Arc<dyn Backend>,
+    pub(super) remote_consoles: Arc<RemoteConsoles>,
     pub(super) surface: Surface,
     pub(super) document: web::Bytes,
     pub(super) stopping: watch::Receiver<bool>,

@@ -87,6 +87,11 @@ impl Layout {
         self.run.join("i")
     }
 
+    /// A file for each console that has a TCP port, volatile.
+    pub fn consoles(&self) -> PathBuf {
+        self.run.join("consoles")
+    }
+
     /// The runtime program's own state (`--root`).
     pub fn runtime_root(&self) -> PathBuf {
         self.run.join("runtime")

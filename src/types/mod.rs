@@ -11,6 +11,7 @@ mod image;
 mod instance;
 mod operation;
 mod problem;
+mod remote_console;
 mod stats;
 mod vif;
 
@@ -27,6 +28,7 @@ pub use instance::{
 };
 pub use operation::{Operation, OperationStatus};
 pub use problem::Problem;
+pub use remote_console::{ConsoleProtocol, RemoteConsole, RemoteConsoleRequest};
 pub use stats::{
     BlockStats, CpuStats, InstanceStats, InterfaceStats, MemoryStats, PidsStats, PressureStats,
 };

@@ -46,6 +46,7 @@ impl Service {
         let mut config = Config::default();
         config.service.socket = dir.path().join("berth.sock");
         config.service.workers = 1;
+        config.service.run_dir = dir.path().join("run");
         configure(dir.path(), &mut config);
         let socket = config.service.socket.clone();
         let server = Server::bind(&config).unwrap();

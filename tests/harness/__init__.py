@@ -14,6 +14,7 @@ from .hosts import Hugetlb, Lxcfs, cgroup_dir, small_file_system  # noqa: E402
 from .service import Instance, Service, wait_for  # noqa: E402
 from .source import ImageSource  # noqa: E402
 from .terminal import Terminal  # noqa: E402
+from .viewers import SerialViewer, VncViewer  # noqa: E402
 
 __all__ = [
     "ROOT",
@@ -23,8 +24,10 @@ __all__ = [
     "ImageSource",
     "Instance",
     "Lxcfs",
+    "SerialViewer",
     "Service",
     "Terminal",
+    "VncViewer",
     "cgroup_dir",
     "small_file_system",
     "wait_for",

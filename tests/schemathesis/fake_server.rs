@@ -19,6 +19,7 @@ fn main() {
     authority.sign("client");
     let mut config = Config::default();
     config.service.socket = dir.join("berth.sock");
+    config.service.run_dir = dir.join("run");
     config.service.tls = Some(Tls {
         listen: "127.0.0.1:0".parse().expect("an address"),
         certificate: dir.join("service.pem"),

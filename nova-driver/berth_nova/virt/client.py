@@ -170,6 +170,10 @@ class Client:
         """Makes it so; returns when it is."""
         self._change('PUT', path, body, seconds)
 
+    def put_at_once(self, path, body):
+        """Makes it so, which takes no time; what it is then."""
+        return self._json('PUT', path, body)
+
     def post(self, path, body=None, seconds=None, once=False):
         """Does it; returns when it is done. `once`: never do it twice."""
         self._change('POST', path, body, seconds, once)

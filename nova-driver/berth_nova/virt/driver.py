@@ -23,6 +23,7 @@ from nova.virt.berth import asked
 from nova.virt.berth import client as berth_client
 from nova.virt.berth import conf
 from nova.virt.berth import configdrive
+from nova.virt.berth import consoles
 from nova.virt.berth import diagnostics
 from nova.virt.berth import events
 from nova.virt.berth import faults
@@ -573,6 +574,14 @@ class BerthDriver(driver.ComputeDriver):
         """GET /v1/instances/{id}/console/output"""
         return self.client.get_bytes(
             _path(instance, 'console', 'output'), length=CONSOLE_BYTES)
+
+    def get_serial_console(self, context, instance):
+        """PUT /v1/instances/{id}/remote-consoles/serial"""
+        return consoles.serial(self.client, _path(instance))
+
+    def get_vnc_console(self, context, instance):
+        """PUT /v1/instances/{id}/remote-consoles/vnc"""
+        return consoles.vnc(self.client, _path(instance))
 
     def get_diagnostics(self, instance):
         """GET /v1/instances/{id}/stats"""
