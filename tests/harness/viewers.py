@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 import zlib
+from typing import Any
 
 #: The encodings of RFB that the service has.
 RAW, TIGHT = 0, 7
@@ -13,11 +14,16 @@ RAW, TIGHT = 0, 7
 CELL = (9, 20)
 
 
-class SerialViewer:
-    """The console's bytes."""
+def connect(console: dict) -> socket.socket:
+    """To a console's port."""
+    return socket.create_connection((console["address"], console["port"]), timeout=20)
 
-    def __init__(self, console: dict):
-        self.socket = socket.create_connection((console["address"], console["port"]), timeout=20)
+
+class SerialViewer:
+    """The console's bytes, by a socket or what is like one."""
+
+    def __init__(self, connection: Any):
+        self.socket = connection
         self.seen = b""
 
     def __enter__(self) -> SerialViewer:
@@ -55,8 +61,10 @@ class SerialViewer:
 class VncViewer:
     """The console as a picture: `pixels` has red, green and blue of each, row by row."""
 
-    def __init__(self, console: dict, encodings: tuple[int, ...] = (TIGHT, RAW), version: bytes = b"003.008"):
-        self.socket = socket.create_connection((console["address"], console["port"]), timeout=20)
+    def __init__(
+        self, connection: Any, encodings: tuple[int, ...] = (TIGHT, RAW), version: bytes = b"003.008"
+    ):
+        self.socket = connection
         assert self.take(12) == b"RFB 003.008\n"
         self.socket.sendall(b"RFB " + version + b"\n")
         if version == b"003.003":

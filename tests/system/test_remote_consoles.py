@@ -9,7 +9,7 @@ import time
 
 import pytest
 from harness import Fault, Instance, SerialViewer, VncViewer, wait_for
-from harness.viewers import CELL, RAW, TIGHT
+from harness.viewers import CELL, RAW, TIGHT, connect
 
 #: On loopback, and not where another worker's service listens.
 HOST = f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
@@ -81,10 +81,10 @@ def test_it_is_the_same_after_the_service_was_away(service, busybox):
         consoles = [opened(instance, protocol) for protocol in ("serial", "vnc")]
         service.kill()
         service.start()
-        with SerialViewer(consoles[0]) as viewer:
+        with SerialViewer(connect(consoles[0])) as viewer:
             viewer.type(b"\recho still-$((40+2))\r")
             viewer.read_until(b"still-42")
-        with VncViewer(consoles[1]) as viewer:
+        with VncViewer(connect(consoles[1])) as viewer:
             viewer.update()
         assert [opened(instance, protocol) for protocol in ("serial", "vnc")] == consoles
     finally:
@@ -98,7 +98,7 @@ def test_it_is_the_same_after_the_service_was_away(service, busybox):
 
 def test_a_deleted_instance_has_no_viewers(service, busybox):
     instance = service.spawn(busybox)
-    with SerialViewer(opened(instance, "serial")) as viewer:
+    with SerialViewer(connect(opened(instance, "serial"))) as viewer:
         viewer.type(b"\r")
         viewer.read_until(b"#")
         instance.delete()
@@ -114,7 +114,7 @@ def test_a_deleted_instance_has_no_viewers(service, busybox):
 def test_what_it_said_is_said_again_and_all_type(instance):
     console = opened(instance, "serial")
     instance.sh("echo said-before > /dev/console")
-    with SerialViewer(console) as one, SerialViewer(console) as other:
+    with SerialViewer(connect(console)) as one, SerialViewer(connect(console)) as other:
         one.read_until(b"said-before")
         other.read_until(b"said-before")
         one.type(b"\recho $((6*7))-answers\r")
@@ -130,11 +130,11 @@ def test_one_that_does_not_run_says_so_and_keeps_its_last_words(service, busybox
         instance.sh("echo last-words > /dev/console")
         instance.wait_console("last-words")
         instance.action("stop", timeout=0)
-        with SerialViewer(console) as viewer:
+        with SerialViewer(connect(console)) as viewer:
             said = viewer.read_to_the_end()
         assert b"last-words" in said and b"SHUTDOWN" in said, said
         instance.action("start")
-        with SerialViewer(console) as viewer:
+        with SerialViewer(connect(console)) as viewer:
             viewer.type(b"\recho again-$((1+1))\r")
             viewer.read_until(b"again-2")
     finally:
@@ -143,7 +143,7 @@ def test_one_that_does_not_run_says_so_and_keeps_its_last_words(service, busybox
 
 def test_one_who_does_not_read_holds_nobody_up(instance):
     console = opened(instance, "serial")
-    with SerialViewer(console), SerialViewer(console) as reader:
+    with SerialViewer(connect(console)), SerialViewer(connect(console)) as reader:
         instance.sh("seq 1 60000 > /dev/console; echo the-very-end > /dev/console", timeout=120)
         reader.read_until(b"the-very-end", timeout=60)
 
@@ -151,17 +151,17 @@ def test_one_who_does_not_read_holds_nobody_up(instance):
 def test_more_than_enough_viewers_are_sent_away(instance):
     console = opened(instance, "serial")
     with contextlib.ExitStack() as stack:
-        viewers = [stack.enter_context(SerialViewer(console)) for _ in range(16)]
+        viewers = [stack.enter_context(SerialViewer(connect(console))) for _ in range(16)]
         viewers[0].type(b"\recho $((6*7))-answers\r")
         for viewer in viewers:
             viewer.read_until(b"42-answers")
-        with SerialViewer(console) as late:
+        with SerialViewer(connect(console)) as late:
             assert late.read_to_the_end() == b""
     wait_for("room", lambda: _answers(console))
 
 
 def _answers(console: dict) -> bool:
-    with SerialViewer(console) as viewer:
+    with SerialViewer(connect(console)) as viewer:
         viewer.socket.settimeout(5)
         try:
             viewer.type(b"\r")
@@ -188,7 +188,7 @@ def say(viewer: VncViewer, text: str) -> None:
 @pytest.mark.parametrize("version", [b"003.008", b"003.003"])
 def test_what_is_typed_is_drawn(instance, encodings, used, version):
     console = opened(instance, "vnc")
-    with VncViewer(console, encodings, version) as viewer:
+    with VncViewer(connect(console), encodings, version) as viewer:
         assert (viewer.width, viewer.height) == (80 * CELL[0], 24 * CELL[1])
         viewer.update(False)
         viewer.key(0xFF0D)
@@ -198,7 +198,7 @@ def test_what_is_typed_is_drawn(instance, encodings, used, version):
         assert cells[1] == cells[5], "an E is an E"
         assert len(set(cells)) == 5, "H, E, L, O and nothing"
         assert viewer.used == used
-        with VncViewer(console, encodings) as other:
+        with VncViewer(connect(console), encodings) as other:
             # Once it has been told what was said before.
             other.wait_for("the same picture", lambda: other.pixels == viewer.pixels)
         # Ctrl-C, which shows as ^C; then comes the prompt.
@@ -210,7 +210,7 @@ def test_what_is_typed_is_drawn(instance, encodings, used, version):
 
 
 def test_a_picture_comes_only_when_something_changed(instance):
-    with VncViewer(opened(instance, "vnc")) as viewer:
+    with VncViewer(connect(opened(instance, "vnc"))) as viewer:
         with pytest.raises(TimeoutError):
             for _ in range(10):
                 viewer.update(timeout=2)
@@ -222,7 +222,7 @@ def test_a_picture_comes_only_when_something_changed(instance):
 def test_the_screen_goes_on_after_a_stop_and_a_start(service, busybox):
     instance = service.spawn(busybox)
     try:
-        with VncViewer(opened(instance, "vnc")) as viewer:
+        with VncViewer(connect(opened(instance, "vnc"))) as viewer:
             viewer.update(False)
             instance.action("stop", timeout=0)
             before = bytes(viewer.pixels)
@@ -248,14 +248,14 @@ def test_the_screen_goes_on_after_a_stop_and_a_start(service, busybox):
 )
 def test_what_is_no_rfb_ends_its_connection_alone(instance, said):
     console = opened(instance, "vnc")
-    with SerialViewer(console) as stranger:
+    with SerialViewer(connect(console)) as stranger:
         stranger.type(said)
         stranger.read_to_the_end()
-    with VncViewer(console) as viewer:
+    with VncViewer(connect(console)) as viewer:
         viewer.update()
 
 
 def test_the_size_is_the_screens_while_it_is_looked_at(instance):
-    with VncViewer(opened(instance, "vnc")) as viewer:
+    with VncViewer(connect(opened(instance, "vnc"))) as viewer:
         viewer.update(False)
         wait_for("the size", lambda: instance.sh("stty size < /dev/console").strip() == "24 80")

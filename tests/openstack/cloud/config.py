@@ -152,7 +152,22 @@ def _nova_common() -> Ini:
             "service_metadata_proxy": True,
             "metadata_proxy_shared_secret": PASSWORD,
         },
-        "vnc": {"enabled": False},
+        # The hypervisor, the proxies and who looks are on one machine.
+        "serial_console": {
+            "enabled": True,
+            "base_url": f"ws://{LOOPBACK}:{PORTS['nova-serialproxy']}/",
+            "serialproxy_host": LOOPBACK,
+            "serialproxy_port": PORTS["nova-serialproxy"],
+            "proxyclient_address": LOOPBACK,
+        },
+        "vnc": {
+            "enabled": True,
+            "novncproxy_base_url": f"http://{LOOPBACK}:{PORTS['nova-novncproxy']}/vnc_lite.html",
+            "novncproxy_host": LOOPBACK,
+            "novncproxy_port": PORTS["nova-novncproxy"],
+            "server_listen": LOOPBACK,
+            "server_proxyclient_address": LOOPBACK,
+        },
         "spice": {"enabled": False},
     }
 

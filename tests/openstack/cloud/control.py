@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from .place import DATA, ETC, PORTS, VENV, address, url
+from .place import DATA, ETC, NOVNC, PORTS, VENV, address, url
 from .processes import Program, answers, together, wait_until
 
 # Module and processes of each API; port and configuration go by its name.
@@ -34,6 +34,8 @@ NEUTRON = ("neutron/neutron.conf", "neutron/ml2_conf.ini")
 DAEMONS = {
     "nova-conductor": ("nova-conductor", "nova/nova.conf"),
     "nova-scheduler": ("nova-scheduler", "nova/nova.conf"),
+    "nova-serialproxy": ("nova-serialproxy", "nova/nova.conf"),
+    "nova-novncproxy": ("nova-novncproxy", "nova/nova.conf"),
     "heat-engine": ("heat-engine", "heat/heat.conf"),
 }
 # These want Neutron's API to have made its tables' first rows.
@@ -82,7 +84,9 @@ def _start_api(name: str) -> None:
 
 
 def _start_daemon(name: str, program: str, files: list[str]) -> None:
-    Program(name).start(VENV / "bin" / program, *(f"--config-file={ETC / file}" for file in files))
+    # The pages that a browser gets of it.
+    pages = [f"--web={NOVNC}"] if name == "nova-novncproxy" else []
+    Program(name).start(VENV / "bin" / program, *(f"--config-file={ETC / file}" for file in files), *pages)
 
 
 def _wait_for(name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 VENV = ROOT / "target/venv-openstack"
+NOVNC = ROOT / "target/novnc/usr/share/novnc"
 IMAGES = ROOT / "target/images"
 BERTH = Path(os.environ.get("BERTH_BIN", ROOT / "target/release/berth"))
 # Everything is logged, by berth too.
@@ -59,6 +60,8 @@ PORTS = {
     "placement": 8778,
     "nova-api": 8774,
     "nova-metadata": 8775,
+    "nova-novncproxy": 6080,
+    "nova-serialproxy": 6083,
     "neutron-api": 9696,
     "heat-api": 8004,
     "heat-api-cfn": 8000,

@@ -47,6 +47,8 @@ FEATURES = {
     "resize": True,
     "rescue": True,
     "stable_rescue": True,
+    "vnc_console": True,
+    "serial_console": True,
     # There is no IDE bus in a container.
     "ide_bus": False,
     # A later issue's.
@@ -56,9 +58,7 @@ FEATURES = {
     "attach_encrypted_volume": False,
     "volume_multiattach": False,
     "swap_volume": False,
-    "vnc_console": False,
     "spice_console": False,
-    "serial_console": False,
     # It is a directory inside the server; Tempest wants a block device to mount.
     "config_drive": False,
 }
