@@ -138,6 +138,33 @@ def test_a_common_table_has_room_for_others(pair, probe, package_settings, kind)
     assert neighbour.run("/bin/probe", "one", kind).stdout == "one\n"
 
 
+@pytest.fixture
+def few_terminals():
+    """A host where one instance can take all that are not reserved."""
+    files = [Path("/proc/sys/kernel/pty") / name for name in ("max", "reserve")]
+    before = [file.read_text() for file in files]
+    for file, value in zip(files, (2048, 1024), strict=True):
+        file.write_text(str(value))
+    yield
+    for file, value in zip(files, before, strict=True):
+        file.write_text(value)
+
+
+def test_terminals_of_its_own_mounts_are_not_the_others(pair, probe, spawn, busybox, few_terminals):
+    taker, neighbour = pair
+    # What is mounted for it, it cannot change.
+    assert taker.run("/bin/probe", "one", "lifted").stdout.startswith("none: ")
+    taken, reason = take(taker, "own-terminal", 4000)
+    assert 800 < taken < 1024 and reason == "No space left on device", (taken, reason)
+    assert taker.run("/bin/probe", "one", "own-terminal").stdout.startswith("none: ")
+    # Its neighbours, itself and the host have theirs, and there are consoles for more instances.
+    for other in (neighbour, taker):
+        assert other.run("/bin/probe", "one", "terminal").stdout == "one\n", f"after {taken}"
+    assert subprocess.run([probe, "one", "terminal"], stdout=subprocess.PIPE, text=True).stdout == "one\n"
+    spawn().wait_console("is up")
+    assert take(neighbour, "terminal", 1000) == (255, "No space left on device")
+
+
 def test_the_neighbour_table_has_room_for_others(pair, service, spawn, package_settings):
     taker, _ = pair
     # Nobody has asked for these yet: known ones are in the table.
