@@ -51,8 +51,18 @@ def take(instance, kind: str, most: int | None = None) -> tuple[int, str]:
     return int(count.replace("?", "-1")), reason
 
 
-@pytest.mark.parametrize("kind", ["inotify", "timer", "queue"])
-def test_what_is_counted_for_each_user_is_counted_to_each_instance(pair, probe, kind):
+@pytest.fixture
+def few_watches():
+    """A limit that an instance meets before its disk's."""
+    file = Path("/proc/sys/fs/inotify/max_user_watches")
+    before = file.read_text()
+    file.write_text("5000")
+    yield
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("kind", ["inotify", "watch", "timer", "queue"])
+def test_what_is_counted_for_each_user_is_counted_to_each_instance(pair, probe, few_watches, kind):
     taker, neighbour = pair
     taken, reason = take(taker, kind, 1_000_000)
     assert reason != "enough", f"no limit was met after {taken}"
@@ -136,6 +146,20 @@ def test_a_common_table_has_room_for_others(pair, probe, package_settings, kind)
     # Its own memory ends it, and nobody else's; all of it may be killed for that.
     taker.run("/bin/probe", "take", kind, str(1 << 28))
     assert neighbour.run("/bin/probe", "one", kind).stdout == "one\n"
+
+
+def test_open_files_are_within_its_memory(pair, probe, package_settings):
+    def opened() -> int:
+        return int(Path("/proc/sys/fs/file-nr").read_text().split()[0])
+
+    taker, neighbour = pair
+    before = opened()
+    # A file takes a quarter of a KiB: these are twice its memory.
+    for _ in range(8):
+        taker.run("/bin/sh", "-c", "ulimit -n 65536; exec /bin/probe take file 65000")
+    assert 1000 < opened() - before < MEMORY // 200
+    assert neighbour.run("/bin/probe", "one", "file").stdout == "one\n"
+    assert subprocess.run([probe, "one", "file"], stdout=subprocess.PIPE, text=True).stdout == "one\n"
 
 
 @pytest.fixture
