@@ -142,10 +142,11 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     checks.extend(SYSCTLS.iter().map(|s| sysctl(s, value(s.name))));
     if config.bridge.enabled {
         checks.push(forwarding(value("net.ipv4.ip_forward")));
-        if config.bridge.nat {
-            checks.push(connections(config, value(CONNTRACK)));
-        }
     }
+    checks.push(match config.bridge.enabled && config.bridge.nat {
+        true => connections(config, value(CONNTRACK)),
+        false => sysctl(&TRACKED, value(CONNTRACK)),
+    });
     checks
 }
 
@@ -206,6 +207,15 @@ fn sysctl(limit: &Sysctl, value: Option<u64>) -> Check {
 }
 
 const CONNTRACK: &str = "net.netfilter.nf_conntrack_max";
+
+/// Not in the package's file: it exists only once connections are tracked.
+const TRACKED: Sysctl = Sysctl {
+    name: CONNTRACK,
+    shared: true,
+    least: 1_048_576,
+    advice: 4_194_304,
+    why: "what security groups track for all servers and the host is in one table",
+};
 
 /// Room in the one table of connections for instances on the bridge, each with as many as it may have.
 fn connections(config: &Config, value: Option<u64>) -> Check {
@@ -272,6 +282,9 @@ mod tests {
         assert_eq!(connections(&config, None).status, Ok);
         config.bridge.connections = 0;
         assert_eq!(connections(&config, Some(1 << 30)).status, Warning);
+        // Security groups' connections are in the same table.
+        assert_eq!(sysctl(&TRACKED, Some(262_144)).status, Warning);
+        assert_eq!(sysctl(&TRACKED, None).status, Ok);
     }
 
     #[test]
