@@ -15,7 +15,7 @@ use crate::network::{Network, Rates};
 use crate::rootfs::idmap;
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
-use crate::runtime::{apparmor::AppArmor, chosen::Chosen, lxcfs, probe};
+use crate::runtime::{apparmor::AppArmor, chosen::Chosen, lxcfs, probe, terminals};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
@@ -164,7 +164,7 @@ impl HostParts {
         digests.iter().map(|digest| self.images.layer_dir(digest)).collect()
     }
 
-    /// Attaches its disks and mounts its root; repeats do nothing. Gives the
+    /// Attaches its disks and mounts its root and terminals; repeats do nothing. Gives the
     /// devices in the order of [`HostParts::devices`].
     pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
         let paths = self.paths(record);
@@ -177,6 +177,7 @@ impl HostParts {
         }
         self.rootfs(record).mount()?;
         devices.push(number(&root));
+        terminals::mount(&paths.terminals(), record.id_block)?;
         if record.ephemeral_bytes > 0 {
             devices.push(number(&self.disks.attach_ephemeral(&paths)?));
         }
@@ -231,6 +232,7 @@ impl HostParts {
         teardown.step("unmounting the root file system", rootfs.unmount());
         let own = rootfs.at(layout.disk_mount(), layout.own_rootfs());
         teardown.step("unmounting the rescued root file system", own.unmount());
+        teardown.step("unmounting its terminals", mount::unmount(&layout.terminals()));
         teardown.step(
             "unmounting the ephemeral disk",
             self.disks.detach(&layout.ephemeral_disk(), &layout.ephemeral_mount()),

@@ -10,6 +10,7 @@
 //!   and [`lines`] knows where they have somebody log in.
 //! * [`lxcfs`] finds what lxcfs offers.
 //! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
+//! * [`terminals`] mounts them.
 //! * [`apparmor`] has a profile for each role.
 //! * [`targets`] looks where the mounts go, before a program does.
 
@@ -38,6 +39,7 @@ pub mod role;
 pub mod seccomp;
 pub mod spec;
 pub mod targets;
+pub mod terminals;
 pub mod view;
 pub mod walls;
 

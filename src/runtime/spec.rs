@@ -30,10 +30,6 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 /// Where a rescued instance finds its own root file system.
 pub const OWN_ROOT: &str = "/mnt/instance";
 
-/// Most terminals of an instance: the host has one table of them, and memory that
-/// no limit holds goes with each.
-const TERMINALS: &str = "max=256";
-
 /// How the instance's own cgroup is shown at `/sys/fs/cgroup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CgroupView {
@@ -55,7 +51,7 @@ pub struct SpecInput<'a> {
     pub image: &'a ImageConfig,
     /// Whom it starts as; an init always starts as root.
     pub user: &'a ProcessUser,
-    /// Where it lies: root file system, pinned namespaces, ephemeral disk.
+    /// Where it lies: root file system, pinned namespaces, terminals, ephemeral disk.
     pub layout: &'a InstanceLayout,
     /// Its ids.
     pub block: IdBlock,
@@ -191,11 +187,10 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", TERMINALS],
+        bind(
+            &input.layout.terminals(),
+            Path::new("/dev/pts"),
+            &["bind", "nosuid", "noexec", "rw"],
         )?,
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "nodev", "mode=1777", &shm])?,
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
@@ -562,11 +557,12 @@ mod tests {
             let bound = mounts.filter(|m| m.typ().as_deref() == Some("bind"));
             bound.map(|m| (m.source().clone().unwrap(), m.destination().clone())).collect()
         };
-        let ephemeral = layout.ephemeral_mount();
-        assert_eq!(mounts(&ordinary), [(ephemeral.clone(), "/mnt".into())]);
+        let (terminals, ephemeral) = (layout.terminals(), layout.ephemeral_mount());
+        let pts = (terminals, PathBuf::from("/dev/pts"));
+        assert_eq!(mounts(&ordinary), [pts.clone(), (ephemeral.clone(), "/mnt".into())]);
         assert_eq!(
             mounts(&rescued),
-            [(layout.own_rootfs(), OWN_ROOT.into()), (ephemeral, "/mnt/ephemeral".into())]
+            [pts, (layout.own_rootfs(), OWN_ROOT.into()), (ephemeral, "/mnt/ephemeral".into())]
         );
         // Nothing else is different: the walls are those of every instance.
         assert_eq!(rescued.linux(), ordinary.linux());

@@ -12,6 +12,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -33,6 +34,14 @@ const RAW: &str = "disk.raw";
 const QCOW2: &str = "disk.qcow2";
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 18;
+/// Bytes of a directory's entry besides the name, at most.
+const ENTRY: u64 = 12;
+/// Bytes of room that are held for what nobody can foretell: the journal, attributes in blocks of
+/// their own.
+const AHEAD: u64 = 64 << 20;
+/// Bytes of the archive after which they are held anew.
+const AHEAD_EACH: u64 = 8 << 20;
+const DOING: &str = "making the disk";
 
 /// A disk in QEMU's format.
 pub struct DiskImage {
@@ -44,7 +53,17 @@ pub struct DiskImage {
 /// What the trees' files take.
 struct Need {
     entries: u64,
+    /// What they hold.
     bytes: u64,
+    /// Their entries in directories, of which half may be empty.
+    names: u64,
+}
+
+/// What became of an attempt.
+enum Attempt {
+    Made,
+    /// The root partition was too small; what the jail said.
+    TooSmall(Fault),
 }
 
 /// What it is made of.
@@ -65,8 +84,9 @@ pub fn make(
 ) -> Result<DiskImage> {
     let need = measure(trees, kept.frame.layout.block)?;
     let maker = Maker { images, kept, trees, work: images.workspace()?, need };
-    let _claim = maker.claim()?;
-    maker.raw(progress)?;
+    let claim = maker.claim()?;
+    maker.raw(&claim, progress)?;
+    keep_ahead(&claim, &maker.work.path(RAW))?;
     maker.qcow2()
 }
 
@@ -89,9 +109,11 @@ impl DiskImage {
 
 /// Counts files and, in whole blocks, what they hold.
 fn measure(trees: &[Tree], block: u64) -> Result<Need> {
-    let mut need = Need { entries: 0, bytes: 0 };
+    let mut need = Need { entries: 0, bytes: 0, names: 0 };
     Files::Merged(trees).walk(&mut |node, _| {
         need.entries += 1;
+        let name = node.path.rsplit(|byte| *byte == b'/').next().unwrap_or(&[]);
+        need.names += 2 * (name.len() as u64 + ENTRY);
         let blocks = |bytes: u64| bytes.div_ceil(block) * block;
         need.bytes += match &node.kind {
             NodeKind::File { pieces, .. } => pieces.iter().map(|(_, length)| blocks(*length)).sum(),
@@ -109,21 +131,21 @@ impl Maker<'_> {
     /// compressed.
     fn claim(&self) -> Result<Claim> {
         let files = vec![self.work.path(RAW), self.work.path(QCOW2)];
-        let bytes = 2 * self.need.bytes + (64 << 20);
-        self.images.room().for_files(bytes, files, "making the disk")
+        let inodes = self.inodes(0) * self.kept.frame.layout.inode_size;
+        let bytes = 2 * (self.need.bytes + self.need.names + inodes) + AHEAD;
+        self.images.room().for_files(bytes, files, DOING)
     }
 
     /// The disk byte by byte, its root partition as large as it must be.
-    fn raw(&self, progress: &dyn Fn(u64, u64)) -> Result<()> {
+    fn raw(&self, claim: &Claim, progress: &dyn Fn(u64, u64)) -> Result<()> {
         let mut by = self.first_growth();
         for _ in 0..TRIES {
-            match self.attempt(by, progress) {
-                // Not that of the host: that shows as a failed write.
-                Err(fault) if fault.kind == FaultKind::ResourcesExhausted => {
+            match self.attempt(by, claim, progress)? {
+                Attempt::Made => return Ok(()),
+                Attempt::TooSmall(fault) => {
                     tracing::debug!(by, fault = %fault.in_full(), "the root partition is too small");
                     by = self.growth(by);
                 }
-                other => return other,
             }
         }
         Err(Fault::new(
@@ -156,8 +178,8 @@ impl Maker<'_> {
         u64::try_from(old).unwrap_or(u64::MAX).max(self.need.entries + self.need.entries / 16 + 16)
     }
 
-    fn attempt(&self, by: u64, progress: &dyn Fn(u64, u64)) -> Result<()> {
-        let doing = "making the disk";
+    fn attempt(&self, by: u64, claim: &Claim, progress: &dyn Fn(u64, u64)) -> Result<Attempt> {
+        let doing = DOING;
         let path = self.work.path(RAW);
         // That of an earlier attempt may keep its device for a moment.
         atomic::remove_file(&path)?;
@@ -172,16 +194,35 @@ impl Maker<'_> {
         run(self.mke2fs(&device.path, by), "e2fsprogs")?;
         let work = Work::Fill { device: device.path.clone() };
         let mut jail = self.images.jail().start(self.work.empty(), work, Input::Pipe)?;
-        let mut given = Given { jail: &mut jail, done: 0, total: self.need.bytes, progress };
+        let room = (claim, path.as_path());
+        let mut given = Given {
+            jail: &mut jail,
+            room,
+            refused: None,
+            done: 0,
+            total: self.need.bytes,
+            progress,
+        };
         let written = tree_tar::write(Files::Merged(self.trees), &mut given);
-        // Its own word on why it took no more goes first.
-        match (jail.finish()?, written?) {
-            (Outcome::Filled, _) => {}
-            _ => return Err(Fault::internal(doing, "the jail answered another question")),
+        let refused = given.refused;
+        let outcome = jail.finish();
+        match (refused, written, outcome) {
+            // No room on the host: no larger partition helps.
+            (Some(fault), ..) => return Err(fault),
+            (_, Err(fault), _) if fault.kind == FaultKind::ResourcesExhausted => return Err(fault),
+            // The jail's own word on why it took no more goes first.
+            (.., Err(fault)) if fault.kind == FaultKind::ResourcesExhausted => {
+                return Ok(Attempt::TooSmall(fault));
+            }
+            (_, written, outcome) => match (outcome?, written?) {
+                (Outcome::Filled, _) => {}
+                _ => return Err(Fault::internal(doing, "the jail answered another question")),
+            },
         }
         // Unmounted, and all of it in the file.
         device.settle().or_fault(doing)?;
-        self.kept.write_boot_block(&disk)
+        self.kept.write_boot_block(&disk)?;
+        Ok(Attempt::Made)
     }
 
     fn mke2fs(&self, device: &Path, by: u64) -> Command {
@@ -219,6 +260,12 @@ impl Maker<'_> {
     }
 }
 
+/// Holds room for twice what the disk takes by now, and some: once more compressed, at most.
+fn keep_ahead(claim: &Claim, raw: &Path) -> Result<()> {
+    let taken = fs::metadata(raw).or_fault(DOING)?.blocks() * 512;
+    claim.raise(2 * taken + AHEAD, DOING)
+}
+
 /// Runs a program to its end; its complaint is the fault's detail.
 fn run(mut command: Command, package: &str) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
@@ -242,6 +289,10 @@ fn run(mut command: Command, package: &str) -> Result<()> {
 /// Bytes that are given to the jail.
 struct Given<'a> {
     jail: &'a mut Running,
+    /// The room for the file that they become part of.
+    room: (&'a Claim, &'a Path),
+    /// Why there is no more.
+    refused: Option<Fault>,
     done: u64,
     total: u64,
     progress: &'a dyn Fn(u64, u64),
@@ -249,10 +300,17 @@ struct Given<'a> {
 
 impl Write for Given<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let before = self.done / AHEAD_EACH;
+        self.done += bytes.len() as u64;
+        if before != self.done / AHEAD_EACH
+            && let Err(fault) = keep_ahead(self.room.0, self.room.1)
+        {
+            self.refused = Some(fault);
+            return Err(ErrorKind::StorageFull.into());
+        }
         if !self.jail.give(bytes).map_err(io::Error::other)? {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        self.done += bytes.len() as u64;
         (self.progress)(self.done.min(self.total), self.total);
         Ok(bytes.len())
     }

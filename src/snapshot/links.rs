@@ -93,11 +93,12 @@ fn text(bytes: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scratch::Scratches;
     use super::*;
 
     #[test]
     fn every_inode_is_found_where_it_was_met_first() {
-        let scratch = Scratch::new(&std::env::temp_dir());
+        let scratch = Scratch::new(&Scratches::within(&std::env::temp_dir()));
         let mut links = Links::new(&scratch);
         let path = |n: u64| match n % 3 {
             0 => format!("top{n}").into_bytes(),

@@ -23,6 +23,7 @@ mod tree;
 mod tree_tar;
 
 pub use image_archive::{Contents, write};
+pub use scratch::Scratches;
 pub use tree::Tree;
 
 #[cfg(test)]

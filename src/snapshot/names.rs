@@ -151,11 +151,12 @@ fn put(to: &mut Vec<u8>, name: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scratch::Scratches;
     use super::*;
     use std::collections::BTreeSet;
 
     fn check(names: impl Iterator<Item = Vec<u8>> + Clone) {
-        let scratch = Scratch::new(&std::env::temp_dir());
+        let scratch = Scratch::new(&Scratches::within(&std::env::temp_dir()));
         let mut unsorted = Unsorted::new(&scratch);
         for name in names.clone() {
             unsorted.add(&name).unwrap();
@@ -186,7 +187,7 @@ mod tests {
 
     #[test]
     fn more_pieces_than_are_merged_at_once() {
-        let scratch = Scratch::new(&std::env::temp_dir());
+        let scratch = Scratch::new(&Scratches::within(&std::env::temp_dir()));
         let mut unsorted = Unsorted::new(&scratch);
         for n in (0..2 * FAN + 1).rev() {
             unsorted.add(format!("{n:05}").as_bytes()).unwrap();

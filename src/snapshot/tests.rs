@@ -36,7 +36,11 @@ fn members(bytes: &[u8]) -> Vec<(String, MemberKind, Vec<u8>)> {
 fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, MemberKind, Vec<u8>)> {
     let tree = |(path, left_out): &(&Path, &[&str])| {
         let left_out = left_out.iter().map(|path| path.as_bytes().to_vec()).collect();
-        Tree::new(File::open(path).unwrap().into(), left_out, std::env::temp_dir())
+        Tree::new(
+            File::open(path).unwrap().into(),
+            left_out,
+            Scratches::within(&std::env::temp_dir()),
+        )
     };
     let contents = Contents {
         layers: trees.iter().map(tree).collect(),
@@ -138,7 +142,7 @@ fn a_sink_that_fails_ends_it() {
     let layers = vec![Tree::new(
         File::open(dir.path()).unwrap().into(),
         Default::default(),
-        std::env::temp_dir(),
+        Scratches::within(&std::env::temp_dir()),
     )];
     let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };
     for format in [SnapshotFormat::DockerArchive, SnapshotFormat::RootfsTar] {
@@ -182,7 +186,11 @@ fn root_a_tarball_holds_what_the_layers_show_together() {
     let mut left_out = std::collections::BTreeSet::new();
     left_out.insert(b"etc/seeded".to_vec());
     let tree = |layer: usize, left_out| {
-        Tree::new(File::open(dirs[layer].path()).unwrap().into(), left_out, std::env::temp_dir())
+        Tree::new(
+            File::open(dirs[layer].path()).unwrap().into(),
+            left_out,
+            Scratches::within(&std::env::temp_dir()),
+        )
     };
     let layers = vec![tree(0, Default::default()), tree(1, Default::default()), tree(2, left_out)];
     let contents = Contents { layers, config: ImageConfig::default(), created: Utc::now() };
@@ -234,7 +242,13 @@ fn root_data_that_looks_like_marks_is_kept() {
     set(&at("etc"), "system.posix_acl_access", acl);
     set(&at("etc"), "system.posix_acl_default", acl);
 
-    let new = || Tree::new(File::open(tree.path()).unwrap().into(), [].into(), "/tmp".into());
+    let new = || {
+        Tree::new(
+            File::open(tree.path()).unwrap().into(),
+            [].into(),
+            Scratches::within(Path::new("/tmp")),
+        )
+    };
     let layer = pack(&[(tree.path(), &[])]).swap_remove(0).2;
     let contents =
         Contents { layers: vec![new()], config: ImageConfig::default(), created: Utc::now() };

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 
 use rustix::fs::{
     Dir, FileType, Mode, OFlags, ResolveFlags, SeekFrom, Stat, fgetxattr, flistxattr, fstat,
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 
 use super::links::Links;
 use super::names::Unsorted;
-use super::scratch::Scratch;
+use super::scratch::{Scratch, Scratches};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::refusal::printable;
 use crate::image::whiteout::{self, DEVICE_VALUE, DEVICE_XATTR, OPAQUE_VALUE, OPAQUE_XATTR};
@@ -37,7 +36,7 @@ pub(super) type Visit<'v> = dyn FnMut(&Node, Option<&File>) -> Result<()> + 'v;
 pub struct Tree {
     root: OwnedFd,
     left_out: BTreeSet<Vec<u8>>,
-    scratch: PathBuf,
+    scratch: Scratches,
 }
 
 /// One file of a tree.
@@ -95,8 +94,8 @@ pub(super) enum Here {
 
 impl Tree {
     /// The tree below a directory. `left_out` are paths without a leading slash;
-    /// `scratch` is a directory for files without a name.
-    pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>, scratch: PathBuf) -> Tree {
+    /// `scratch` is for files without a name.
+    pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>, scratch: Scratches) -> Tree {
         Tree { root, left_out, scratch }
     }
 

@@ -178,6 +178,10 @@ impl InstanceLayout {
     pub fn ephemeral_mount(&self) -> PathBuf {
         self.run.join("ephemeral")
     }
+    /// Where its terminals are mounted.
+    pub fn terminals(&self) -> PathBuf {
+        self.run.join("terminals")
+    }
     /// The instance's own merged root file system while it is rescued, and
     /// [`rootfs`](Self::rootfs) is the rescue image's.
     pub fn own_rootfs(&self) -> PathBuf {

@@ -32,6 +32,21 @@
 /* Each takes one more and tells how much that is (0 or more), or -1 with errno. */
 static long inotify(void) { return inotify_init1(IN_NONBLOCK) < 0 ? -1 : 1; }
 
+static long watch(void)
+{
+    static int fd = -1, number;
+    char path[64] = "/";
+    if (fd < 0)
+        fd = inotify_init1(IN_NONBLOCK);
+    if (number++) {
+        snprintf(path, sizeof path, "/tmp/watched-%d-%d", getpid(), number);
+        mkdir("/tmp", 0755);
+        if (mkdir(path, 0755))
+            return -1;
+    }
+    return inotify_add_watch(fd, path, IN_CREATE) < 0 ? -1 : 1;
+}
+
 static long timer(void)
 {
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN};
@@ -52,6 +67,41 @@ static long queue(void)
 }
 
 static long terminal(void) { return posix_openpt(O_RDWR | O_NOCTTY) < 0 ? -1 : 1; }
+
+/* A terminal of a devpts that has no limit: each time another one's, when it is full. */
+static long own_terminal(void)
+{
+    static int multiplexer = -1, number;
+    for (int fresh = 0; fresh < 2; fresh++) {
+        char path[64];
+        snprintf(path, sizeof path, "/tmp/pts-%d-%d", getpid(), number);
+        if (multiplexer < 0) {
+            mkdir("/tmp", 0755), mkdir(path, 0755);
+            if (mount("devpts", path, "devpts", 0, "newinstance,ptmxmode=0666"))
+                return -1;
+            multiplexer = open(path, O_PATH | O_DIRECTORY);
+        }
+        int fd = openat(multiplexer, "ptmx", O_RDWR | O_NOCTTY);
+        if (fd >= 0)
+            return 1;
+        if (errno != ENOSPC || fresh)
+            return -1;
+        multiplexer = -1, number++;
+    }
+    return -1;
+}
+
+/* Another limit for the devpts that is there: 1 if it was lifted. */
+static long lifted(void)
+{
+    if (mount("devpts", "/dev/pts", "devpts", MS_REMOUNT, "newinstance,ptmxmode=0666,max=100000") == 0)
+        return 1;
+    int fd = syscall(SYS_fspick, AT_FDCWD, "/dev/pts", 0);
+    if (fd >= 0 && syscall(SYS_fsconfig, fd, 1 /* FSCONFIG_SET_STRING */, "max", "100000", 0) == 0
+        && syscall(SYS_fsconfig, fd, 7 /* FSCONFIG_CMD_RECONFIGURE */, NULL, NULL, 0) == 0)
+        return 1;
+    return -1;
+}
 
 static long aio(void)
 {
@@ -186,7 +236,8 @@ static long neighbour(void)
 }
 
 static const struct { const char *name; long (*take)(void); } kinds[] = {
-    {"inotify", inotify}, {"timer", timer}, {"queue", queue}, {"terminal", terminal}, {"aio", aio},
+    {"inotify", inotify}, {"watch", watch}, {"timer", timer}, {"queue", queue}, {"terminal", terminal},
+    {"own-terminal", own_terminal}, {"lifted", lifted}, {"aio", aio},
     {"file", file}, {"huge-map", huge_map}, {"huge-file", huge_file}, {"udp", udp}, {"tcp", tcp},
     {"neighbour", neighbour},
 };

@@ -51,8 +51,18 @@ def take(instance, kind: str, most: int | None = None) -> tuple[int, str]:
     return int(count.replace("?", "-1")), reason
 
 
-@pytest.mark.parametrize("kind", ["inotify", "timer", "queue"])
-def test_what_is_counted_for_each_user_is_counted_to_each_instance(pair, probe, kind):
+@pytest.fixture
+def few_watches():
+    """A limit that an instance meets before its disk's."""
+    file = Path("/proc/sys/fs/inotify/max_user_watches")
+    before = file.read_text()
+    file.write_text("5000")
+    yield
+    file.write_text(before)
+
+
+@pytest.mark.parametrize("kind", ["inotify", "watch", "timer", "queue"])
+def test_what_is_counted_for_each_user_is_counted_to_each_instance(pair, probe, few_watches, kind):
     taker, neighbour = pair
     taken, reason = take(taker, kind, 1_000_000)
     assert reason != "enough", f"no limit was met after {taken}"
@@ -136,6 +146,47 @@ def test_a_common_table_has_room_for_others(pair, probe, package_settings, kind)
     # Its own memory ends it, and nobody else's; all of it may be killed for that.
     taker.run("/bin/probe", "take", kind, str(1 << 28))
     assert neighbour.run("/bin/probe", "one", kind).stdout == "one\n"
+
+
+def test_open_files_are_within_its_memory(pair, probe, package_settings):
+    def opened() -> int:
+        return int(Path("/proc/sys/fs/file-nr").read_text().split()[0])
+
+    taker, neighbour = pair
+    before = opened()
+    # A file takes a quarter of a KiB: these are twice its memory.
+    for _ in range(8):
+        taker.run("/bin/sh", "-c", "ulimit -n 65536; exec /bin/probe take file 65000")
+    assert 1000 < opened() - before < MEMORY // 200
+    assert neighbour.run("/bin/probe", "one", "file").stdout == "one\n"
+    assert subprocess.run([probe, "one", "file"], stdout=subprocess.PIPE, text=True).stdout == "one\n"
+
+
+@pytest.fixture
+def few_terminals():
+    """A host where one instance can take all that are not reserved."""
+    files = [Path("/proc/sys/kernel/pty") / name for name in ("max", "reserve")]
+    before = [file.read_text() for file in files]
+    for file, value in zip(files, (2048, 1024), strict=True):
+        file.write_text(str(value))
+    yield
+    for file, value in zip(files, before, strict=True):
+        file.write_text(value)
+
+
+def test_terminals_of_its_own_mounts_are_not_the_others(pair, probe, spawn, busybox, few_terminals):
+    taker, neighbour = pair
+    # What is mounted for it, it cannot change.
+    assert taker.run("/bin/probe", "one", "lifted").stdout.startswith("none: ")
+    taken, reason = take(taker, "own-terminal", 4000)
+    assert 800 < taken < 1024 and reason == "No space left on device", (taken, reason)
+    assert taker.run("/bin/probe", "one", "own-terminal").stdout.startswith("none: ")
+    # Its neighbours, itself and the host have theirs, and there are consoles for more instances.
+    for other in (neighbour, taker):
+        assert other.run("/bin/probe", "one", "terminal").stdout == "one\n", f"after {taken}"
+    assert subprocess.run([probe, "one", "terminal"], stdout=subprocess.PIPE, text=True).stdout == "one\n"
+    spawn().wait_console("is up")
+    assert take(neighbour, "terminal", 1000) == (255, "No space left on device")
 
 
 def test_the_neighbour_table_has_room_for_others(pair, service, spawn, package_settings):

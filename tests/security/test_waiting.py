@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import Fault, wait_for
 from harness.program import compiled, injected
+from harness.service import BERTH
 
 ASYNC = {"Prefer": "respond-async"}
 HANG = "#!/bin/sh\necho > /hangs\nexec sleep 7171\n"
 #: Guests that hang at once: more than the service has slots.
 HANGING = 3
+#: A first process that hears that it shall end, and does not.
+DEAF = ["/bin/sh", "-c", "trap : TERM INT HUP; echo is up; while :; do sleep 1; done"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,33 @@ def test_passwords_that_are_not_set(service, busybox, spawn):
     with nobody_waits(service, busybox, operations):
         for operation in operations:
             assert ended(service, operation)["fault"]["code"] == "timeout"
+
+
+@pytest.mark.parametrize("verb,body", [("stop", {}), ("reboot", {"type": "SOFT"})], ids=["stop", "reboot"])
+def test_guests_that_do_not_go_down(service, busybox, spawn, verb, body):
+    guests = [spawn(command=DEAF) for _ in range(HANGING)]
+    for guest in guests:
+        guest.wait_console("is up")
+    operations = [begin(guest, verb, body | {"timeout": 25}) for guest in guests]
+    with nobody_waits(service, busybox, operations):
+        for operation in operations:
+            assert ended(service, operation)["status"] == "succeeded"
+    assert {guest.state for guest in guests} == {"SHUTDOWN" if verb == "stop" else "RUNNING"}
+
+
+def test_commands_that_do_not_end(service, busybox, spawn):
+    guest = spawn()
+    command = [BERTH, "exec", "--socket", service.socket, guest.id, "--", "/bin/sh", "-c", "echo; sleep 7172"]
+    programs = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(HANGING)]
+    try:
+        for program in programs:
+            assert program.stdout.readline() == b"\n"
+        with nobody_waits(service, busybox, []):
+            assert [program.poll() for program in programs] == [None] * HANGING
+    finally:
+        for program in programs:
+            program.kill()
+            program.communicate()
 
 
 @pytest.mark.parametrize("verb", ["quiesce", "snapshot"])

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::Utc;
@@ -16,7 +17,7 @@ use crate::image::KeptDisk;
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::openstack::{Access, upload::Upload};
-use crate::snapshot::{self, Contents, Tree};
+use crate::snapshot::{self, Contents, Scratches, Tree};
 use crate::store::atomic;
 use crate::store::room::Claim;
 use crate::types::{ImageConfig, ImageDestination, Snapshot, SnapshotFormat};
@@ -92,7 +93,7 @@ pub fn snapshot<S, T>(
     let seed = create::seed(record, vec![]);
     let left_out = seed.untouched(upper.as_fd(), &record.written_files, &record.seal_key);
     let mut layers = base_layers(parts, record)?;
-    layers.push(Tree::new(upper, left_out, parts.layout.images_temporary()));
+    layers.push(Tree::new(upper, left_out, scratches(parts)));
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
     let disk = disk.map(|kept| {
@@ -164,11 +165,16 @@ fn copy_disk<S>(
     thawed.map(|()| claim)
 }
 
+/// Where a walk keeps what it must.
+fn scratches(parts: &HostParts) -> Scratches {
+    Scratches { directory: parts.layout.images_temporary(), room: Arc::clone(&parts.room) }
+}
+
 fn base_layers(parts: &HostParts, record: &Record) -> Result<Vec<Tree>> {
     let open = |digest: &String| {
         let path = parts.images.layer_dir(digest);
         let layer = File::open(&path).or_fault(format_args!("opening {}", path.display()))?;
-        Ok(Tree::new(layer.into(), BTreeSet::new(), parts.layout.images_temporary()))
+        Ok(Tree::new(layer.into(), BTreeSet::new(), scratches(parts)))
     };
     record.layers.iter().map(open).collect()
 }
