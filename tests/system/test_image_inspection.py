@@ -15,6 +15,7 @@ import tarfile
 import threading
 import uuid
 from pathlib import Path
+from unittest import mock
 
 import disklib
 import imagelib
@@ -357,29 +358,46 @@ def data_alone(work: Path) -> bytes:
     return disklib.ext(work / "disk", "4M", work / "data", "-t", "ext4").read_bytes()
 
 
+def for_another_machine(_: Path) -> bytes:
+    config = imagelib.image_config
+    foreign = mock.patch.object(
+        imagelib, "image_config", lambda *of: config(*of).replace(b'"amd64"', b'"s390x"')
+    )
+    with foreign:
+        return imagelib.docker_archive(layers(), CONFIG, "t:1")
+
+
+#: How each is made, and a part of the words.
 REFUSED = {
-    "an empty file": lambda _: b"",
-    "no image": lambda _: b"hello",
-    "bzip2": lambda _: b"BZh9",
-    "LVM": lambda _: bytes(512) + b"LABELONE" + bytes(4096),
-    "an OVA without a disk": lambda _: of_files(**{"vm.ovf": b"x"}),
-    "another machine's programs": lambda _: of_files(bin__sh=FOREIGN, etc__x=b""),
-    "a cut archive": lambda _: gzip.compress(system().tar())[:-9],
-    "garbage after gzip": lambda _: gzip.compress(system().tar()) + b"garbage",
-    "another machine's config": lambda _: imagelib.docker_archive(layers(), CONFIG, "t:1").replace(
-        b'"amd64"', b'"s390x"'
+    "an empty file": (lambda _: b"", "empty, without a single byte"),
+    "no image": (lambda _: b"hello", "nothing that is known"),
+    "bzip2": (lambda _: b"BZh9", "compress it with gzip, xz or zstd"),
+    "LVM": (lambda _: bytes(512) + b"LABELONE" + bytes(4096), "a physical volume of LVM"),
+    "an OVA without a disk": (lambda _: of_files(**{"vm.ovf": b"x"}), "an OVA"),
+    "another archive": (lambda _: of_files(readme=b"x"), "without a docker-archive's manifest.json"),
+    "another machine's programs": (
+        lambda _: of_files(bin__sh=FOREIGN, etc__x=b""),
+        "its /bin/sh is a program for s390x",
     ),
-    "two roots": two_roots,
-    "half a system": half_a_system,
-    "no system": data_alone,
+    "another machine's config": (for_another_machine, "it is for s390x, this host is"),
+    "a cut archive": (lambda _: gzip.compress(system().tar())[:-9], "decompressing gzip"),
+    "garbage after gzip": (
+        lambda _: gzip.compress(system().tar()) + b"garbage",
+        "neither gzip nor zeros alone",
+    ),
+    "two roots": (two_roots, "certainly its root file system"),
+    "half a system": (half_a_system, "its fstab mounts /var from /dev/mapper/vg-var"),
+    "no system": (data_alone, "has no init"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_is_told_in_the_imports_own_words(service, tmp_path, name):
     path = tmp_path / "image"
-    path.write_bytes(REFUSED[name](tmp_path))
+    make, words = REFUSED[name]
+    path.write_bytes(make(tmp_path))
     found = inspect(service, path)
+    assert words in found["refusal"]["detail"]
     with pytest.raises(Fault) as fault:
         service.import_image(path)
     assert found["refusal"] == {"code": fault.value.code, "detail": fault.value.detail}
