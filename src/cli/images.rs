@@ -86,7 +86,7 @@ async fn list(client: &Client, output: Output) -> Result<()> {
     })
 }
 
-pub(super) fn format_name(format: ImageFormat) -> &'static str {
+fn format_name(format: ImageFormat) -> &'static str {
     match format {
         ImageFormat::DockerArchive => "docker-archive",
         ImageFormat::OciArchive => "oci-archive",

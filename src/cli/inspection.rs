@@ -1,6 +1,5 @@
 //! What an image would become, for people.
 
-use super::images::format_name;
 use super::output::{self, Table};
 use crate::types::{
     DiskInspection, DiskMount, DiskPartition, ImageConfig, ImageInspection, ImageRole,
@@ -27,7 +26,7 @@ pub(super) fn render(found: &ImageInspection) -> String {
 fn summary(found: &ImageInspection) -> Table {
     let mut table = Table::new(&[]);
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
-    let format = found.format.map_or("not known", format_name).to_owned();
+    let format = word(&found.format).unwrap_or_else(|| "not known".to_owned());
     let compression = word(&found.compression).map(|name| format!(", {name}")).unwrap_or_default();
     let member = found.member.as_ref().map(|m| format!(", {m} in an archive")).unwrap_or_default();
     row("format", format!("{format}{compression}{member}"));

@@ -338,15 +338,18 @@ fn with_parts(mut root: Root, others: &[&Volume], seen: &mut DiskInspection) -> 
     Ok(root)
 }
 
+/// What is true of a root.
+type Step<'a> = &'a dyn Fn(&Volume) -> bool;
+
 fn choose(volumes: &[Volume]) -> Result<(&Volume, PlaceReason)> {
     let by_fstab: Vec<_> = volumes.iter().filter_map(Volume::fstab_root).collect();
-    let told: [(PlaceReason, &dyn Fn(&Volume) -> bool); 4] = [
+    let told: [(PlaceReason, Step<'_>); 4] = [
         (PlaceReason::Type, &Volume::is_root_type),
         (PlaceReason::Label, &Volume::is_labelled_root),
         (PlaceReason::Fstab, &|volume| by_fstab.iter().any(|named| volume.is(named))),
         (PlaceReason::Init, &Volume::has_init),
     ];
-    let left: [&dyn Fn(&Volume) -> bool; 2] =
+    let left: [Step<'_>; 2] =
         [&Volume::may_have_init, &|volume| matches!(volume.content, Content::FileSystem(_))];
     if let Some(one) = told.iter().find_map(|(reason, step)| Some((only(volumes, step)?, *reason)))
     {
@@ -371,7 +374,7 @@ fn choose(volumes: &[Volume]) -> Result<(&Volume, PlaceReason)> {
 }
 
 /// The one volume of which this is true, if it is one.
-fn only<'a>(volumes: &'a [Volume], step: &dyn Fn(&Volume) -> bool) -> Option<&'a Volume> {
+fn only<'a>(volumes: &'a [Volume], step: Step<'_>) -> Option<&'a Volume> {
     let mut found = volumes.iter().filter(|volume| step(volume));
     found.next().filter(|_| found.next().is_none())
 }
