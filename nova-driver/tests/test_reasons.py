@@ -1,5 +1,7 @@
 """What becomes of a failure's words: Nova's own manager around the driver."""
 
+import os
+import re
 from unittest import mock
 
 import pytest
@@ -57,6 +59,46 @@ def test_what_no_host_can_do_ends_the_build_with_the_services_words(build, servi
     assert isinstance(error, exception.BuildAbortException)
     assert 'the words of the service' in error.format_message()
     assert service.instances == {}
+
+
+# What berth says of an image with `/var` on LVM: as long as such words get.
+REFUSED = (
+    'its fstab mounts /var from /dev/mapper/ubuntu--vg-var, which the disk has not, or not in a file '
+    'system that is read here; give the whole system on one disk with ext4, or as a tar archive')
+
+
+def failed(code, detail):
+    """An import that was begun, and ends with a fault."""
+    problem = {'code': code, 'status': 422, 'title': 'x', 'detail': detail}
+    return {'id': 'an-operation', 'status': 'failed', 'fault': problem}
+
+
+@pytest.mark.parametrize('code', ['image-unacceptable', 'image-corrupt'])
+@pytest.mark.parametrize('at_once', [True, False])
+def test_a_refused_image_is_the_servers_fault_in_the_services_own_words(
+        build, context, service, monkeypatch, code, at_once):
+    """What Nova's manager records is what `openstack server show` shows."""
+    if at_once:
+        service.faults[('PUT', '/v1/images/' + IMAGE)] = Fault(code, REFUSED)
+    else:
+        service.slow = True
+        service.extra[('GET', '/v1/operations/.*')] = failed(code, REFUSED)
+    error = build.run()
+    made = []
+    monkeypatch.setattr(objects.InstanceFault, 'create', lambda fault: made.append(fault))
+    manager.compute_utils.add_instance_fault_from_exc(context, make_instance(), error, None)
+    [fault] = made
+    assert fault.message == 'Build of instance %s aborted: %s' % (UUID, REFUSED)
+    assert service.instances == {}
+
+
+def test_the_services_words_fit_into_what_nova_keeps():
+    """As many as `src/image/refusal.rs` counts on."""
+    path = os.path.join(os.path.dirname(__file__), '..', '..', 'src', 'image', 'refusal.rs')
+    with open(path) as file:
+        [shown] = re.findall(r'const SHOWN: usize = (\d+);', file.read())
+    own = exception.BuildAbortException(instance_uuid=UUID, reason='').format_message()
+    assert int(shown) == 255 - len(own) >= len(REFUSED)
 
 
 @pytest.mark.parametrize('code', [

@@ -1,7 +1,7 @@
 //! The host's image store.
 
 use actix_web::http::header::LOCATION;
-use actix_web::{HttpResponse, delete, get, put, web};
+use actix_web::{HttpResponse, delete, get, post, put, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
@@ -10,12 +10,17 @@ use super::answer::{blocking, wait_as_preferred};
 use super::extract::{Body, Id, Nothing, OptionalBody, Prefer};
 use super::shared::Api;
 use crate::fault::FaultKind::*;
-use crate::fault::Result;
+use crate::fault::{Fault, Result};
 use crate::instance::backend::RequestContext;
-use crate::types::{Image, ImageImport, Operation};
+use crate::types::{Image, ImageImport, ImageInspect, ImageInspection, Operation};
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
-    config.service(list_images).service(import_image).service(get_image).service(delete_image);
+    config
+        .service(list_images)
+        .service(inspect_image)
+        .service(import_image)
+        .service(get_image)
+        .service(delete_image);
 }
 
 /// Images of this host's store.
@@ -78,6 +83,35 @@ async fn import_image(
     } else {
         HttpResponse::Created().insert_header((LOCATION, format!("/v1/images/{id}"))).json(image)
     })
+}
+
+/// Says what an import would make of an image, and why it would be refused, by all of
+/// the work but the last step. Nothing comes into the store. The answer comes at the end.
+#[utoipa::path(
+    tag = "images",
+    request_body = ImageInspect,
+    responses(
+        (status = 200, description = "What it would become, or `refusal`", body = ImageInspection),
+    ),
+    extensions(("x-faults" = json!([
+        ImageNotFound, PayloadTooLarge, UnsupportedMediaType, GlanceUnavailable,
+        GlanceForbidden, ServiceUnavailable, Timeout, ResourcesExhausted
+    ])))
+)]
+#[post("/v1/images/inspect")]
+async fn inspect_image(
+    api: web::Data<Api>,
+    context: RequestContext,
+    Body(request): Body<ImageInspect>,
+) -> Result<HttpResponse> {
+    let told = blocking(&api, move |backend| backend.inspect_image(context, request)).await?;
+    let inspection = told.await.map_err(|_| {
+        Fault::new(
+            Internal,
+            "the inspection was given up before its end; the service's log says why",
+        )
+    })??;
+    Ok(HttpResponse::Ok().json(inspection))
 }
 
 /// An image of the store.

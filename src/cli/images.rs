@@ -4,18 +4,31 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use reqwest::Method;
 use uuid::Uuid;
 
 use super::client::Client;
+use super::inspection;
 use super::output::{self, Output, Table};
 use crate::api::ImageList;
 use crate::fault::{Fault, Result, harmless};
-use crate::types::{Image, ImageFormat, ImageImport, ImageSource, Operation, OperationStatus};
+use crate::types::{
+    Image, ImageFormat, ImageImport, ImageInspect, ImageInspection, ImageRefusal, ImageSource,
+    Operation, OperationStatus,
+};
 
 #[derive(Subcommand)]
 pub(super) enum Command {
     /// List the images
     List,
+    /// Say what an image would become, and whether it would be refused; nothing is stored
+    Inspect {
+        /// As of import: a file on the service's host, Glance's address, or `glance`.
+        source: String,
+        /// Its id in Glance.
+        #[arg(long)]
+        id: Option<Uuid>,
+    },
     /// Bring an image into the store
     Import {
         /// A file on the service's host, or Glance's address, e.g. https://cloud.example:9292;
@@ -40,6 +53,7 @@ pub(super) enum Command {
 pub(super) async fn run(client: &Client, output: Output, command: Command) -> Result<()> {
     match command {
         Command::List => list(client, output).await,
+        Command::Inspect { source, id } => inspect(client, output, &source, id).await,
         Command::Import { source, id, name } => import(client, output, &source, id, name).await,
         Command::Delete { images } => {
             for image in images {
@@ -84,6 +98,20 @@ fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::Vhdx => "vhdx",
         ImageFormat::Vdi => "vdi",
     }
+}
+
+async fn inspect(client: &Client, output: Output, source: &str, id: Option<Uuid>) -> Result<()> {
+    let (_, ImageImport { source, .. }) = read_source(source, id, None)?;
+    let request = ImageInspect { id, source, hash: None, size: None, verification: None };
+    let found: ImageInspection =
+        client.send_json(Method::POST, "/v1/images/inspect", &request).await?;
+    if output.is_json() {
+        output::json(&found)?;
+    } else {
+        output::write(inspection::render(&found).as_bytes())?;
+    }
+    // As an import would end.
+    found.refusal.map_or(Ok(()), |ImageRefusal { code, detail }| Err(Fault::new(code, detail)))
 }
 
 async fn import(

@@ -4,6 +4,7 @@
 mod attach;
 mod client;
 mod images;
+mod inspection;
 mod instances;
 mod output;
 mod reference;

@@ -28,13 +28,13 @@ use super::digest::{Algorithm, Digest, Hasher};
 use super::jail::decompress::compression;
 use super::jail::{self, Feed, Input, Jail, Running, Work};
 use super::progress::{Listener, Meter};
-use super::recognise;
+use super::recognise::{self, Compression};
 use super::source::Source;
 use super::space::Space;
 use super::sparse::write_sparsely;
 use super::supply::Supply;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::types::ImageImport;
+use crate::types::{ImageCompression, ImageImport};
 
 /// Bytes that are handed on at once.
 const PIECE: usize = 1 << 17;
@@ -70,6 +70,7 @@ pub(super) struct Arriving<'a> {
     /// What was taken to look at, and is yet to be taken for good.
     head: Cursor<Vec<u8>>,
     stream: Stream,
+    compression: Option<Compression>,
     keeping: &'a Keeping,
     space: &'a Space,
 }
@@ -88,7 +89,8 @@ pub(super) fn receive<T>(
 ) -> Result<(Verified, T)> {
     let mut supply = Supply::new(source, reception.report);
     let head = head_of(&mut supply)?;
-    let (feed, stream) = match compression(&head)? {
+    let compression = compression(&head)?;
+    let (feed, stream) = match compression {
         None => {
             let (feed, reader) = jail::pipe()?;
             (feed, Stream::Plain(reader))
@@ -108,7 +110,8 @@ pub(super) fn receive<T>(
         let reading = Reading { reception, feed: Some(feed), pieces, spares, keeping: &keeping };
         let size = scope.spawn(|| reading.run(&head, supply, &refused));
         let space = reception.space;
-        let mut arriving = Arriving { head: Cursor::default(), stream, keeping: &keeping, space };
+        let head = Cursor::default();
+        let mut arriving = Arriving { head, stream, compression, keeping: &keeping, space };
         let taken = take(&mut arriving);
         refused.store(taken.is_err(), Ordering::Relaxed);
         // Nobody takes more, and the thread learns it.
@@ -305,6 +308,17 @@ impl Reading<'_> {
 }
 
 impl Arriving<'_> {
+    /// How the content is compressed on its way.
+    pub fn compression(&self) -> Option<ImageCompression> {
+        match self.compression? {
+            Compression::Gzip => Some(ImageCompression::Gzip),
+            Compression::Xz => Some(ImageCompression::Xz),
+            Compression::Zstd => Some(ImageCompression::Zstd),
+            // Recognised, not read.
+            Compression::Bzip2 | Compression::Lz4 | Compression::Lzip => None,
+        }
+    }
+
     /// The next bytes, at most so many, without taking them.
     pub fn peek(&mut self, most: usize) -> Result<&[u8]> {
         let mut head = std::mem::take(&mut self.head).into_inner();

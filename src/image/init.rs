@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::stacked::{Found, StackedLayers};
 use crate::fault::Result;
-use crate::types::{ImageConfig, InitKind, InitProgram};
+use crate::types::{ImageConfig, InitKind, InitProgram, Supervisor, SupervisorProgram};
 
 /// Where the program is that boots: the kernel's choices, then systemd where its link was not
 /// installed, then the initial ramdisk's convention.
@@ -52,7 +52,7 @@ enum Known {
     /// It boots a system.
     Init(InitKind),
     /// It watches over an application; at an init's place, over a system of this kind.
-    Supervisor(Option<InitKind>),
+    Watcher(Supervisor, Option<InitKind>),
     /// It may be anything.
     Nothing,
 }
@@ -61,9 +61,9 @@ enum Known {
 /// speak of inits, too.
 const WORDS: &[(&[u8], Known)] = &[
     (b"BusyBox v", Known::Init(InitKind::Busybox)),
-    (b"TINI_SUBREAPER", Known::Supervisor(None)),
-    (b"[dumb-init] ", Known::Supervisor(None)),
-    (b"catatonit", Known::Supervisor(None)),
+    (b"TINI_SUBREAPER", Known::Watcher(Supervisor::Tini, None)),
+    (b"[dumb-init] ", Known::Watcher(Supervisor::DumbInit, None)),
+    (b"catatonit", Known::Watcher(Supervisor::Catatonit, None)),
     (b"systemd.crash_chvt", Known::Init(InitKind::Systemd)),
     (b"OpenRC init version", Known::Init(InitKind::Openrc)),
     (b"openrc-init", Known::Init(InitKind::Openrc)),
@@ -76,18 +76,19 @@ const WORDS: &[(&[u8], Known)] = &[
     (b"INIT_VERSION=sysvinit", Known::Init(InitKind::Sysvinit)),
     (b"INIT: version", Known::Init(InitKind::Sysvinit)),
     (b"s6-linux-init", Known::Init(InitKind::S6)),
-    (b".s6-svscan", Known::Supervisor(Some(InitKind::S6))),
+    (b".s6-svscan", Known::Watcher(Supervisor::S6, Some(InitKind::S6))),
 ];
 /// The same of scripts, beside the programs that they become.
 const SCRIPTS_WORDS: &[(&[u8], Known)] = &[
-    (b"s6-overlay", Known::Supervisor(None)),
-    (b"/etc/s6/init/", Known::Supervisor(None)),
+    (b"s6-overlay", Known::Watcher(Supervisor::S6, None)),
+    (b"/etc/s6/init/", Known::Watcher(Supervisor::S6, None)),
     (b"s6-linux-init", Known::Init(InitKind::S6)),
-    (b"s6-svscan", Known::Supervisor(Some(InitKind::S6))),
+    (b"s6-svscan", Known::Watcher(Supervisor::S6, Some(InitKind::S6))),
 ];
 
-/// Fills in which inits an image has whose layers (lowest first) are these.
-pub fn recognise(config: &mut ImageConfig, layers: &[PathBuf]) -> Result<()> {
+/// Fills in which inits an image has whose layers (lowest first) are these. The programs at their
+/// places, or by its command, that watch over an application instead.
+pub fn recognise(config: &mut ImageConfig, layers: &[PathBuf]) -> Result<Vec<SupervisorProgram>> {
     let image = Programs { layers: StackedLayers::new(layers)? };
     let mut places = Vec::new();
     for path in CANDIDATES.iter().chain(NAMED) {
@@ -113,14 +114,20 @@ pub fn recognise(config: &mut ImageConfig, layers: &[PathBuf]) -> Result<()> {
             }
         }
     }
+    let mut supervisors: Vec<SupervisorProgram> = Vec::new();
     for (command, known) in others.into_iter().chain(places) {
-        if let Known::Init(kind) = known
-            && config.inits.iter().all(|program| program.command != command)
-        {
-            config.inits.push(InitProgram { command, kind });
+        if config.inits.iter().any(|program| program.command == command) {
+            continue;
+        }
+        match known {
+            Known::Init(kind) => config.inits.push(InitProgram { command, kind }),
+            Known::Watcher(kind, _) if supervisors.iter().all(|found| found.command != command) => {
+                supervisors.push(SupervisorProgram { command, kind });
+            }
+            _ => {}
         }
     }
-    Ok(())
+    Ok(supervisors)
 }
 
 /// What boots by the program that is at one of the places, if it does.
@@ -129,7 +136,7 @@ fn boots(path: &str, known: Known) -> Option<InitKind> {
     match known {
         Known::Init(kind) => Some(kind),
         // At the kernel's own places it is one, whatever it is. `/init` is many things.
-        Known::Supervisor(kind) => kind.filter(|_| place.is_some_and(|index| index < 3)),
+        Known::Watcher(_, kind) => kind.filter(|_| place.is_some_and(|index| index < 3)),
         Known::Nothing => place.map(|_| InitKind::Other),
     }
 }

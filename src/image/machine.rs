@@ -14,9 +14,9 @@ const USUAL: [&str; 4] = ["/bin/sh", "/bin/busybox", "/usr/bin/env", "/bin/bash"
 /// Bytes of a program up to the number of its machine.
 const HEAD: u64 = 20;
 
-/// Refuses layers (lowest first) whose first program is none for this host. Where none is
-/// found, it says nothing: what starts may be a script.
-pub(super) fn check(config: &ImageConfig, layers: &[PathBuf]) -> Result<()> {
+/// The first program of layers (lowest first): its path, and what it is for. Where none is found,
+/// that says nothing: what starts may be a script.
+pub(super) fn first(config: &ImageConfig, layers: &[PathBuf]) -> Result<Option<FirstProgram>> {
     let layers = StackedLayers::new(layers)?;
     let command = config.entrypoint.iter().chain(&config.cmd).next().map(String::as_str);
     let own: Vec<String> = match command {
@@ -29,17 +29,36 @@ pub(super) fn check(config: &ImageConfig, layers: &[PathBuf]) -> Result<()> {
         // What cannot be looked up is no reason to refuse the image.
         let Ok(Some(head)) = layers.read(path, HEAD) else { continue };
         if let Some(machine) = Machine::of(&head) {
-            return match machine.runs_here() {
-                true => Ok(()),
-                false => Err(unacceptable(format!(
-                    "its {path} is a program for {}, this host is {ARCH}; take the image for this \
-                     host's architecture",
-                    machine.name()
-                ))),
-            };
+            return Ok(Some(FirstProgram { path: path.to_owned(), machine }));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// A program and what it is for.
+pub(super) struct FirstProgram {
+    path: String,
+    machine: Machine,
+}
+
+impl FirstProgram {
+    /// The machine, in the words of `uname -m`.
+    pub(super) fn architecture(&self) -> String {
+        self.machine.name()
+    }
+
+    /// Refuses it when it is none for this host.
+    pub(super) fn check(&self) -> Result<()> {
+        let FirstProgram { path, machine } = self;
+        if machine.runs_here() {
+            return Ok(());
+        }
+        Err(unacceptable(format!(
+            "its {path} is a program for {}, this host is {ARCH}; take the image for this host's \
+             architecture",
+            machine.name()
+        )))
+    }
 }
 
 /// What an ELF program runs on.
@@ -144,7 +163,8 @@ mod tests {
         let own = fs::read("/proc/self/exe").unwrap();
         let check = |command: &[&str]| {
             let cmd = command.iter().map(|&word| word.to_owned()).collect();
-            check(&ImageConfig { cmd, ..ImageConfig::default() }, &layers)
+            let found = first(&ImageConfig { cmd, ..ImageConfig::default() }, &layers)?;
+            found.map_or(Ok(()), |program| program.check())
         };
         check(&[]).unwrap();
         put("bin/sh", &program(2, 2, 22));

@@ -73,6 +73,8 @@ struct ConfigPart {
     cmd: Option<Vec<String>>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
+    /// An object whose keys are the ports. Said for people alone, so that another form is no fault.
+    exposed_ports: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -423,6 +425,10 @@ fn config(name: &str, bytes: &[u8], architecture: &str) -> Result<(ImageConfig, 
         user: part.user.unwrap_or_default(),
         working_dir: part.working_dir.unwrap_or_default(),
         stop_signal: part.stop_signal.unwrap_or_default(),
+        exposed_ports: match part.exposed_ports {
+            Some(serde_json::Value::Object(ports)) => ports.into_iter().map(|(p, _)| p).collect(),
+            _ => Vec::new(),
+        },
         init: None,
         inits: Vec::new(),
     };

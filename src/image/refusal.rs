@@ -31,7 +31,7 @@ pub fn of_content(content: Content) -> Fault {
             "it is for installing from; give an image of what it installs"
         }
         Content::FileSystem(_) => {
-            "berth reads ext2, ext3 and ext4 itself, and lets the host's kernel read others where \
+            "berth reads ext2, ext3 and ext4, and others by the host's kernel where \
              images.kernel_mounts allows it; give the image with ext4 or as a tar archive"
         }
         Content::Compressed(Compression::Bzip2 | Compression::Lz4 | Compression::Lzip) => {
@@ -65,10 +65,9 @@ pub fn of_archive(archive: ArchiveKind) -> Fault {
              system (rootfs.tar.xz or rootfs.squashfs), or Incus' unified tarball"
         }
         _ => {
-            "a tar archive that is no docker-archive (no manifest.json), no OCI layout (no \
-             oci-layout and index.json), no root file system (no directory such as bin, etc or \
-             usr at its top or below rootfs/), and has no disk image in it, for which one with more \
-             than 64 members is not looked through"
+            "a tar archive without a docker-archive's manifest.json, an OCI layout's index.json, a \
+             root's bin, etc or usr at its top or in rootfs/, or one disk image among up to 64 \
+             members"
         }
     };
     unacceptable(format!("the content is {what}"))
@@ -93,11 +92,48 @@ pub fn printable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::recognise::Other;
+
+    /// What Nova leaves of a server's fault: 255 bytes, of which its own words take the others.
+    const SHOWN: usize = 191;
 
     #[test]
     fn refusals_name_what_was_seen_and_are_one_kind() {
         let fault = of_content(Content::Disk(DiskFormat::Qcow2));
         assert_eq!(fault.kind, FaultKind::ImageUnacceptable);
         assert!(fault.detail.contains("qcow2"), "{fault}");
+    }
+
+    #[test]
+    fn a_servers_fault_has_room_for_the_words_and_the_remedy() {
+        let disks = [
+            DiskFormat::Qed,
+            DiskFormat::VmdkDescriptor,
+            DiskFormat::Luks,
+            DiskFormat::Lvm,
+            DiskFormat::Raid,
+        ];
+        let file_systems = [
+            FileSystem::Xfs,
+            FileSystem::Btrfs,
+            FileSystem::Squashfs,
+            FileSystem::Erofs,
+            FileSystem::Iso9660,
+        ];
+        let compressions = [Compression::Bzip2, Compression::Lz4, Compression::Gzip];
+        let others = [Content::Nothing, Content::Empty, Content::Unknown];
+        let contents = disks
+            .map(Content::Disk)
+            .into_iter()
+            .chain(file_systems.map(Content::FileSystem))
+            .chain(compressions.map(Content::Compressed))
+            .chain(
+                [Other::Zip, Other::Cpio, Other::Elf, Other::Html, Other::Json].map(Content::Other),
+            )
+            .chain(others);
+        let archives = [ArchiveKind::Ova, ArchiveKind::IncusMetadata, ArchiveKind::Other];
+        for fault in contents.map(of_content).chain(archives.map(of_archive)) {
+            assert!(fault.detail.len() <= SHOWN, "{}: {}", fault.detail.len(), fault.detail);
+        }
     }
 }

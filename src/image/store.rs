@@ -24,7 +24,7 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::atomic;
 use crate::store::layout::Layout;
 use crate::store::room::Room;
-use crate::types::{Image, ImageDisk, ImageFormat, ImageImport};
+use crate::types::{Image, ImageDisk, ImageFormat, ImageImport, ImageInspection};
 
 /// As many verifications are kept of an image, the latest.
 const VERIFICATIONS: usize = 100;
@@ -124,6 +124,26 @@ impl ImageStore {
             }
             Ok(flight) => self.fly(id, request, &flight, progress),
         }
+    }
+
+    /// Says what an import would make of content, by doing all of it but the last step. Nothing
+    /// comes into the store. Blocks, and waits for its turn among the imports.
+    pub fn inspect(
+        &self,
+        id: Uuid,
+        request: &ImageImport,
+        progress: Listener<'_>,
+    ) -> Result<ImageInspection> {
+        import::validate(request, &self.config)?;
+        let report = Inspecting { store: self, watcher: progress };
+        let slot = self.slot(&report);
+        let result = import::inspect(self.means(&report), id, request);
+        drop(slot);
+        // A layer that an image no longer needs was perhaps only looked at here.
+        if let Err(fault) = self.layers.collect() {
+            tracing::warn!(fault = %fault.in_full(), "making room in the image store");
+        }
+        result.map_err(|fault| self.with_remedy(fault))
     }
 
     /// An image that is there, with the verification that a request for its content tells of.
@@ -450,6 +470,28 @@ struct Flying<'a> {
 impl Watcher for Flying<'_> {
     fn progress(&self, progress: Progress) {
         self.flight.report(progress);
+        self.watcher.progress(progress);
+    }
+
+    fn idle(&self) {
+        self.store.give_slot_up();
+        self.watcher.idle();
+    }
+
+    fn busy(&self) {
+        self.watcher.busy();
+        self.store.take_slot(self);
+    }
+}
+
+/// Who began an inspection, which nobody joins.
+struct Inspecting<'a> {
+    store: &'a ImageStore,
+    watcher: Listener<'a>,
+}
+
+impl Watcher for Inspecting<'_> {
+    fn progress(&self, progress: Progress) {
         self.watcher.progress(progress);
     }
 

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 pub use super::action::{Action, Created, ExecRequest, RequestContext};
@@ -15,12 +16,15 @@ use super::event::EventSubscription;
 use super::operation::OperationHandle;
 use crate::fault::Result;
 use crate::types::{
-    Check, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate, InstanceStats,
-    Operation,
+    Check, HostInfo, HostStats, Image, ImageImport, ImageInspect, ImageInspection, Instance,
+    InstanceCreate, InstanceStats, Operation,
 };
 
 /// Changes a terminal's size: columns, then rows.
 pub type ResizeConsole = Box<dyn Fn(u16, u16) -> Result<()> + Send + Sync>;
+
+/// An inspection under way; an error means that it was given up.
+pub type Inspecting = oneshot::Receiver<Result<ImageInspection>>;
 
 /// A connection to an instance's console.
 pub struct Console {
@@ -63,6 +67,8 @@ pub trait Backend: Send + Sync + 'static {
         id: Uuid,
         request: ImageImport,
     ) -> Result<Arc<OperationHandle>>;
+    /// Says what an image would become, without having it in the store.
+    fn inspect_image(&self, context: RequestContext, request: ImageInspect) -> Result<Inspecting>;
     /// All images, in the order of their ids.
     fn images(&self) -> Vec<Image>;
     /// An image.

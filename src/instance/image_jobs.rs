@@ -1,4 +1,4 @@
-//! Work on images that no instance waits for: import, the later part of a
+//! Work on images that no instance waits for: import, inspection, the later part of a
 //! snapshot, expiry. It runs on threads of its own, a few at once.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,13 +9,15 @@ use tracing::{error, info};
 use uuid::Uuid;
 
 use super::action::RequestContext;
+use super::backend::Inspecting;
 use super::operation::{OperationHandle, OperationWriter};
 use super::ops;
 use super::record::Record;
 use super::shared::Shared;
-use crate::fault::{OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 use crate::image::{Progress, Watcher};
-use crate::types::{ImageImport, Snapshot};
+use crate::runtime::role::Role;
+use crate::types::{ImageImport, ImageInspect, ImageInspection, ImageRole, ImageSource, Snapshot};
 
 /// The longest pause between two looks for images that were unused for too long.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
@@ -70,6 +72,48 @@ pub fn import(
         });
     });
     operation
+}
+
+/// Says what an image would become; the operation is there while that is found out, and ends
+/// well also where an import would not.
+pub fn inspect(
+    shared: &Arc<Shared>,
+    context: &RequestContext,
+    request: ImageInspect,
+) -> Result<Inspecting> {
+    let ImageInspect { id, source, hash, size, verification } = request;
+    if id.is_none() && matches!(source, ImageSource::Glance { .. }) {
+        return Err(Fault::invalid("id", "must name the image in Glance"));
+    }
+    let id = id.unwrap_or_else(Uuid::new_v4);
+    let request = ImageImport { name: String::new(), source, hash, size, verification };
+    let (_, writer) = shared.operations.begin("image.inspect", id, &context.request_id);
+    let (tell, told) = oneshot::channel();
+    let theirs = shared.clone();
+    shared.runtime.spawn(async move {
+        let Ok(permit) = theirs.import_slots.clone().acquire_owned().await else { return };
+        let parts = theirs.parts.clone();
+        theirs.runtime.clone().spawn_blocking(move || {
+            writer.stage("fetching");
+            let turn = Turn { shared: theirs, writer: &writer, permit: Mutex::new(Some(permit)) };
+            let outcome = parts.images.inspect(id, &request, &turn).map(with_role);
+            drop(turn);
+            writer.finish(outcome.as_ref().map(drop).map_err(Clone::clone));
+            // Whoever asked may be gone.
+            let _ = tell.send(outcome);
+        });
+    });
+    Ok(told)
+}
+
+/// An image that would be taken, with what its instances are.
+fn with_role(mut inspection: ImageInspection) -> ImageInspection {
+    let taken = inspection.config.as_ref().filter(|_| inspection.refusal.is_none());
+    inspection.role = taken.map(|config| match Role::of(config, None) {
+        Role::System(_) => ImageRole::System,
+        Role::Application => ImageRole::Application,
+    });
+    inspection
 }
 
 /// Makes a snapshot on a thread of its own, and returns once it needs the

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::action::{Action, Created, ExecRequest, RequestContext};
 use super::actor::Actor;
-use super::backend::{Backend, Console};
+use super::backend::{Backend, Console, Inspecting};
 use super::event::EventSubscription;
 use super::handle::{Handle, Job, View, not_found};
 use super::operation::OperationHandle;
@@ -27,8 +27,8 @@ use crate::network;
 use crate::rootfs::{idmap, seed};
 use crate::runtime::walls::Walls;
 use crate::types::{
-    Check, Definition, HostInfo, HostStats, Image, ImageImport, Instance, InstanceCreate,
-    InstanceStats, Operation, TaskState,
+    Check, Definition, HostInfo, HostStats, Image, ImageImport, ImageInspect, Instance,
+    InstanceCreate, InstanceStats, Operation, TaskState,
 };
 
 /// The service's whole knowledge of instances and images.
@@ -229,6 +229,10 @@ impl Backend for Manager {
         request: ImageImport,
     ) -> Result<Arc<OperationHandle>> {
         Ok(image_jobs::import(&self.shared, &context, id, request))
+    }
+
+    fn inspect_image(&self, context: RequestContext, request: ImageInspect) -> Result<Inspecting> {
+        image_jobs::inspect(&self.shared, &context, request)
     }
 
     fn images(&self) -> Vec<Image> {

@@ -114,8 +114,17 @@ fn write_docker<W: Write>(
 }
 
 fn config(contents: &Contents, diff_ids: &[String]) -> Value {
-    let ImageConfig { architecture, entrypoint, cmd, env, user, working_dir, stop_signal, .. } =
-        &contents.config;
+    let ImageConfig {
+        architecture,
+        entrypoint,
+        cmd,
+        env,
+        user,
+        working_dir,
+        stop_signal,
+        exposed_ports,
+        ..
+    } = &contents.config;
     let architecture = if architecture.is_empty() { host_architecture() } else { architecture };
     let mut config = json!({"Env": env, "User": user, "WorkingDir": working_dir});
     for (name, words) in [("Entrypoint", entrypoint), ("Cmd", cmd)] {
@@ -125,6 +134,9 @@ fn config(contents: &Contents, diff_ids: &[String]) -> Value {
     }
     if !stop_signal.is_empty() {
         config["StopSignal"] = json!(stop_signal);
+    }
+    for port in exposed_ports {
+        config["ExposedPorts"][port] = json!({});
     }
     let created = contents.created.to_rfc3339();
     let history: Vec<Value> = diff_ids

@@ -44,13 +44,26 @@ fn pack(trees: &[(&Path, &[&str])]) -> Vec<(String, MemberKind, Vec<u8>)> {
     };
     let contents = Contents {
         layers: trees.iter().map(tree).collect(),
-        config: ImageConfig { cmd: vec!["/run".into()], ..Default::default() },
+        config: ImageConfig {
+            cmd: vec!["/run".into()],
+            exposed_ports: vec!["80/tcp".into(), "53/udp".into()],
+            ..Default::default()
+        },
         created: Utc::now(),
     };
     let mut bytes = Vec::new();
     let check = |done: u64, total: u64| assert!(done <= total);
     write(SnapshotFormat::DockerArchive, &contents, &mut bytes, &check).unwrap();
     members(&zstd::decode_all(&bytes[..]).unwrap())
+}
+
+#[test]
+fn the_ports_that_an_image_names_are_in_its_snapshots() {
+    let members = pack(&[]);
+    let is_config = |name: &str| name.ends_with(".json") && name != "manifest.json";
+    let (_, _, config) = members.iter().find(|(name, ..)| is_config(name)).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(config).unwrap();
+    assert_eq!(config["config"]["ExposedPorts"], serde_json::json!({"80/tcp": {}, "53/udp": {}}));
 }
 
 fn set(path: &Path, name: &str, value: &[u8]) {

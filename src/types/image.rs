@@ -252,6 +252,9 @@ pub struct ImageConfig {
     /// OCI `StopSignal`, e.g. `SIGTERM` or `SIGRTMIN+3`.
     #[serde(default)]
     pub stop_signal: String,
+    /// OCI `ExposedPorts`, e.g. `80/tcp`: what its author says. No port is opened or closed by it.
+    #[serde(default)]
+    pub exposed_ports: Vec<String>,
     /// The init program that boots where the image names no command, if it has one.
     #[serde(default)]
     pub init: Option<InitKind>,
@@ -267,6 +270,29 @@ pub struct InitProgram {
     pub command: Vec<String>,
     /// What it is.
     pub kind: InitKind,
+}
+
+/// A program of an image that only watches over an application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SupervisorProgram {
+    /// The words that start it.
+    pub command: Vec<String>,
+    /// What it is.
+    pub kind: Supervisor,
+}
+
+/// A program that watches over an application, recognised from the root file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Supervisor {
+    /// tini.
+    Tini,
+    /// dumb-init.
+    DumbInit,
+    /// catatonit.
+    Catatonit,
+    /// s6-svscan, or s6-overlay.
+    S6,
 }
 
 /// Whom an instance's process runs as, resolved from the image's own files.

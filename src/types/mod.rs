@@ -8,6 +8,7 @@ mod event;
 mod flavor;
 mod host;
 mod image;
+mod inspection;
 mod instance;
 mod operation;
 mod problem;
@@ -21,6 +22,11 @@ pub use host::{Capabilities, Check, CheckStatus, HostInfo, HostStats, Inventory,
 pub use image::{
     Image, ImageConfig, ImageDestination, ImageDisk, ImageFormat, ImageHash, ImageImport,
     ImageSource, ImageVerification, InitKind, InitProgram, ProcessUser, Snapshot, SnapshotFormat,
+    Supervisor, SupervisorProgram,
+};
+pub use inspection::{
+    DiskInspection, DiskMount, DiskPartition, ImageCompression, ImageInspect, ImageInspection,
+    ImageRefusal, ImageRole, LayerInspection, PlaceReason,
 };
 pub use instance::{
     Definition, Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot,

@@ -108,6 +108,15 @@ async fn images_by_hand() {
     let table = text(&service, &["image", "list"]).await;
     assert!(table.lines().any(|l| l.starts_with(id.trim()) && l.contains("app")), "{table}");
     text(&service, &["image", "delete", "app"]).await;
+    let found = text(&service, &["image", "inspect", path]).await;
+    assert!(found.starts_with("format        rootfs-tar\naccepted      yes\n"), "{found}");
+    let found: serde_json::Value =
+        serde_json::from_str(&text(&service, &["image", "inspect", path, "--json"]).await).unwrap();
+    assert_eq!(found["format"], "rootfs-tar");
+    let fault = complaint(&service, &["image", "inspect", "/nowhere/at/all"]).await;
+    assert!(fault.contains("there is no such file"), "{fault}");
+    let fault = complaint(&service, &["image", "inspect", "glance"]).await;
+    assert!(fault.contains("--id"), "{fault}");
     let fault = complaint(&service, &["image", "import", "/nowhere/at/all"]).await;
     assert!(fault.contains("there is no such file"), "{fault}");
     let id = IMAGE.to_string();

@@ -87,6 +87,7 @@ fn these_operations_are_the_api() {
         "get /v1/instances/{id}/stats get_stats",
         "get /v1/stats list_stats",
         "get /v1/images list_images",
+        "post /v1/images/inspect inspect_image",
         "put /v1/images/{id} import_image",
         "get /v1/images/{id} get_image",
         "delete /v1/images/{id} delete_image",
@@ -117,7 +118,9 @@ fn every_operation_describes_its_problems() {
         let waits = responses.contains_key("202");
         let parameters = operation["parameters"].as_array().unwrap();
         assert_eq!(parameters.iter().any(|p| p["name"] == "Prefer"), waits, "{about}");
-        let at_once = path == "/v1/images/{id}" || path.contains("/remote-consoles/");
+        // An inspection changes nothing, and its answer is all that comes of it; a port is opened at once.
+        let at_once = ["/v1/images/{id}", "/v1/images/inspect"].contains(&path.as_str())
+            || path.contains("/remote-consoles/");
         assert!(method == "get" || waits || at_once, "{about} cannot be async");
         for name in ["id", "port_id"].iter().filter(|n| path.contains(&format!("{{{n}}}"))) {
             let parameter = parameters.iter().find(|p| p["name"] == *name).unwrap();
@@ -153,6 +156,7 @@ fn schemas_say_what_the_code_demands() {
     assert_eq!(required("Flavor"), ["memory_mb", "root_gb", "vcpus"].into());
     assert_eq!(required("Vif"), ["address", "devname", "id"].into());
     assert_eq!(required("ImageImport"), ["source"].into());
+    assert_eq!(required("ImageInspect"), ["source"].into());
     assert_eq!(required("Reboot"), ["type"].into());
     assert_eq!(required("Problem"), ["code", "detail", "status", "title", "type"].into());
     for name in [
@@ -165,6 +169,7 @@ fn schemas_say_what_the_code_demands() {
         "Reboot",
         "Resize",
         "ImageImport",
+        "ImageInspect",
         "ImageHash",
         "InjectedFile",
     ] {

@@ -129,6 +129,27 @@ async fn images_are_imported_and_deleted() {
 }
 
 #[tokio::test]
+async fn images_are_inspected_and_what_is_refused_is_an_answer() {
+    let service = Service::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let inspect = async |body: Value| service.call("POST", "/v1/images/inspect", Some(body)).await;
+    let source = json!({"type": "file", "path": file.path()});
+    let (status, found) = inspect(json!({"source": source})).await;
+    assert_eq!((status, &found["format"]), (200, &json!("rootfs-tar")));
+    assert!(found.get("refusal").is_none(), "{found}");
+    let (status, found) = inspect(json!({"source": source, "size": 2})).await;
+    assert_eq!((status, &found["refusal"]["code"]), (200, &json!("image-corrupt")));
+    // What is wrong with the request is no refusal of the image.
+    let nowhere = json!({"source": {"type": "file", "path": "/nowhere/at/all"}});
+    let (status, fault) = inspect(nowhere).await;
+    assert_eq!((status, &fault["field"]), (400, &json!("source.path")));
+    assert_eq!(inspect(json!({"source": source, "name": "x"})).await.0, 400);
+    let (_, images) = service.call("GET", "/v1/images", None).await;
+    assert_eq!(images["images"].as_array().unwrap().len(), 1);
+    assert_eq!(service.call("GET", "/v1/images/inspect", None).await.0, 400);
+}
+
+#[tokio::test]
 async fn a_client_that_prefers_not_to_wait_gets_the_operation() {
     let service = Service::start();
     service.backend.hold();

@@ -8,7 +8,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use berth::fault::{Fault, FaultKind, Result};
-use berth::instance::backend::{Action, Backend, Console, Created, ExecRequest, RequestContext};
+use berth::instance::backend::{
+    Action, Backend, Console, Created, ExecRequest, Inspecting, RequestContext,
+};
 use berth::instance::event::{EventLog, EventSubscription};
 use berth::instance::operation::{OperationHandle, OperationWriter, Operations};
 use berth::types::*;
@@ -279,6 +281,25 @@ impl Backend for FakeBackend {
             inner.lock().images.entry(id).or_insert_with(|| image(id, &request.name));
             Ok(())
         }))
+    }
+
+    fn inspect_image(&self, _: RequestContext, request: ImageInspect) -> Result<Inspecting> {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let outcome = match &request.source {
+            ImageSource::File { path } if !path.exists() => {
+                Err(Fault::invalid("source.path", "there is no such file"))
+            }
+            _ => Ok(ImageInspection {
+                format: Some(ImageFormat::RootfsTar),
+                refusal: request.size.map(|size| ImageRefusal {
+                    code: FaultKind::ImageCorrupt,
+                    detail: format!("the content has 1 bytes, not {size}"),
+                }),
+                ..ImageInspection::default()
+            }),
+        };
+        let _ = tell.send(outcome);
+        Ok(told)
     }
 
     fn images(&self) -> Vec<Image> {

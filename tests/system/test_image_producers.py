@@ -1,5 +1,6 @@
 """Archives and layers as the programs write them that people make images with."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -66,8 +67,27 @@ def unified(tree: Path, file: Path) -> None:
     run("tar", "-c", "-f", file, "-C", top, *options, "metadata.yaml", tree.name)
 
 
+def blocked(tree: Path, file: Path) -> None:
+    """As GNU tar writes to a tape: whole records, the last one filled up with zeros."""
+    every_attribute(tree, file, "-z", "-b", "20")
+    size = file.stat().st_size
+    with file.open("rb+") as end:
+        end.truncate(-(-size // 10_240) * 10_240)
+    assert file.stat().st_size > size
+
+
+def in_members(tree: Path, file: Path) -> None:
+    """gzip of parts that were compressed apart, as bgzip and parallel ones write it."""
+    every_attribute(tree, file)
+    data = file.read_bytes()
+    parts = [data[at : at + 300_000] for at in range(0, len(data), 300_000)]
+    file.write_bytes(b"".join(gzip.compress(part) for part in [*parts, b""]))
+
+
 PRODUCERS = {
     "GNU tar": every_attribute,
+    "GNU tar, gzip to a tape": blocked,
+    "gzip in members": in_members,
     "GNU tar in pax with ids": lambda t, f: every_attribute(t, f, "--format=pax", "--numeric-owner"),
     "GNU tar with a label": lambda t, f: every_attribute(t, f, "-V", "backup"),
     "GNU tar -cP": absolute,

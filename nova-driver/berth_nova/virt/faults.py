@@ -25,6 +25,16 @@ class OperationGone(exception.NovaException):
     msg_fmt = 'The operation is not known: %(reason)s'
 
 
+class ImageRefused(exception.ImageUnacceptable):
+    """An image that berth does not take, in the service's own words and no others.
+
+    Nova keeps 255 bytes of a server's fault and puts its own words first. The image's id is
+    the server's, and its owner sees it there.
+    """
+
+    msg_fmt = '%(reason)s'
+
+
 class Fault:
     """What the service answered instead of a result."""
 
@@ -68,6 +78,10 @@ def _invalid_state(fault, target):
         state=fault.detail, method=target.get('verb') or 'do this')
 
 
+def _image_refused(fault, target):
+    return ImageRefused(reason=fault.detail)
+
+
 def _glance_unavailable(fault, target):
     return exception.GlanceConnectionFailed(server='Glance', reason=str(fault))
 
@@ -82,8 +96,8 @@ TABLE = {
     # What was asked for is wrong: no other host would do better.
     'invalid-input': _reason(exception.InvalidInput),
     'payload-too-large': _reason(exception.InvalidInput),
-    'image-unacceptable': _reason(exception.ImageUnacceptable, image_id='image'),
-    'image-corrupt': _reason(exception.ImageUnacceptable, image_id='image'),
+    'image-unacceptable': _image_refused,
+    'image-corrupt': _image_refused,
     'flavor-disk-too-small': _message(exception.FlavorDiskTooSmall),
     'flavor-memory-too-small': _message(exception.FlavorMemoryTooSmall),
     # With the same token it is refused everywhere.
@@ -142,4 +156,6 @@ def code_of(error):
 
 def detail_of(error):
     """What the service said, or the exception's own words."""
+    if isinstance(error, ImageRefused):
+        return error.format_message()
     return str(getattr(error, 'berth_fault', None) or error)

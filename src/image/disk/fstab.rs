@@ -45,8 +45,7 @@ impl Line {
     pub fn elsewhere(&self) -> Fault {
         unacceptable(format!(
             "its fstab mounts /{} from {}, which the disk has not, or not in a file system that is \
-             read here: a part of the system is missing; give the image with all of it on one disk \
-             with ext4, or as a tar archive",
+             read here; give the whole system on one disk with ext4, or as a tar archive",
             self.place, self.what
         ))
     }

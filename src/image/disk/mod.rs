@@ -46,8 +46,8 @@ use serde::{Deserialize, Serialize};
 use super::recognise::{Content, DiskFormat, FileSystem};
 use super::refusal;
 use super::unpack::UnpackLimits;
-use crate::fault::Result;
-use crate::types::ImageFormat;
+use crate::fault::{Fault, FaultKind, Result};
+use crate::types::{DiskInspection, DiskMount, ImageFormat};
 
 /// Whether content of this kind is read here.
 pub fn reads(content: Content) -> bool {
@@ -84,11 +84,29 @@ pub struct RootPlace {
     pub plain: bool,
 }
 
+/// What was found on a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// What is on it.
+    pub seen: DiskInspection,
+    /// Its root, or the kind and the words of the fault for a disk without one.
+    pub root: Result<RootPlace, (FaultKind, String)>,
+}
+
 /// Finds the root file system in a disk image.
-pub fn find_root(file: File) -> Result<RootPlace> {
+pub fn find_root(file: File) -> Found {
+    let mut seen = DiskInspection::default();
+    let root = look_for_root(file, &mut seen);
+    // As long as a fault that ends the work may be.
+    let root =
+        root.map_err(|Fault { kind, detail, .. }| (kind, detail.chars().take(1000).collect()));
+    Found { seen, root }
+}
+
+fn look_for_root(file: File, seen: &mut DiskInspection) -> Result<RootPlace> {
     let image: Rc<dyn Blocks> = raw(file)?;
     let plain = content(&*image)? != Content::Disk(DiskFormat::Qcow2);
-    let root = root::find(&open(image)?)?;
+    let root = root::survey(&open(image)?, seen)?;
     if root.file_system == FileSystem::Btrfs {
         part::check_btrfs(&*root.blocks)?;
     }
@@ -106,16 +124,17 @@ pub fn check_foreign(file: File, disk: DiskFormat, most: u64) -> Result<()> {
 }
 
 /// Writes the file system that is mounted at a directory as a tar archive. `all`: the directory
-/// with all subvolumes of a Btrfs.
+/// with all subvolumes of a Btrfs. What of them its fstab mounts.
 pub fn write_mounted(
     top: OwnedFd,
     all: Option<OwnedFd>,
     sink: impl Write,
     limits: UnpackLimits,
-) -> Result<()> {
-    let files = mounted::system(top, all)?;
+) -> Result<Vec<DiskMount>> {
+    let (files, mounts) = mounted::system(top, all)?;
     joined::check_system(&files, "the root file system")?;
-    pack::write(&files, sink, limits)
+    pack::write(&files, sink, limits)?;
+    Ok(mounts)
 }
 
 /// What an image of content that is read here is called.

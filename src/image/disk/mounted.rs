@@ -20,6 +20,7 @@ use super::joined::{self, Joined};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::image::recognise::{Content, FileSystem};
 use crate::image::refusal::unacceptable;
+use crate::types::DiskMount;
 
 /// Names of the subvolume that distributions have their root in, when it is
 /// not the one that is mounted by default.
@@ -92,7 +93,10 @@ impl Mounted {
 
 /// The system in what is mounted at `top`, with the subvolumes that its fstab mounts, of those
 /// below `all`.
-pub(super) fn system(top: OwnedFd, all: Option<OwnedFd>) -> Result<Joined<Mounted>> {
+pub(super) fn system(
+    top: OwnedFd,
+    all: Option<OwnedFd>,
+) -> Result<(Joined<Mounted>, Vec<DiskMount>)> {
     let root = Mounted::new(top)?;
     let text = match joined::find(&root, "etc/fstab")? {
         Some(file) if root.about(&file).kind == FileKind::Regular => {
@@ -103,19 +107,27 @@ pub(super) fn system(top: OwnedFd, all: Option<OwnedFd>) -> Result<Joined<Mounte
         }
         _ => String::new(),
     };
-    let mut files = Joined::new(root);
+    let (mut files, mut mounts) = (Joined::new(root), Vec::new());
     let device = fstab::root(&text).map(|device| fstab::tag(device).ok_or(device));
     for line in fstab::parts(&text)? {
         // Another Btrfs may have a subvolume of the same name.
         let own = device == Some(fstab::tag(&line.what).ok_or(&line.what));
         let subvolume = all.as_ref().zip(line.value("subvol")).filter(|_| own);
-        match subvolume.and_then(|(all, path)| below(all, path)) {
+        let found = subvolume.and_then(|(all, path)| Some((below(all, path)?, path.to_owned())));
+        let (root, path) = found.unzip();
+        mounts.push(DiskMount {
+            source: line.what.clone(),
+            place: format!("/{}", line.place),
+            partition: None,
+            subvolume: path,
+        });
+        match root {
             Some(root) => files.mount(&line.place, Mounted { root })?,
             None if line.has("nofail") => {}
             None => return Err(line.elsewhere()),
         }
     }
-    Ok(files)
+    Ok((files, mounts))
 }
 
 /// A directory below another, by a path without links.
@@ -332,7 +344,7 @@ mod tests {
         let open = || OwnedFd::from(File::open(dir.path()).unwrap());
         let told = |text: &str, all| {
             fs::write(dir.path().join("@/etc/fstab"), text).unwrap();
-            system(open(), all).map(|files| {
+            system(open(), all).map(|(files, _)| {
                 let found = |path| joined::find(&files, path).unwrap().is_some();
                 (found("var/log"), found("home/user"))
             })

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use uuid::Uuid;
+use uuid::{Uuid, uuid};
 
 use super::blocks::{Blocks, le16, le32, le64};
 use crate::fault::{Fault, Result};
@@ -44,12 +44,56 @@ pub struct Partition {
     pub uuid: String,
 }
 
+/// Types in a GUID table that hold no file system themselves.
+pub const LVM: Uuid = uuid!("e6d6d379-f507-44c2-a23c-238f2a3df928");
+/// [`LVM`]'s like.
+pub const RAID: Uuid = uuid!("a19d880f-05fc-4d3b-a006-743f0f84911e");
+/// [`LVM`]'s like.
+pub const LUKS: Uuid = uuid!("ca7d7ccb-63ed-4c53-861c-1742536059cc");
+
+/// Types that people know by other names.
+const PURPOSES: [(Uuid, &str); 8] = [
+    (uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b"), "EFI system"),
+    (uuid!("21686148-6449-6e6f-744e-656564454649"), "BIOS boot"),
+    (uuid!("bc13c2ff-59e6-4262-a352-b275fd6f7172"), "extended boot loader"),
+    (uuid!("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f"), "swap"),
+    (uuid!("0fc63daf-8483-4772-8e79-3d69d8477de4"), "Linux"),
+    (LVM, "LVM"),
+    (RAID, "RAID"),
+    (LUKS, "LUKS"),
+];
+
+impl PartitionType {
+    /// The type, as tables and programs write it.
+    pub fn value(self) -> String {
+        match self {
+            PartitionType::Guid(guid) => guid.to_string(),
+            PartitionType::Byte(byte) => format!("{byte:02x}"),
+        }
+    }
+
+    /// What it is for, of one that is well known. Those of systems' directories are
+    /// [`root`](super::root)'s.
+    pub fn purpose(self) -> Option<&'static str> {
+        match self {
+            PartitionType::Guid(guid) => {
+                PURPOSES.iter().find(|(known, _)| *known == guid).map(|(_, name)| *name)
+            }
+            PartitionType::Byte(byte) => match byte {
+                0x82 => Some("swap"),
+                0x83 => Some("Linux"),
+                0x8e => Some("LVM"),
+                0xef => Some("EFI system"),
+                0xfd => Some("RAID"),
+                _ => None,
+            },
+        }
+    }
+}
+
 impl fmt::Display for PartitionType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PartitionType::Guid(guid) => write!(f, "type {guid}"),
-            PartitionType::Byte(byte) => write!(f, "type {byte:02x}"),
-        }
+        write!(f, "type {}", self.value())
     }
 }
 

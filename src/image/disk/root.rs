@@ -16,18 +16,14 @@ use super::file_tree::FileKind;
 use super::fstab;
 use super::joined::{self, Joined};
 use super::open::content;
-use super::partitions::{self, Partition, PartitionType};
+use super::partitions::{self, LUKS, LVM, Partition, PartitionType, RAID};
 use crate::fault::{Fault, Result};
 use crate::image::recognise::{self, Content, FileSystem};
 use crate::image::refusal::{self, unacceptable};
+use crate::types::{DiskInspection, DiskMount, DiskPartition, PlaceReason};
 
 /// Labels that say root, in lower case.
 const LABELS: [&str; 5] = ["cloudimg-rootfs", "cirros-rootfs", "rootfs", "root", "/"];
-
-/// Types of partitions in a GUID table that hold no file system themselves.
-const LVM: Uuid = uuid!("e6d6d379-f507-44c2-a23c-238f2a3df928");
-const RAID: Uuid = uuid!("a19d880f-05fc-4d3b-a006-743f0f84911e");
-const LUKS: Uuid = uuid!("ca7d7ccb-63ed-4c53-861c-1742536059cc");
 
 /// A root file system's place on its disk.
 pub struct Root {
@@ -152,6 +148,32 @@ impl Volume {
         }
     }
 
+    /// What its type is for, of one that is well known.
+    fn purpose(&self) -> Option<String> {
+        let of_a_system = || {
+            let root = self.is_root_type().then(|| "root".to_owned());
+            root.or_else(|| self.discoverable().map(|place| format!("/{place}")))
+        };
+        self.partition.kind.purpose().map(str::to_owned).or_else(of_a_system)
+    }
+
+    /// What is said of it before anything is decided.
+    fn described(&self) -> DiskPartition {
+        let Partition { number, start, size, kind, name, .. } = &self.partition;
+        DiskPartition {
+            number: Some(*number),
+            start: *start,
+            size: *size,
+            kind: Some(kind.value()),
+            purpose: self.purpose(),
+            name: name.clone(),
+            label: self.label.clone(),
+            content: self.content.to_string(),
+            place: None,
+            reason: None,
+        }
+    }
+
     /// What this partition's fstab mounts on `/`.
     fn fstab_root(&self) -> Option<String> {
         let text = fstab_of(self.ext()?).ok()?;
@@ -184,11 +206,33 @@ fn label(file_system: FileSystem, blocks: &dyn Blocks) -> Result<String> {
 
 /// Finds it.
 pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
+    survey(disk, &mut DiskInspection::default())
+}
+
+/// Finds it, and tells on the way what is on the disk, also of one without a root.
+pub fn survey(disk: &Rc<dyn Blocks>, seen: &mut DiskInspection) -> Result<Root> {
+    seen.size = disk.size();
     let whole = content(&**disk)?;
     if let Content::FileSystem(file_system) = whole {
         let (blocks, what) = (Rc::clone(disk), "the disk, one file system,".to_owned());
+        let label = match file_system {
+            FileSystem::Ext => ext::open(Rc::clone(disk)).map(|ext| ext.label).unwrap_or_default(),
+            other => label(other, &**disk)?,
+        };
+        seen.partitions.push(DiskPartition {
+            number: None,
+            start: 0,
+            size: disk.size(),
+            kind: None,
+            purpose: None,
+            name: String::new(),
+            label,
+            content: whole.to_string(),
+            place: Some("/".to_owned()),
+            reason: Some(PlaceReason::Only),
+        });
         let root = Root { file_system, start: 0, blocks, parts: Vec::new(), what };
-        return with_parts(root, &[]);
+        return with_parts(root, &[], seen);
     }
     let Some(partitions) = partitions::read(&**disk)? else {
         return Err(match whole {
@@ -203,7 +247,9 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     };
     let volumes: Vec<_> =
         partitions.into_iter().map(|part| Volume::open(disk, part)).collect::<Result<_>>()?;
-    let volume = choose(&volumes)?;
+    seen.partitions = volumes.iter().map(Volume::described).collect();
+    let (volume, reason) = choose(&volumes)?;
+    note(seen, volume, "", reason);
     match volume.content {
         Content::FileSystem(file_system) => {
             let Partition { start, number, .. } = volume.partition;
@@ -213,7 +259,8 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
             let what = format!("partition {number}{name}, the disk's root,");
             let others: Vec<_> =
                 volumes.iter().filter(|other| other.partition.number != number).collect();
-            with_parts(Root { file_system, start, blocks, parts: Vec::new(), what }, &others)
+            let root = Root { file_system, start, blocks, parts: Vec::new(), what };
+            with_parts(root, &others, seen)
         }
         other => Err(unacceptable(format!(
             "partition {}, the disk's root, holds {other}",
@@ -222,8 +269,16 @@ pub fn find(disk: &Rc<dyn Blocks>) -> Result<Root> {
     }
 }
 
+/// Tells where a partition belongs; `place` is without slashes around it.
+fn note(seen: &mut DiskInspection, volume: &Volume, place: &str, reason: PlaceReason) {
+    let number = Some(volume.partition.number);
+    if let Some(partition) = seen.partitions.iter_mut().find(|one| one.number == number) {
+        (partition.place, partition.reason) = (Some(format!("/{place}")), Some(reason));
+    }
+}
+
 /// The root with what is mounted on it, of these other partitions.
-fn with_parts(mut root: Root, others: &[&Volume]) -> Result<Root> {
+fn with_parts(mut root: Root, others: &[&Volume], seen: &mut DiskInspection) -> Result<Root> {
     if root.file_system != FileSystem::Ext {
         // The kernel reads it, and one at a time.
         return match others.iter().find_map(|other| Some((other, other.discoverable()?))) {
@@ -243,8 +298,18 @@ fn with_parts(mut root: Root, others: &[&Volume]) -> Result<Root> {
         if fstab::tag(&line.what).is_some_and(own) {
             continue;
         }
-        match others.iter().find(|other| other.is(&line.what)) {
-            Some(volume) => root.parts.push((line.place.clone(), volume.as_part(&line.place)?)),
+        let found = others.iter().find(|other| other.is(&line.what));
+        seen.mounts.push(DiskMount {
+            source: line.what.clone(),
+            place: format!("/{}", line.place),
+            partition: found.map(|volume| volume.partition.number),
+            subvolume: None,
+        });
+        match found {
+            Some(volume) => {
+                root.parts.push((line.place.clone(), volume.as_part(&line.place)?));
+                note(seen, volume, &line.place, PlaceReason::Fstab);
+            }
             None if line.has("nofail") => {}
             None => return Err(line.elsewhere()),
         }
@@ -267,22 +332,27 @@ fn with_parts(mut root: Root, others: &[&Volume]) -> Result<Root> {
             )));
         };
         root.parts.push((place.to_owned(), volume.as_part(place)?));
+        note(seen, volume, place, PlaceReason::Type);
     }
     root.parts.sort_by_key(|(place, _)| place.split('/').count());
     Ok(root)
 }
 
-fn choose(volumes: &[Volume]) -> Result<&Volume> {
+/// What is true of a root.
+type Step<'a> = &'a dyn Fn(&Volume) -> bool;
+
+fn choose(volumes: &[Volume]) -> Result<(&Volume, PlaceReason)> {
     let by_fstab: Vec<_> = volumes.iter().filter_map(Volume::fstab_root).collect();
-    let told: [&dyn Fn(&Volume) -> bool; 4] = [
-        &Volume::is_root_type,
-        &Volume::is_labelled_root,
-        &|volume| by_fstab.iter().any(|specification| volume.is(specification)),
-        &Volume::has_init,
+    let told: [(PlaceReason, Step<'_>); 4] = [
+        (PlaceReason::Type, &Volume::is_root_type),
+        (PlaceReason::Label, &Volume::is_labelled_root),
+        (PlaceReason::Fstab, &|volume| by_fstab.iter().any(|named| volume.is(named))),
+        (PlaceReason::Init, &Volume::has_init),
     ];
-    let left: [&dyn Fn(&Volume) -> bool; 2] =
+    let left: [Step<'_>; 2] =
         [&Volume::may_have_init, &|volume| matches!(volume.content, Content::FileSystem(_))];
-    if let Some(one) = told.iter().find_map(|step| only(volumes, step)) {
+    if let Some(one) = told.iter().find_map(|(reason, step)| Some((only(volumes, step)?, *reason)))
+    {
         return Ok(one);
     }
     // What is left beside these is a `/boot`.
@@ -294,7 +364,7 @@ fn choose(volumes: &[Volume]) -> Result<&Volume> {
         )));
     }
     if let Some(one) = left.iter().find_map(|step| only(volumes, step)) {
-        return Ok(one);
+        return Ok((one, PlaceReason::Only));
     }
     // One that cannot be read may be it: its fault says more.
     match volumes.iter().find_map(|volume| volume.ext.as_ref()?.as_ref().err()) {
@@ -304,7 +374,7 @@ fn choose(volumes: &[Volume]) -> Result<&Volume> {
 }
 
 /// The one volume of which this is true, if it is one.
-fn only<'a>(volumes: &'a [Volume], step: &dyn Fn(&Volume) -> bool) -> Option<&'a Volume> {
+fn only<'a>(volumes: &'a [Volume], step: Step<'_>) -> Option<&'a Volume> {
     let mut found = volumes.iter().filter(|volume| step(volume));
     found.next().filter(|_| found.next().is_none())
 }

@@ -47,6 +47,7 @@ pub(super) fn unpack(assembly: &mut Assembly<'_>, content: &Path) -> Result<Take
         }
         archive => return take_disk(assembly, archive, &staged, content),
     };
+    assembly.found.format = Some(ImageFormat::RootfsTar);
     let size = fs::metadata(content).or_fault("looking at the content")?.len();
     let meter = assembly.meter("unpacking").whole(size);
     unpack_layer(assembly, &Place::whole(content), None, kind, meter)?;
@@ -55,7 +56,7 @@ pub(super) fn unpack(assembly: &mut Assembly<'_>, content: &Path) -> Result<Take
 
 /// Takes the one disk image of an archive out of it.
 fn take_disk(
-    assembly: &Assembly<'_>,
+    assembly: &mut Assembly<'_>,
     archive: ArchiveKind,
     staged: &Staged,
     content: &Path,
@@ -74,14 +75,15 @@ fn take_disk(
             }
         }
     }
-    let (kind, place, size) = match disks.as_slice() {
+    let (name, kind, place, size) = match disks.as_slice() {
         [] => return Err(refusal::of_archive(archive)),
-        [(_, kind, place, size)] => (*kind, place, *size),
+        [(name, kind, place, size)] => (*name, *kind, place, *size),
         several => {
             let names: Vec<_> = several.iter().map(|(name, ..)| *name).collect();
             return Err(refusal::of_disks(&names));
         }
     };
+    assembly.found.member = Some(refusal::printable(name.as_bytes()));
     let path = assembly.workspace.path("disk");
     let file = create_file(&path)?;
     let doing = "taking the disk out of the archive";
@@ -135,11 +137,14 @@ fn unpack_layers(
         Ok(bytes)
     };
     let architecture = recognise::host_architecture();
-    let (format, plan) = match archive {
-        ArchiveKind::Oci => (ImageFormat::OciArchive, manifest::oci(&read, architecture)?),
-        _ => (ImageFormat::DockerArchive, manifest::docker(&read, architecture)?),
+    let (format, documents): (_, fn(manifest::Read<'_>, &str) -> Result<ImagePlan>) = match archive
+    {
+        ArchiveKind::Oci => (ImageFormat::OciArchive, manifest::oci),
+        _ => (ImageFormat::DockerArchive, manifest::docker),
     };
-    let ImagePlan { config, layers } = plan;
+    assembly.found.format = Some(format);
+    let ImagePlan { config, layers } = documents(&read, architecture)?;
+    assembly.found.config = Some(config.clone());
     let files = layers.iter().map(|layer| file(&layer.member)).collect::<Result<Vec<_>>>()?;
     let total = files.iter().map(|(_, size)| size).sum();
     let mut before = 0;
@@ -149,6 +154,8 @@ fn unpack_layers(
             .and_then(|()| {
                 unpack_layer(assembly, place, Some(&layer.diff_id), TreeKind::Layer, meter)
             })
+            .map(|()| assembly.found.layers.last_mut())
+            .map(|layer| layer.into_iter().for_each(|layer| layer.packed_size = Some(*size)))
             .map_err(|fault| fault.context(format_args!("layer {}", number + 1)))?;
         before += size;
     }

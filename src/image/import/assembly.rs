@@ -23,6 +23,7 @@ use crate::image::workspace::Workspace;
 use crate::store::atomic;
 use crate::store::layout::Layout;
 use crate::store::room::Room;
+use crate::types::{ImageInspection, LayerInspection};
 
 /// Bytes that are handed on at once.
 pub(super) const PIECE: usize = 1 << 17;
@@ -56,8 +57,8 @@ pub(super) struct Assembly<'a> {
     pub left: UnpackLimits,
     /// What the layers will be, lowest first.
     pending: Vec<Pending>,
-    /// Bytes that they store.
-    pub unpacked: u64,
+    /// What was found of the image so far.
+    pub found: ImageInspection,
     /// What keeps those that are in place.
     pub pins: Vec<Pin<'a>>,
 }
@@ -70,6 +71,14 @@ pub(super) enum Pending {
     Aside(Unpacked, Digest),
     /// It lies aside, and has no other address than that of the disk it came from.
     OfDisk(Unpacked),
+}
+
+/// A layer that lacks nothing but its place, if that.
+pub(super) struct Sealed {
+    pub digest: Digest,
+    record: LayerRecord,
+    /// Where it lies, unless it is in the store.
+    aside: Option<PathBuf>,
 }
 
 /// A layer that lies aside.
@@ -92,7 +101,7 @@ impl<'a> Assembly<'a> {
                 bytes: means.config.max_unpacked_bytes,
             },
             pending: Vec::new(),
-            unpacked: 0,
+            found: ImageInspection::default(),
             pins: Vec::new(),
         })
     }
@@ -126,7 +135,18 @@ impl<'a> Assembly<'a> {
         };
         self.left.entries = self.left.entries.saturating_sub(entries);
         self.left.bytes = self.left.bytes.saturating_sub(bytes);
-        self.unpacked += stored;
+        let digest = match &pending {
+            Pending::Here(digest, _) | Pending::Aside(_, digest) => Some(digest.to_string()),
+            Pending::OfDisk(_) => None,
+        };
+        self.found.entries += entries;
+        self.found.unpacked_size += stored;
+        self.found.layers.push(LayerInspection {
+            digest,
+            packed_size: None,
+            entries,
+            unpacked_size: stored,
+        });
         self.pending.push(pending);
     }
 
@@ -164,54 +184,56 @@ impl<'a> Assembly<'a> {
         Ok((path, self.means.jail.start(root, work, Input::Pipe)?))
     }
 
-    /// Where its layers lie at the moment, lowest first.
-    pub(super) fn directories(&self) -> Vec<PathBuf> {
-        let directory = |pending: &Pending| match pending {
-            Pending::Here(digest, _) => self.means.layers.directory(&digest.to_string()),
-            Pending::Aside(Unpacked { path, .. }, _) | Pending::OfDisk(Unpacked { path, .. }) => {
-                path.join(LAYER_ROOT)
-            }
-        };
-        self.pending.iter().map(directory).collect()
-    }
-
-    /// Puts the layers of content that was verified in place; which they are, lowest first.
-    pub(super) fn put_in_place(&mut self, content: &Verified) -> Result<Vec<Digest>> {
-        let mut sealed = Vec::new();
-        for pending in std::mem::take(&mut self.pending) {
-            sealed.push(match pending {
-                Pending::Here(digest, record) => (digest, record, None),
-                Pending::Aside(unpacked, digest) => self.seal(unpacked, digest)?,
-                Pending::OfDisk(unpacked) => self.seal(unpacked, address_of_disk(content)?)?,
-            });
-        }
-        if sealed.iter().any(|(_, _, aside)| aside.is_some()) {
-            rustix::fs::syncfs(&self.disk_of_layers).or_fault("writing the layers to disk")?;
-        }
-        let mut layers = Vec::new();
-        for (digest, record, aside) in sealed {
-            if let Some(aside) = aside {
-                self.means.layers.publish(&aside, &digest)?;
+    /// Has the layers of content that was verified lack nothing but their places; those that the
+    /// image consists of, lowest first.
+    pub(super) fn seal(&mut self, content: &Verified) -> Result<Vec<Sealed>> {
+        let mut layers: Vec<Sealed> = Vec::new();
+        for (number, pending) in std::mem::take(&mut self.pending).into_iter().enumerate() {
+            let layer = match pending {
+                Pending::Here(digest, record) => Sealed { digest, record, aside: None },
+                Pending::Aside(unpacked, digest) => self.seal_one(unpacked, digest)?,
+                Pending::OfDisk(unpacked) => self.seal_one(unpacked, address_of_disk(content)?)?,
+            };
+            if let Some(found) = self.found.layers.get_mut(number) {
+                found.digest = Some(layer.digest.to_string());
             }
             // Of a layer that occurs twice the upper one decides, and overlayfs
             // takes no directory twice.
-            layers.retain(|other| *other != digest);
-            if record.opaque {
+            layers.retain(|other| other.digest != layer.digest);
+            if layer.record.opaque {
                 // overlayfs does not look for the mark on a layer's root.
                 layers.clear();
             }
-            layers.push(digest);
+            layers.push(layer);
         }
         Ok(layers)
     }
 
+    /// Where sealed layers lie at the moment.
+    pub(super) fn directories(&self, layers: &[Sealed]) -> Vec<PathBuf> {
+        let directory = |layer: &Sealed| match &layer.aside {
+            Some(aside) => aside.join(LAYER_ROOT),
+            None => self.means.layers.directory(&layer.digest.to_string()),
+        };
+        layers.iter().map(directory).collect()
+    }
+
+    /// Puts sealed layers in place.
+    pub(super) fn put_in_place(&self, layers: &[Sealed]) -> Result<()> {
+        if layers.iter().any(|layer| layer.aside.is_some()) {
+            rustix::fs::syncfs(&self.disk_of_layers).or_fault("writing the layers to disk")?;
+        }
+        for Sealed { digest, aside, .. } in layers {
+            if let Some(aside) = aside {
+                self.means.layers.publish(aside, digest)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has an unpacked layer lack nothing but its place, and keeps that place
     /// until the import ends.
-    fn seal(
-        &mut self,
-        unpacked: Unpacked,
-        digest: Digest,
-    ) -> Result<(Digest, LayerRecord, Option<PathBuf>)> {
+    fn seal_one(&mut self, unpacked: Unpacked, digest: Digest) -> Result<Sealed> {
         let Unpacked { path, report } = unpacked;
         self.pinned(&digest)?;
         let mut marks = report.marks;
@@ -227,7 +249,7 @@ impl<'a> Assembly<'a> {
             fingerprint: Some(fingerprint::of(&root)?),
         };
         atomic::write_json(&path.join(LAYER_RECORD), &record)?;
-        Ok((digest, record, Some(path)))
+        Ok(Sealed { digest, record, aside: Some(path) })
     }
 }
 

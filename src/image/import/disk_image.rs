@@ -15,7 +15,7 @@ use super::plain::Plain;
 use super::policy::Policy;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::arrival::Verified;
-use crate::image::disk::{RootPlace, foreign, mounted, part};
+use crate::image::disk::{Found, RootPlace, foreign, mounted, part};
 use crate::image::files::{create_file, remove_tree};
 use crate::image::jail::{self, Input, Outcome, Work};
 use crate::image::kept_disk::{self, KeptFrame};
@@ -114,7 +114,10 @@ fn pack(assembly: &mut Assembly<'_>, path: &Path, work: Work) -> Result<()> {
     }
     if whole {
         // Of an archive that ended early, the reader knows why.
-        reader.finish()?;
+        if let (Outcome::Mounted(mounts), Some(disk)) = (reader.finish()?, &mut assembly.found.disk)
+        {
+            disk.mounts = mounts;
+        }
     }
     let unpacked = unpacked(aside, unpacker)?;
     if !whole {
@@ -156,10 +159,13 @@ fn convert(assembly: &Assembly<'_>, path: &Path, format: DiskFormat) -> Result<P
     Ok(disk)
 }
 
-fn find_root(assembly: &Assembly<'_>, path: &Path) -> Result<RootPlace> {
+fn find_root(assembly: &mut Assembly<'_>, path: &Path) -> Result<RootPlace> {
     let input = File::open(path).or_fault("opening the disk image")?;
     match assembly.start(Work::FindRoot, Input::File(input))?.finish()? {
-        Outcome::Root(root) => Ok(root),
+        Outcome::Root(Found { seen, root }) => {
+            assembly.found.disk = Some(seen);
+            root.map_err(|(kind, detail)| Fault::new(kind, detail))
+        }
         _ => Err(wrong_answer()),
     }
 }

@@ -17,11 +17,11 @@ use uuid::Uuid;
 
 use archive::Taken;
 pub(super) use assembly::Means;
-use assembly::{Assembly, Pending, wrong_answer};
+use assembly::{Assembly, Pending, Sealed, wrong_answer};
 use disk_image::Remains;
 use policy::Policy;
 
-use super::arrival::{self, Arriving, Reception};
+use super::arrival::{self, Arriving, Reception, Verified};
 use super::digest::{Algorithm, Digest};
 use super::disk;
 use super::files::{create_file, remove_tree};
@@ -38,10 +38,15 @@ use super::source::Source;
 use super::space::Space;
 use super::unpack::TreeKind;
 use crate::config;
-use crate::fault::{Fault, Result};
+use crate::fault::{Fault, FaultKind, Result};
 use crate::types::{
-    Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport, ImageVerification,
+    Image, ImageConfig, ImageDisk, ImageFormat, ImageHash, ImageImport, ImageInspection,
+    ImageRefusal, ImageVerification,
 };
+
+/// Faults that say something of an image, not of the request, the host's room or Glance.
+const REFUSALS: [FaultKind; 3] =
+    [FaultKind::ImageUnacceptable, FaultKind::ImageCorrupt, FaultKind::HostUnsupported];
 
 /// Plain bytes that are looked at for what an archive is.
 const LOOK: usize = 1 << 20;
@@ -117,10 +122,82 @@ pub(super) fn run<'a>(
     id: Uuid,
     request: &ImageImport,
 ) -> Result<(ImageRecord, Vec<Pin<'a>>)> {
+    let (source, mut assembly) = begin(means, id, request)?;
+    let Ready { content, format, config, remains, layers } =
+        make_ready(&mut assembly, source, id, request)?;
+    assembly.put_in_place(&layers)?;
+    let kept = match remains {
+        Some(Ok(kept)) => {
+            let place = means.layout.image_disk(id);
+            kept_disk::put_in_place(&disk_image::place_of_remains(&assembly), &place)?;
+            Some(kept)
+        }
+        _ => None,
+    };
+    let now = Utc::now();
+    let image = Image {
+        id,
+        name: request.name.clone(),
+        format,
+        size: content.size,
+        hash: hash_of(&content),
+        layers: layers.iter().map(|layer| layer.digest.to_string()).collect(),
+        unpacked_size: assembly.found.unpacked_size,
+        config,
+        disk: assembly.found.disk.and_then(|disk| disk.kept),
+        verifications: request.verification.iter().cloned().collect(),
+        created_at: now,
+        last_used_at: now,
+        users: Vec::new(),
+    };
+    let record = ImageRecord { schema: SCHEMA, image, declared: request.hash.clone(), kept };
+    Ok((record, assembly.pins))
+}
+
+/// Does all of an import but to put anything in its place, and says what was found. All that was
+/// made is gone when this returns.
+pub(super) fn inspect(
+    means: Means<'_>,
+    id: Uuid,
+    request: &ImageImport,
+) -> Result<ImageInspection> {
+    let (source, mut assembly) = begin(means, id, request)?;
+    let refusal = match make_ready(&mut assembly, source, id, request) {
+        Ok(_) => None,
+        Err(Fault { kind, detail, .. }) if REFUSALS.contains(&kind) => {
+            Some(ImageRefusal { code: kind, detail })
+        }
+        Err(fault) => return Err(fault),
+    };
+    Ok(ImageInspection { refusal, ..std::mem::take(&mut assembly.found) })
+}
+
+/// An image that lacks nothing but its place.
+struct Ready {
+    content: Verified,
+    format: ImageFormat,
+    config: ImageConfig,
+    remains: Option<Remains>,
+    layers: Vec<Sealed>,
+}
+
+/// Opens the source, and makes the place where all comes to lie.
+fn begin<'a>(means: Means<'a>, id: Uuid, request: &ImageImport) -> Result<(Source, Assembly<'a>)> {
     let source = Source::open(&request.source, id, means.config)?;
     let space = Arc::new(Space::new(means.room, request.size.or(source.total()))?);
-    let mut assembly = Assembly::new(means, Arc::clone(&space))?;
-    let directory = assembly.workspace.empty();
+    let assembly = Assembly::new(means, space)?;
+    Ok((source, assembly))
+}
+
+/// Makes all of an image aside; whatever comes of it, `assembly.found` tells what was found.
+fn make_ready(
+    assembly: &mut Assembly<'_>,
+    source: Source,
+    id: Uuid,
+    request: &ImageImport,
+) -> Result<Ready> {
+    let means = assembly.means;
+    let (directory, space) = (assembly.workspace.empty(), Arc::clone(&assembly.space));
     let reception = Reception {
         jail: means.jail,
         directory: &directory,
@@ -130,52 +207,37 @@ pub(super) fn run<'a>(
         report: means.report,
     };
     let (content, arrived) =
-        arrival::receive(&reception, source, |arriving| take(&mut assembly, arriving))?;
+        arrival::receive(&reception, source, |arriving| take(assembly, arriving))?;
+    (assembly.found.size, assembly.found.hash) = (Some(content.size), Some(hash_of(&content)));
     let Made { format, mut config, remains } = match arrived {
         Arrived::Whole(made) => *made,
         Arrived::Disk(path, kind) => {
             let policy = Policy { id, request, config: means.config };
-            of_disk(kind, disk_image::unpack(&mut assembly, &policy, &content, path, kind)?)
+            of_disk(kind, disk_image::unpack(assembly, &policy, &content, path, kind)?)
         }
     };
-    machine::check(&config, &assembly.directories())?;
-    let layers = assembly.put_in_place(&content)?;
-    let layers: Vec<String> = layers.iter().map(Digest::to_string).collect();
-    let directories: Vec<_> = layers.iter().map(|digest| means.layers.directory(digest)).collect();
-    init::recognise(&mut config, &directories)?;
-    let (disk, kept) = match remains {
-        None => (None, None),
-        Some(Err(refusal)) => {
-            (Some(ImageDisk { size: 0, stored: 0, refusal: Some(refusal) }), None)
-        }
-        Some(Ok(kept)) => {
-            let place = means.layout.image_disk(id);
-            kept_disk::put_in_place(&disk_image::place_of_remains(&assembly), &place)?;
-            let (size, stored) = (kept.frame.size, kept.stored);
-            (Some(ImageDisk { size, stored, refusal: None }), Some(kept))
-        }
-    };
-    let now = Utc::now();
-    let image = Image {
-        id,
-        name: request.name.clone(),
-        format,
-        size: content.size,
-        hash: ImageHash {
-            algorithm: content.hash.algorithm().name().to_owned(),
-            value: content.hash.hex().to_owned(),
-        },
-        layers,
-        unpacked_size: assembly.unpacked,
-        config,
-        disk,
-        verifications: request.verification.iter().cloned().collect(),
-        created_at: now,
-        last_used_at: now,
-        users: Vec::new(),
-    };
-    let record = ImageRecord { schema: SCHEMA, image, declared: request.hash.clone(), kept };
-    Ok((record, assembly.pins))
+    if let (Some(disk), Some(remains)) = (&mut assembly.found.disk, &remains) {
+        disk.kept = Some(match remains {
+            Err(why) => ImageDisk { size: 0, stored: 0, refusal: Some(why.clone()) },
+            Ok(kept) => ImageDisk { size: kept.frame.size, stored: kept.stored, refusal: None },
+        });
+    }
+    let layers = assembly.seal(&content)?;
+    let directories = assembly.directories(&layers);
+    if let Some(program) = machine::first(&config, &directories)? {
+        assembly.found.architecture = Some(program.architecture());
+        program.check()?;
+    }
+    assembly.found.supervisors = init::recognise(&mut config, &directories)?;
+    assembly.found.config = Some(config.clone());
+    Ok(Ready { content, format, config, remains, layers })
+}
+
+fn hash_of(content: &Verified) -> ImageHash {
+    ImageHash {
+        algorithm: content.hash.algorithm().name().to_owned(),
+        value: content.hash.hex().to_owned(),
+    }
 }
 
 fn of_disk(kind: Content, remains: Remains) -> Made {
@@ -186,8 +248,10 @@ fn of_disk(kind: Content, remains: Remains) -> Made {
 /// it before all is verified: a root file system is unpacked in one go, all
 /// else out of a file.
 fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arrived> {
+    assembly.found.compression = arriving.compression();
     match recognise::content(arriving.peek(recognise::HEAD)?) {
         Content::Tar if is_root_file_system(assembly, arriving.peek(LOOK)?)? => {
+            assembly.found.format = Some(ImageFormat::RootfsTar);
             let (unpacked, digest) =
                 assembly.unpack(TreeKind::Root, |buffer| arriving.read(buffer))?;
             let done = unpacked.report.bytes;
@@ -223,6 +287,7 @@ fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arri
 }
 
 fn take_disk(assembly: &mut Assembly<'_>, path: PathBuf, kind: Content) -> Result<Arrived> {
+    assembly.found.format = Some(disk::format(kind));
     Ok(match disk_image::unpack_unverified(assembly, &path, kind)? {
         Some(remains) => Arrived::Whole(Box::new(of_disk(kind, remains))),
         None => Arrived::Disk(path, kind),

@@ -50,9 +50,8 @@ impl Policy<'_> {
         Err(Fault::new(
             FaultKind::ImageUnacceptable,
             format!(
-                "the content is {}, which berth does not read without the host's kernel, and with \
-                 images.kernel_mounts = \"{}\" that reads {read}; change the key, or give the \
-                 image with ext4 or as a tar archive",
+                "the content is {}; with images.kernel_mounts = \"{}\" the host's kernel reads \
+                 {read}: change that, or give the image with ext4 or as a tar archive",
                 Content::FileSystem(file_system),
                 allowed.name()
             ),

@@ -84,12 +84,12 @@ pub(super) fn run(
         }
         Work::Look => Ok(Outcome::Looked(stage::is_root_file_system(input))),
         Work::Disk { limits } => disk::write_tar(input, output, *limits).map(|()| Outcome::Disk),
-        Work::FindRoot => disk::find_root(input).map(Outcome::Root),
+        Work::FindRoot => Ok(Outcome::Root(disk::find_root(input))),
         Work::DiskPart { start, size } => {
             part::write(input, *start, *size, output).map(|()| Outcome::DiskPart)
         }
         Work::Mounted { limits, .. } => {
-            disk::write_mounted(root, subvolumes, output, *limits).map(|()| Outcome::Disk)
+            disk::write_mounted(root, subvolumes, output, *limits).map(Outcome::Mounted)
         }
         Work::Convert { .. } => Err(Fault::internal("converting a disk", "it takes a jail")),
         Work::Frame => disk::write_frame(input, output).map(Outcome::Frame),

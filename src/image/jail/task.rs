@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::FaultKind;
-use crate::image::disk::RootPlace;
+use crate::image::disk::Found;
 use crate::image::disk::frame::{Frame, Patch};
 use crate::image::recognise::{Compression, DiskFormat, FileSystem};
 use crate::image::stage::Staged;
 use crate::image::unpack::{TreeKind, UnpackLimits, UnpackReport};
+use crate::types::DiskMount;
 
 /// The hidden first argument by which the program knows that it is the jail.
 pub const COMMAND: &str = "unpack";
@@ -111,8 +112,10 @@ pub enum Outcome {
     Looked(bool),
     /// All of the root file system was written.
     Disk,
-    /// The root file system was found.
-    Root(RootPlace),
+    /// All of the mounted system was written, with what of its fstab belongs to it.
+    Mounted(Vec<DiskMount>),
+    /// The root file system was looked for.
+    Root(Found),
     /// All of the part was written.
     DiskPart,
     /// All outside the root file system was written.
