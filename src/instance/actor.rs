@@ -440,7 +440,8 @@ impl Actor {
     async fn ask(&mut self, ask: ops::stop::Ask) -> Result<()> {
         let Some(live) = &self.live else { return Ok(()) };
         let (monitor, record) = (live.monitor.clone(), self.record.clone());
-        self.shared.on_guest(move |_| ops::stop::ask(&monitor, &record, ask)).await
+        let asked = move |parts: &HostParts| ops::stop::ask(parts, &monitor, &record, ask);
+        self.shared.on_guest(asked).await
     }
 
     /// Waits until the first process ended, the time is over, or something urgent comes.

@@ -65,20 +65,20 @@ pub fn of(init: InitKind, root: BorrowedFd<'_>) -> Lines {
         InitKind::Runit => {
             // Both names of one directory, here or there.
             for directory in ["etc/service", "var/service", "etc/runit/runsvdir/default"] {
-                found.services(tree.names(directory));
+                found.run_by(&tree, directory, "/run");
             }
         }
         InitKind::S6 => {
             for directory in
                 ["etc/s6-linux-init/current/run-image/service", "etc/s6-rc/compiled/servicedirs"]
             {
-                found.services(tree.names(directory));
+                found.run_by(&tree, directory, "/run");
             }
         }
         InitKind::Dinit => {
             for directory in ["etc/dinit.d/boot.d", "usr/lib/dinit.d/boot.d", "lib/dinit.d/boot.d"]
             {
-                found.services(tree.names(directory));
+                found.run_by(&tree, directory, "");
             }
             for file in ["etc/dinit.d/boot", "usr/lib/dinit.d/boot", "lib/dinit.d/boot"] {
                 let text = tree.read(file).unwrap_or_default();
@@ -155,6 +155,21 @@ impl Logins {
             let line = name.rsplit(['.', '-', '@']).next().unwrap_or_default();
             self.command(line);
         }
+    }
+
+    /// Takes the services in a directory: by their names, and what their scripts, which are
+    /// called `script` there, start a login at.
+    fn run_by(&mut self, tree: &Tree<'_>, directory: &str, script: &str) {
+        let names = tree.names(directory);
+        for name in &names {
+            let text = tree.read(&format!("{directory}/{name}{script}")).unwrap_or_default();
+            for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+                if line.split_whitespace().any(|word| word.ends_with("getty")) {
+                    self.command(line);
+                }
+            }
+        }
+        self.services(names);
     }
 
     /// Which line the console is: the serial one, as in a cloud, before the first virtual one.
@@ -297,6 +312,19 @@ tty2::respawn:/sbin/getty 38400 tty2
                 InitKind::S6,
                 &[("etc/s6-linux-init/current/run-image/service/getty-tty1/run", "")],
                 expect("tty1", &[]),
+            ),
+            (
+                InitKind::S6,
+                &[(
+                    "etc/s6-linux-init/current/run-image/service/early-getty/run",
+                    "#!/bin/execlineb -P\n# ttyS0\n/sbin/getty 38400 tty3\ndaemon tty9\n",
+                )],
+                expect("tty3", &[]),
+            ),
+            (
+                InitKind::Dinit,
+                &[("etc/dinit.d/boot.d/login", "command = /sbin/agetty 38400 hvc0 linux\n")],
+                expect("hvc0", &[]),
             ),
             (InitKind::Sysvinit, &[], expect("ttyS0", &[])),
         ] {

@@ -63,13 +63,40 @@ impl ProcessId {
     /// Whether the process neither handles nor blocks nor ignores a signal, so
     /// that the kernel does what is the signal's default (proc(5), `SigCgt`).
     pub fn leaves_to_kernel(self, signal: i32) -> bool {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
-        let Ok(status) = status else { return false };
-        let set = |name| status.lines().find_map(|line| line.strip_prefix(name));
-        let taken = ["SigBlk:", "SigIgn:", "SigCgt:"].map(set).map(|mask| {
-            mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
-        });
-        self.is_alive() && taken.iter().all(|mask| mask & (1 << (signal - 1)) == 0)
+        let masks = self.signal_masks(["SigBlk:", "SigIgn:", "SigCgt:"]);
+        masks.is_some_and(|masks| masks.iter().all(|mask| mask & (1 << (signal - 1)) == 0))
+    }
+
+    /// Whether the process ignores a signal.
+    pub fn ignores(self, signal: i32) -> bool {
+        self.signal_masks(["SigIgn:"]).is_some_and(|[mask]| mask & (1 << (signal - 1)) != 0)
+    }
+
+    /// Lines of its status; `None` when it has ended.
+    fn signal_masks<const N: usize>(self, names: [&str; N]) -> Option<[u64; N]> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let mask = |name| {
+            let mask = status.lines().find_map(|line| line.strip_prefix(name))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        };
+        let masks = names.map(mask);
+        let whole = self.is_alive() && masks.iter().all(Option::is_some);
+        whole.then(|| masks.map(Option::unwrap_or_default))
+    }
+
+    /// Whether it has a controlling terminal, or reads from one. No file is looked at, for some
+    /// are answered for by the instance's own programs.
+    pub fn is_at_terminal(self) -> bool {
+        let controlling = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+            // The command's name, in parentheses, may hold anything.
+            stat.rsplit_once(") ")?.1.split(' ').nth(4)?.parse::<i32>().ok()
+        };
+        let reads = || {
+            let input = fs::read_link(format!("/proc/{}/fd/0", self.pid)).unwrap_or_default();
+            input.starts_with("/dev/pts") || input == Path::new("/dev/console")
+        };
+        self.is_alive() && (controlling().is_some_and(|number| number != 0) || reads())
     }
 
     /// A descriptor of it, readable once it ends; `None` when it has ended.
@@ -393,6 +420,30 @@ mod tests {
         assert!(leaves("echo up; exec sleep 1000"));
         assert!(!leaves("trap : TERM; echo up; while :; do sleep 0.1; done"));
         assert!(!leaves("trap '' TERM; echo up; exec sleep 1000"));
+    }
+
+    #[test]
+    fn a_shell_at_a_terminal_is_known() {
+        let (_master, peer) = crate::sys::pty::open().unwrap();
+        let start = |script: &str, at: Stdio| {
+            // Whatever terminal this test has is not theirs.
+            let mut command = Command::new("setsid");
+            command.args(["sh", "-c", script]).stdin(at).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut line = [0; 3];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+            let process = ProcessId::of(child.id().cast_signed()).unwrap();
+            let known = (process.is_at_terminal(), process.ignores(libc::SIGTERM));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(!process.is_at_terminal() && !process.ignores(libc::SIGTERM), "it is no more");
+            known
+        };
+        let terminal = || Stdio::from(peer.try_clone().unwrap());
+        let sleeps = "echo up; exec sleep 1000";
+        assert_eq!(start(&format!("trap '' TERM; {sleeps}"), terminal()), (true, true));
+        assert_eq!(start(sleeps, terminal()), (true, false));
+        assert_eq!(start(&format!("trap '' TERM; {sleeps}"), Stdio::null()), (false, true));
     }
 
     #[test]

@@ -13,12 +13,14 @@ from .service import BERTH, Instance, wait_for
 
 
 class Terminal:
-    """`berth console` on a pseudo terminal of the test's."""
+    """`berth console` on a pseudo terminal of the test's, or `berth exec --tty` of a command."""
 
-    def __init__(self, instance: Instance):
+    def __init__(self, instance: Instance, *command: str):
         self.master, slave = pty.openpty()
+        verb = ["exec", "--tty"] if command else ["console"]
+        words = [BERTH, *verb, "--socket", instance.service.socket, instance.id]
         self.process = subprocess.Popen(
-            [BERTH, "console", "--socket", instance.service.socket, instance.id],
+            [*words, "--", *command] if command else words,
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -59,12 +59,24 @@ def pzstd(tree: Path, file: Path) -> None:
     assert file.read_bytes()[1:4] == b"\x2a\x4d\x18"
 
 
+METADATA = """\
+architecture: x86_64
+creation_date: 1700000000
+expiry_date: 1702592000
+properties: {architecture: amd64, os: Debian, release: bookworm, serial: "20231114_2213", variant: default}
+templates:
+  /etc/hostname: {when: [create, copy], create_only: false, template: hostname.tpl, properties: {}}
+"""
+
+
 def unified(tree: Path, file: Path) -> None:
-    """Incus' unified tarball."""
+    """Incus' unified tarball, in the shape of distrobuilder's."""
     top = tree.parent
-    (top / "metadata.yaml").write_text("architecture: x86_64\n")
+    (top / "metadata.yaml").write_text(METADATA)
+    (top / "templates").mkdir(exist_ok=True)
+    (top / "templates/hostname.tpl").write_text("{{ container.name }}\n")
     options = ["--acls", "--xattrs", "--xattrs-include=*", f"--transform=flags=rh;s,^{tree.name},rootfs,"]
-    run("tar", "-c", "-f", file, "-C", top, *options, "metadata.yaml", tree.name)
+    run("tar", "-c", "-J", "-f", file, "-C", top, *options, "metadata.yaml", "templates", tree.name)
 
 
 def blocked(tree: Path, file: Path) -> None:

@@ -1,6 +1,7 @@
 """Systems by each other init that Debian has: found, booted to a login, stopped and rebooted.
 
 The images are what Debian's packages make (`scripts/image-inits`); systemd has its own tests.
+BERTH_INITS names a directory with further ones, `INIT.tar.zst` or `INIT,WHAT.tar.zst`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import os
 import subprocess
 import tarfile
 import time
@@ -26,6 +28,11 @@ INITS = {
     "finit": "finit",
     "busybox-openrc": "busybox",
     "s6": "s6",
+}
+#: The same of images that were made elsewhere, of inits that Debian has not.
+FURTHER = {
+    str(file): file.name.split(".")[0].split(",")[0]
+    for file in sorted(Path(os.environ.get("BERTH_INITS", "/nonexistent")).glob("*.tar.zst"))
 }
 
 
@@ -65,13 +72,13 @@ def s6_tree() -> imagelib.Tree:
     tree = imagelib.Tree()
     tree.file("usr/sbin/init", S6, 0o755)  # `sbin` is a link
     service = "etc/s6-linux-init/current/run-image/service"
-    tree.file(f"{service}/getty-tty1/run", "#!/bin/sh\nexec /sbin/getty 38400 tty1\n", 0o755)
+    tree.file(f"{service}/early-getty/run", "#!/bin/sh\nexec /sbin/getty 38400 tty1\n", 0o755)
     tree.file(f"{service}/.s6-svscan/finish", S6_FINISH, 0o755)
     tree.file("etc/shadow", "root::19000:0:99999:7:::\n", 0o640)
     return tree
 
 
-@pytest.fixture(scope="module", params=INITS)
+@pytest.fixture(scope="module", params=INITS | FURTHER, ids=lambda name: Path(name).name)
 def image(request, service, images, tmp_path_factory) -> tuple[str, str]:
     """An image with an init, and which that is."""
     name = request.param
@@ -80,7 +87,8 @@ def image(request, service, images, tmp_path_factory) -> tuple[str, str]:
         file = tmp_path_factory.mktemp("s6") / "s6.tar"
         file.write_bytes(imagelib.docker_archive(layers, {}, "s6:1"))
     else:
-        file = images / f"{name}.tar.zst"
+        # Joined to an absolute path it is that.
+        file = images / (name if name in FURTHER else f"{name}.tar.zst")
     return name, service.import_image(file)
 
 
@@ -96,7 +104,7 @@ def system(service, image, made):
 def test_it_is_found_and_somebody_logs_in_at_its_console(service, image, system):
     name, identity = image
     shown = service.client.get(f"/v1/images/{identity}")["config"]
-    assert (shown["init"], shown["inits"][0]["command"]) == (INITS[name], ["/sbin/init"])
+    assert (shown["init"], shown["inits"][0]["command"]) == ((INITS | FURTHER)[name], ["/sbin/init"])
     with Terminal(system) as terminal:
         terminal.wait_raw()
         terminal.type(b"\r")
@@ -125,7 +133,7 @@ def test_nothing_respawns_for_want_of_a_line(system):
     assert system.sh(gettys) == before
     assert system.console() == said
     assert said.count("login:") == 1
-    for complaint in ("respawning too", "can't open /dev/tty", "No such device", "No such file"):
+    for complaint in ("respawning too", "can't open /dev/tty", "No such device", "open as standard input"):
         assert complaint not in said, said
 
 
@@ -139,6 +147,25 @@ def test_it_is_stopped_in_good_order_and_soon(image, system):
     assert took < 10, system.console()[-3000:]
     system.action("start")
     wait_for("the login", lambda: system.console().count("machine login:") == 2, 60)
+
+
+def test_it_is_stopped_soon_while_people_are_logged_in(system):
+    """Their shells ignore what asks all that is left to end."""
+    with Terminal(system) as console, Terminal(system, "bash", "-i") as other:
+        console.wait_raw()
+        console.type(b"\r")
+        console.read_until(b"login: ")
+        console.type(b"root\r")
+        for terminal in (console, other):
+            terminal.read_until(b"# ")
+            terminal.type(b"echo $((6*7))\r")
+            terminal.read_until(b"42")
+        before = time.monotonic()
+        system.action("stop", timeout=60)
+        took = time.monotonic() - before
+    ended = system.get()["exit"]
+    assert (ended["code"], ended["signal"]) == (0, None), "it was killed"
+    assert took < 10, system.console()[-3000:]
 
 
 def test_it_is_rebooted_from_inside_and_softly(system):

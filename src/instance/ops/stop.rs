@@ -1,6 +1,6 @@
 //! Stopping: asking the init, ending what is left, taking the root down.
 
-use crate::fault::Result;
+use crate::fault::{OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::{Desired, Record};
 use crate::instance::teardown::Teardown;
@@ -8,13 +8,24 @@ use crate::monitor::{ExitAction, ExitKind, ExitRecord, Monitor};
 pub use crate::runtime::init::Ask;
 use crate::runtime::role::Role;
 use crate::runtime::{asking, init};
-use crate::types::ExitStatus;
+use crate::sys::process::ProcessId;
+use crate::types::{ExitStatus, InitKind};
 
 use super::destroy;
 
 /// Asks the init in the way that it takes for this. One that knows no
-/// reboot is asked to stop, and the monitor starts it again.
-pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
+/// reboot is asked to stop, and the monitor starts it again. Who is logged in
+/// is hung up.
+pub fn ask(parts: &HostParts, monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
+    tell(monitor, record, ask)?;
+    // systemd does so itself.
+    if !matches!(record.boot().role(), Role::Application | Role::System(InitKind::Systemd)) {
+        hang_up(parts, record, monitor.status()?.init);
+    }
+    Ok(())
+}
+
+fn tell(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
     let boot = record.boot();
     let role = boot.role();
     let way = init::asking(role, boot.config, ask)?;
@@ -43,6 +54,28 @@ pub fn ask(monitor: &Monitor, record: &Record, ask: Ask) -> Result<()> {
         monitor.signal(if deaf { libc::SIGKILL } else { signal })?;
     }
     Ok(())
+}
+
+/// Hangs up what sits at a terminal and ignores SIGTERM: interactive shells. Scripts that stop a
+/// machine ask all that is left by SIGTERM and then wait for it, Debian's sendsigs for ten seconds;
+/// of a machine the terminals go, which ends shells.
+fn hang_up(parts: &HostParts, record: &Record, init: Option<ProcessId>) {
+    let group = parts.group(record);
+    let is_shell = |process: &ProcessId| {
+        Some(*process) != init && process.is_at_terminal() && process.ignores(libc::SIGTERM)
+    };
+    let hung_up = group.pids().and_then(|found| {
+        let found: Vec<_> = found.into_iter().filter_map(ProcessId::of).filter(is_shell).collect();
+        // Whose number was another's by then is in the group no more.
+        let still = group.pids()?;
+        let mut shells = found.iter().filter(|shell| still.contains(&shell.pid));
+        let doing = "hanging up who is logged in";
+        shells.try_for_each(|shell| shell.signal(libc::SIGHUP).map(drop).or_fault(doing))
+    });
+    // It only takes longer.
+    if let Err(fault) = hung_up {
+        tracing::warn!(instance = %record.id, fault = %fault.in_full(), "hanging up who is logged in");
+    }
 }
 
 /// Ends whatever of it runs and takes its root file system down; its disks,
