@@ -524,10 +524,11 @@ impl Actor {
 
     /// The monitor made the cgroup anew, on the CPUs that it had when it was planned.
     async fn booted_again(&mut self) -> Result<()> {
-        let id = self.record.id;
+        let record = self.record.clone();
         let confirm = move |parts: &HostParts| {
-            parts.placement.confirm(id);
-            Ok(())
+            parts.placement.confirm(record.id);
+            // Open vSwitch clears those of an interface that root inside had taken away.
+            record.definition.vifs.iter().try_for_each(|vif| parts.traffic(&record, vif))
         };
         self.shared.on_host(confirm).await?;
         self.save().await

@@ -11,6 +11,7 @@ use crate::cgroup::{CgroupLimits, DeviceNumber, Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::ImageStore;
+use crate::network::fresh::Given;
 use crate::network::{Network, Rates};
 use crate::rootfs::idmap;
 use crate::rootfs::rest::{self, Work};
@@ -132,6 +133,16 @@ impl HostParts {
             &self.config.instances,
             cpus.as_deref(),
         )
+    }
+
+    /// What it is given of networks.
+    pub fn given(&self, record: &Record) -> Result<Given> {
+        Ok(Given {
+            block: record.id_block,
+            bridge: self.config.bridge.clone(),
+            vifs: record.definition.vifs.clone(),
+            rates: Rates::from_extra_specs(&record.definition.flavor.extra_specs)?,
+        })
     }
 
     /// Lets through a VIF what the flavor allows, and nothing while the instance is

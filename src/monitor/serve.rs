@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
+use crate::network::fresh::Turn;
 use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
@@ -361,6 +362,9 @@ impl Server {
             self.guest_reboots += 1;
         }
         self.on_exit = ExitAction::Guest;
+        if !Turn::begin(&self.spec.layout())?.boot_again()? {
+            log("nothing says what the instance was given: its network stays as it was");
+        }
         let mut container = container::create(&self.spec, &self.setup)?;
         let init = container.init;
         if let Err(fault) = container.start(&self.spec) {

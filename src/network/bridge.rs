@@ -122,7 +122,7 @@ impl Bridge {
     fn find(&self, netlink: &mut Netlink) -> Result<Option<Link>> {
         let link = netlink.link(&self.name).or_network(format!("looking for {}", self.name))?;
         match link {
-            Some(link) if link.kind != InfoKindName::Bridge.name() => Err(Fault::new(
+            Some(link) if !link.is_bridge() => Err(Fault::new(
                 FaultKind::InterfaceExists,
                 format!("{} is no bridge; take another bridge.name", self.name),
             )),

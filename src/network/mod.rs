@@ -6,12 +6,15 @@
 //! extra specs ─ rates ─→ Rates ─ qos ─ tc ↗          host: tap…, IFB, bridge, nftables
 //! ```
 //!
+//! [`fresh`] gives every boot a namespace in which nothing has run.
+//!
 //! The host's end bears Nova's `devname` and is left for whoever plugs it
 //! (os-vif); for the host's own stack it is a [`wire`]. Everything acts in the network namespace of the calling thread,
 //! which is the host's, and blocks for about a millisecond, save
 //! [`Network::start`] and [`Network::teardown`], which run the program `nft`.
 
 mod bridge;
+pub mod fresh;
 mod guard;
 mod netlink;
 mod nft;
@@ -27,7 +30,7 @@ mod tests;
 mod veth;
 mod wire;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -92,8 +95,8 @@ impl Network {
     /// Connects a VIF with the network namespace at `net_ns`; `index` is its
     /// place in the instance's list, which decides the name of one that has none.
     ///
-    /// A veth that is right, by namespace and MAC address, is left undisturbed
-    /// (and set up if it is down); one of this VIF that is not right is
+    /// A veth of this VIF in that namespace is left undisturbed, whatever root inside made of
+    /// it (and set up if its host's end is down); one elsewhere is
     /// replaced; anything else under the name is
     /// [`FaultKind::InterfaceExists`] and stays. Afterwards the host's end is up.
     pub fn attach(&self, vif: &Vif, index: usize, net_ns: &Path) -> Result<()> {
@@ -105,6 +108,52 @@ impl Network {
             None
         };
         veth::attach(&plan, net_ns, port)
+    }
+
+    /// [`Network::attach`], which makes a host's end that was missing a port of the bridge `port`
+    /// again; gives whether it was.
+    fn attach_at(
+        &self,
+        vif: &Vif,
+        index: usize,
+        net_ns: &Path,
+        port: Option<&str>,
+    ) -> Result<bool> {
+        let mut netlink = veth::open()?;
+        let before = find(&mut netlink, vif)?;
+        self.attach(vif, index, net_ns)?;
+        let host = find(&mut netlink, vif)?.ok_or_else(|| missing(vif))?;
+        let is_new = before.is_none_or(|before| before.index != host.index);
+        if let Some(bridge) = port.filter(|_| is_new) {
+            veth::plug(&mut netlink, &host, bridge)?;
+        }
+        Ok(is_new)
+    }
+
+    /// Has a VIF in the namespace at `to`, in which nothing has run, as [`Network::attach`] makes
+    /// it, whatever became of it in the one at `from`. The host's end stays, if its pair is
+    /// there; a new one is made a port of the bridge `port` and gets `rates`.
+    fn renew(
+        &self,
+        vif: &Vif,
+        index: usize,
+        from: Option<&Path>,
+        to: &Path,
+        port: Option<&str>,
+        rates: &Rates,
+    ) -> Result<()> {
+        let plan = VifPlan::new(vif, index)?;
+        let kept = match from {
+            Some(from) => veth::hand_over(&plan, from, to)?,
+            None => true,
+        };
+        let mut is_new = self.attach_at(vif, index, to, port)?;
+        if veth::configure(&plan, to).is_err() {
+            // Cut short on its way, it may be neither here nor there.
+            self.detach(vif)?;
+            is_new = self.attach_at(vif, index, to, port)?;
+        }
+        if is_new || !kept { self.apply_rates(vif, rates) } else { Ok(()) }
     }
 
     /// Removes a VIF's pair and what limits its rates. Absence is success.
@@ -177,6 +226,22 @@ impl Network {
 fn find(netlink: &mut netlink::Netlink, vif: &Vif) -> Result<Option<Link>> {
     let link = netlink.link(&vif.devname).or_network(format!("looking for {}", vif.devname))?;
     Ok(link.filter(veth::is_instances))
+}
+
+/// By `devname`, the bridges that host's ends are ports of. Open vSwitch finds its ports by
+/// their name, and no bridge of the kernel's is among them.
+fn ports(vifs: &[Vif]) -> Result<BTreeMap<String, String>> {
+    let mut netlink = veth::open()?;
+    let mut ports = BTreeMap::new();
+    for vif in vifs.iter().filter(|vif| !vif.bridge) {
+        let Some(Link { controller: Some(index), .. }) = find(&mut netlink, vif)? else { continue };
+        let doing = || format!("looking for the bridge of {}", vif.devname);
+        let controller = netlink.link_by_index(index).or_network(doing())?;
+        if let Some(bridge) = controller.filter(Link::is_bridge) {
+            ports.insert(vif.devname.clone(), bridge.name);
+        }
+    }
+    Ok(ports)
 }
 
 fn missing(vif: &Vif) -> Fault {

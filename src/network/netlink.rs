@@ -18,7 +18,7 @@ use netlink_packet_route::address::{
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InetDevConf, InfoBridgePort, InfoData,
     InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkInfo, LinkMessage,
+    LinkInfo, LinkMessage, LinkMode, Prop,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
@@ -39,6 +39,12 @@ const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 /// `NLM_F_ACK_TLVS`: such words follow.
 const NLM_F_ACK_TLVS: u16 = 0x200;
+
+/// What the kernel gives a new veth: packets that may wait, and `GSO_LEGACY_MAX_SIZE` and
+/// `GSO_MAX_SEGS`, bytes and number of what it cuts late or joins early.
+const QUEUE_LENGTH: u32 = 1000;
+const SEGMENT: u32 = 65_536;
+const SEGMENTS: u32 = 65_535;
 
 /// Flags of a request that makes something that must not exist yet.
 pub const NEW: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
@@ -165,8 +171,17 @@ pub struct Link {
     pub peer_ns: Option<i32>,
     /// What a person or a program wrote beside it.
     pub alias: String,
+    /// Further names of it.
+    pub other_names: Vec<String>,
     /// Counters.
     pub counters: Counters,
+}
+
+impl Link {
+    /// Whether it is a bridge of the kernel's.
+    pub fn is_bridge(&self) -> bool {
+        self.kind == InfoKindName::Bridge.name()
+    }
 }
 
 /// A veth pair to make.
@@ -236,6 +251,11 @@ impl Netlink {
     /// The link of this name, if there is one.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
         self.get_link(link_message(0, vec![LinkAttribute::IfName(name.into())]))
+    }
+
+    /// The link of this index, if there is one.
+    pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>> {
+        self.get_link(link_message(index, Vec::new()))
     }
 
     /// The link of this index in another namespace, which this one calls `ns_id`.
@@ -320,6 +340,50 @@ impl Netlink {
     pub fn set_up(&mut self, index: u32) -> Result<()> {
         let message = with_flags(link_message(index, Vec::new()), LinkFlags::Up);
         self.tell(&RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Takes all further names from a link.
+    pub fn forget_other_names(&mut self, link: &Link) -> Result<()> {
+        if link.other_names.is_empty() {
+            return Ok(());
+        }
+        let names = link.other_names.iter().cloned().map(Prop::AltIfName).collect();
+        let message = link_message(link.index, vec![LinkAttribute::PropList(names)]);
+        self.tell(&RouteNetlinkMessage::DelLinkProp(message), 0)
+    }
+
+    /// Hands the end of a veth over to another namespace, where it is down and, in name,
+    /// address and whatever else the kernel keeps with it, as [`Self::create_veth`] makes one.
+    /// What was set up upon it, addresses, routes, ports and queueing, ends with the move.
+    pub fn hand_over(&mut self, index: u32, veth: &Veth<'_>) -> Result<()> {
+        let attributes = vec![
+            LinkAttribute::Address(veth.peer_mac.to_vec()),
+            LinkAttribute::Broadcast(vec![0xff; 6]),
+            LinkAttribute::Mtu(veth.mtu),
+            LinkAttribute::Group(0),
+            LinkAttribute::IfAlias(String::new()),
+            LinkAttribute::TxQueueLen(QUEUE_LENGTH),
+            LinkAttribute::GsoMaxSize(SEGMENT),
+            LinkAttribute::GsoMaxSegs(SEGMENTS),
+            LinkAttribute::GroMaxSize(SEGMENT),
+            LinkAttribute::Mode(LinkMode::Default),
+        ];
+        let mut message = link_message(index, attributes);
+        message.header.flags = LinkFlags::Multicast;
+        message.header.change_mask = LinkFlags::Multicast
+            | LinkFlags::Noarp
+            | LinkFlags::Promisc
+            | LinkFlags::Allmulti
+            | LinkFlags::Debug
+            | LinkFlags::Dynamic;
+        // First: what its protocols have of settings there follows from these.
+        self.tell(&RouteNetlinkMessage::SetLink(message), 0)?;
+        let place = vec![
+            LinkAttribute::NetNsFd(veth.peer_ns.as_raw_fd()),
+            // The name that it bears may be another's there.
+            LinkAttribute::IfName(veth.peer_name.into()),
+        ];
+        self.tell(&RouteNetlinkMessage::SetLink(link_message(index, place)), 0)
     }
 
     /// Writes a note beside a link, at most 255 bytes.
@@ -615,6 +679,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Link(index) => link.peer = Some(index),
+                LinkAttribute::PropList(names) => link.other_names = other_names(names),
                 LinkAttribute::LinkNetNsId(id) => link.peer_ns = Some(id),
                 LinkAttribute::LinkInfo(info) => link.kind = kind_of(&info),
                 LinkAttribute::Stats64(s) => {
@@ -634,6 +699,14 @@ impl From<LinkMessage> for Link {
         }
         link
     }
+}
+
+fn other_names(names: Vec<Prop>) -> Vec<String> {
+    let name = |prop| match prop {
+        Prop::AltIfName(name) => Some(name),
+        _ => None,
+    };
+    names.into_iter().filter_map(name).collect()
 }
 
 fn kind_of(info: &[LinkInfo]) -> String {

@@ -5,6 +5,8 @@
 //! second and hands them to `tc` as `kbps`, 1000 bytes per second; bursts are
 //! kilobytes that it hands over as `kb`, 1024 bytes.
 
+use serde::{Deserialize, Serialize};
+
 use crate::fault::{Fault, Result};
 use crate::types::ExtraSpecs;
 
@@ -21,7 +23,7 @@ const BURST_MAX: u64 = u32::MAX as u64 / BURST_UNIT;
 pub const BUCKET_MIN: u64 = 72 * 1024;
 
 /// Limits of an instance's interfaces, each interface on its own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rates {
     /// Towards the instance; absent: no limit.
     pub inbound: Option<Rate>,
@@ -30,7 +32,7 @@ pub struct Rates {
 }
 
 /// A token bucket: `average` in the long run, `burst` bytes at up to `peak` after a pause.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// Bytes per second.
     pub average: u64,

@@ -241,6 +241,7 @@ fn root_a_right_veth_is_left_undisturbed() {
         ip("address del 10.7.0.5/24 dev eth0");
         ip("link set eth0 down");
         ip("link set eth0 name wan0");
+        ip("link set wan0 address 02:00:00:00:00:01");
         ip("link set wan0 up");
     });
     host.run(|| {
@@ -271,15 +272,17 @@ fn root_a_host_end_that_is_down_is_set_up_and_completed() {
 #[test]
 fn root_a_wrong_veth_of_this_vif_is_replaced() {
     let (host, inside, fresh) = (TestNs::new(), TestNs::new(), TestNs::new());
-    let old = static_vif(5);
-    let new = Vif { address: "fa:16:3e:00:00:99".into(), ..old.clone() };
+    let vif = static_vif(5);
+    host.run(|| network().attach(&vif, 0, &inside.path()).unwrap());
+    // Cut short before the host's end was up, it is no more than its address says.
+    let other = Vif { address: "fa:16:3e:00:00:99".into(), ..vif.clone() };
     host.run(|| {
-        network().attach(&old, 0, &inside.path()).unwrap();
-        network().attach(&new, 0, &inside.path()).unwrap();
+        ip(&format!("link set {} down", vif.devname));
+        network().attach(&other, 0, &inside.path()).unwrap();
     });
     inside.run(|| assert_eq!(link("eth0").unwrap().mac[5], 0x99));
     // The instance was stopped and has a new namespace.
-    host.run(|| network().attach(&new, 0, &fresh.path()).unwrap());
+    host.run(|| network().attach(&other, 0, &fresh.path()).unwrap());
     assert!(inside.run(|| link("eth0")).is_none());
     assert!(fresh.run(|| link("eth0")).unwrap().up);
 }

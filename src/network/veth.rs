@@ -11,6 +11,7 @@ use crate::network::guard;
 use crate::network::netlink::{Link, Netlink, OrNetworkFault, Tolerant, Veth};
 use crate::network::plan::VifPlan;
 use crate::network::wire;
+use crate::sys::ethtool::Settings;
 use crate::sys::thread::in_netns;
 
 /// What makes a host's end a port of our bridge.
@@ -54,6 +55,58 @@ pub fn attach(plan: &VifPlan, net_ns: &Path, port: Option<Port>) -> Result<()> {
     }
 }
 
+/// Hands the instance's end over from the namespace at `from` to the one at `to`, where it is
+/// down and bare, if it is still at `from`. False: the pair could not be saved and is removed.
+pub fn hand_over(plan: &VifPlan, from: &Path, to: &Path) -> Result<bool> {
+    let devname = &plan.devname;
+    let doing = || format!("handing {devname} over to the next boot");
+    let open_ns = |path: &Path| File::open(path).or_kind(FaultKind::NetworkFailed, doing());
+    let (source, target) = (open_ns(from)?, open_ns(to)?);
+    let mut netlink = open()?;
+    let host = netlink.link(devname).or_network(doing())?;
+    let Some(host) = host.filter(|host| host.kind == "veth") else { return Ok(true) };
+    let (Some(peer_ns), Some(peer)) = (host.peer_ns, host.peer) else { return Ok(true) };
+    if netlink.namespace_id(&source).or_network(doing())? != Some(peer_ns) {
+        return Ok(true);
+    }
+    let wanted = veth(plan, &target, None);
+    // A pair's ends are born alike, and only the host changes its own.
+    let handed = Settings::of(devname).and_then(|settings| {
+        in_netns(from, || {
+            let mut netlink = open()?;
+            let gone = || Fault::new(FaultKind::NetworkFailed, "it has vanished");
+            let inner = netlink.link_by_index(peer).or_network(doing())?.ok_or_else(gone)?;
+            netlink.forget_other_names(&inner).or_network(doing())?;
+            netlink.hand_over(inner.index, &wanted).or_network(doing())
+        })?;
+        in_netns(to, || settings.give(&plan.name))
+    });
+    // Whatever is the matter with it: a new one has nothing of that.
+    if let Err(fault) = handed {
+        tracing::warn!(fault = %fault.in_full(), "making {devname} anew");
+        remove(&mut netlink, &host)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// Sets the instance's end up, as it was given, in a namespace in which nothing has run.
+pub fn configure(plan: &VifPlan, net_ns: &Path) -> Result<()> {
+    in_netns(net_ns, || configure_inside(plan, &plan.name))
+}
+
+/// Makes a host's end a port of somebody's bridge again. That one gone, the end is left for a
+/// plugger.
+pub fn plug(netlink: &mut Netlink, host: &Link, bridge: &str) -> Result<()> {
+    let doing = || format!("attaching {} to the bridge {bridge} again", host.name);
+    match netlink.link(bridge).or_network(doing())? {
+        Some(bridge) if bridge.is_bridge() => {
+            netlink.set_controller(host.index, bridge.index).or_network(doing())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes the pair of a VIF, which bears its `alias`. Absence is success, and so is
 /// a device that is not of this VIF: another's name may have been asked for.
 pub fn detach(netlink: &mut Netlink, devname: &str, alias: &str) -> Result<()> {
@@ -90,9 +143,10 @@ fn find(netlink: &mut Netlink, plan: &VifPlan, ns: &File) -> Result<Found> {
     match (host.peer_ns, host.peer) {
         (Some(peer_ns), Some(peer)) if ns_id == Some(peer_ns) => {
             let inner = netlink.link_elsewhere(peer_ns, peer).or_network(doing())?;
-            // The MAC address decides, not the name: root inside may rename its
-            // interface, which must not cost it the connection at the next call.
-            Ok(match inner.filter(|inner| inner.mac == plan.mac) {
+            // Root inside may give its interface another name and address, which must not cost
+            // it the connection at the next call: the next boot has it as it was given.
+            let complete = host.up && host.alias == plan.alias;
+            Ok(match inner.filter(|inner| complete || inner.mac == plan.mac) {
                 Some(inner) => Found::Right { host, inner: inner.name },
                 None => Found::Wrong(host),
             })
@@ -120,17 +174,8 @@ fn create(
     port: Option<Port>,
 ) -> Result<()> {
     let devname = &plan.devname;
-    let veth = Veth {
-        name: devname,
-        mtu: plan.mtu,
-        group: wire::GROUP,
-        controller: port.map(|port| port.bridge),
-        peer_ns: ns,
-        peer_name: &plan.name,
-        peer_mac: plan.mac,
-    };
     let made = netlink
-        .create_veth(&veth)
+        .create_veth(&veth(plan, ns, port))
         .unless(&[libc::EEXIST])
         .or_network(format!("making the veth pair {devname}"))?;
     if made.is_none() {
@@ -148,6 +193,18 @@ fn create(
         let _ = detach(netlink, devname, &plan.alias);
     }
     set_up
+}
+
+fn veth<'a>(plan: &'a VifPlan, peer_ns: &'a File, port: Option<Port>) -> Veth<'a> {
+    Veth {
+        name: &plan.devname,
+        mtu: plan.mtu,
+        group: wire::GROUP,
+        controller: port.map(|port| port.bridge),
+        peer_ns,
+        peer_name: &plan.name,
+        peer_mac: plan.mac,
+    }
 }
 
 /// Configures the inner end, then the host's end, and sets the latter up.

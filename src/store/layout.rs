@@ -203,6 +203,18 @@ impl InstanceLayout {
     pub fn net_ns(&self) -> PathBuf {
         self.run.join("net")
     }
+    /// The user namespace of the next boot, while it is prepared.
+    pub fn next_user_ns(&self) -> PathBuf {
+        self.run.join("user.next")
+    }
+    /// The network namespace of the next boot, while it is prepared.
+    pub fn next_net_ns(&self) -> PathBuf {
+        self.run.join("net.next")
+    }
+    /// The interfaces that each boot is given.
+    pub fn network(&self) -> PathBuf {
+        self.run.join("network.json")
+    }
     /// What the monitor was told, to start it again.
     pub fn monitor_spec(&self) -> PathBuf {
         self.run.join("monitor.json")

@@ -10,6 +10,7 @@
 pub mod child;
 pub mod copy;
 pub mod device_filter;
+pub mod ethtool;
 pub mod filter;
 pub mod fs;
 pub mod ids;

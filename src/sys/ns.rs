@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -40,15 +40,26 @@ pub fn create_pinned(block: IdBlock, user_ns: &Path, net_ns: &Path) -> Result<()
     })
 }
 
-/// The host's user that a pinned user namespace belongs to.
-pub fn owner(user_ns: &Path) -> Result<u32> {
-    const NS_GET_OWNER_UID: libc::Ioctl = 0xb704;
-    let doing = || format!("asking for the owner of {}", user_ns.display());
-    let file = fs::File::open(user_ns).or_fault(doing())?;
-    let mut uid: libc::uid_t = 0;
-    // SAFETY: the request writes one uid_t, which lives through the call.
-    let done = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_OWNER_UID, &raw mut uid) };
-    if done == 0 { Ok(uid) } else { Err(std::io::Error::last_os_error()).or_fault(doing()) }
+/// Has the pin `to` be of the namespace that is pinned at `from`, whatever it was of before.
+pub fn replace(from: &Path, to: &Path) -> Result<()> {
+    let same = || Some(fs::metadata(from).ok()?.ino() == fs::metadata(to).ok()?.ino());
+    if mount::is_mount_point(to)? && same() == Some(true) {
+        return Ok(());
+    }
+    mount::unmount(to)?;
+    make_pin(to)?;
+    mount::attach(mount::clone_tree(from)?.as_fd(), to)
+}
+
+fn make_pin(path: &Path) -> Result<()> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .or_fault(format_args!("making {}", path.display()))
 }
 
 /// Removes a pin; the namespace ends with its last process. Absence is success.
@@ -109,13 +120,7 @@ impl Holder {
     }
 
     fn pin(&self, name: &str, path: &Path) -> Result<()> {
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .or_fault(format_args!("making {}", path.display()))?;
+        make_pin(path)?;
         let namespace = format!("/proc/{}/ns/{name}", self.pid);
         mount::attach(mount::clone_tree(Path::new(&namespace))?.as_fd(), path)
     }
@@ -163,7 +168,6 @@ fn loopback_up() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
     use std::path::PathBuf;
 
     struct Pins(PathBuf, PathBuf);
@@ -191,9 +195,16 @@ mod tests {
             fs::read_to_string("/proc/thread-self/net/if_inet6").or_fault("reading")
         });
         assert!(flags.unwrap().contains(" lo\n"), "lo is not up");
-        // Its owner is what the kernel counts to; this thread stays root's.
-        assert_eq!(owner(&pins.0).unwrap(), BLOCK.first);
+        // This thread stays root's.
         assert!(rustix::process::geteuid().is_root());
+        let other = Pins(dir.path().join("other-user"), dir.path().join("other-net"));
+        create_pinned(BLOCK, &other.0, &other.1).unwrap();
+        for _ in 0..2 {
+            replace(&other.1, &pins.1).unwrap();
+            let inode = |path| fs::metadata(path).unwrap().ino();
+            assert_eq!(inode(&pins.1), inode(&other.1));
+        }
+        drop(other);
         // Once more with the pins in place: new namespaces, no stack of mounts.
         create_pinned(BLOCK, &pins.0, &pins.1).unwrap();
         assert_ne!(first, fs::metadata(&pins.1).unwrap().ino());

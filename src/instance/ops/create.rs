@@ -10,8 +10,8 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::validate::hostname_from;
+use crate::network::fresh::{Given, Turn};
 use crate::rootfs::{Seed, WrittenFile};
-use crate::sys::{mount, ns};
 use crate::types::{Definition, Flavor, ImageConfig, InitKind, InjectedFile};
 
 use super::destroy;
@@ -103,34 +103,24 @@ fn disks(parts: &HostParts, record: &Record) -> Result<()> {
 
 /// Namespaces and interfaces; also after a boot of the host, which took them away.
 pub fn network(parts: &HostParts, record: &Record) -> Result<()> {
-    let paths = parts.paths(record);
-    make_dir(paths.run())?;
-    // A pin is a mount: a file alone is what a boot of the host left.
-    if !(mount::is_mount_point(&paths.user_ns())? && mount::is_mount_point(&paths.net_ns())?) {
-        ns::create_pinned(record.id_block, &paths.user_ns(), &paths.net_ns())?;
-    }
-    for (index, vif) in record.definition.vifs.iter().enumerate() {
-        parts.network.attach(vif, index, &paths.net_ns())?;
-        parts.traffic(record, vif)?;
-    }
-    Ok(())
+    with_network(parts, record, Turn::complete)
 }
 
-/// Takes away what an earlier version made: namespaces of root's, which count
-/// to the host what the instance uses up. Of an instance that is off.
-pub fn give_own_namespaces(parts: &HostParts, record: &Record) -> Result<()> {
+/// Namespaces in which nothing has run, and in them the interfaces as they were given.
+/// Of an instance that is off.
+pub fn fresh_network(parts: &HostParts, record: &Record) -> Result<()> {
+    with_network(parts, record, Turn::boot)
+}
+
+fn with_network(
+    parts: &HostParts,
+    record: &Record,
+    work: impl FnOnce(&mut Turn, Given) -> Result<()>,
+) -> Result<()> {
     let paths = parts.paths(record);
-    let own = !mount::is_mount_point(&paths.user_ns())?
-        || ns::owner(&paths.user_ns())? == record.id_block.first;
-    if own {
-        return Ok(());
-    }
-    // One by one: those that end with their namespace are gone only some time later.
-    for vif in &record.definition.vifs {
-        parts.network.detach(vif)?;
-    }
-    ns::unpin(&paths.user_ns())?;
-    ns::unpin(&paths.net_ns())
+    make_dir(paths.run())?;
+    work(&mut Turn::begin(&paths)?, parts.given(record)?)?;
+    record.definition.vifs.iter().try_for_each(|vif| parts.traffic(record, vif))
 }
 
 /// What is written into its root file system before it first starts.

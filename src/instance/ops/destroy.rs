@@ -13,6 +13,7 @@ use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::teardown::Teardown;
 use crate::monitor::{self, ExitAction, Monitor};
+use crate::network::fresh;
 use crate::runtime::Runtime as _;
 use crate::store::layout::InstanceLayout;
 use crate::sys::ns;
@@ -54,6 +55,7 @@ fn purge_host_side(parts: &HostParts, id: Uuid, teardown: &mut Teardown) {
     // that has an end in it.
     teardown.step("releasing its network namespace", ns::unpin(&layout.net_ns()));
     teardown.step("releasing its user namespace", ns::unpin(&layout.user_ns()));
+    teardown.step("releasing its next namespaces", fresh::unpin_next(&layout));
     teardown.step("removing its volatile files", remove_tree(layout.run()));
     teardown.step("removing its files", remove_tree(layout.state()));
 }

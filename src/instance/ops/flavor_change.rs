@@ -7,6 +7,7 @@ use crate::instance::teardown::undone;
 use crate::instance::validate;
 use crate::monitor::Monitor;
 use crate::network::Rates;
+use crate::network::fresh::Turn;
 use crate::runtime::walls::Walls;
 use crate::types::Flavor;
 
@@ -152,5 +153,10 @@ fn traffic(parts: &HostParts, record: &Record, running: bool) -> Result<()> {
             parts.traffic(record, vif)?;
         }
     }
-    Ok(())
+    let paths = parts.paths(record);
+    // Made with the namespaces, which a boot of the host took away.
+    if !paths.network().exists() {
+        return Ok(());
+    }
+    Turn::begin(&paths)?.note(parts.given(record)?)
 }

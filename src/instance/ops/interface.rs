@@ -8,6 +8,7 @@ use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
 use crate::instance::teardown::undone;
 use crate::network;
+use crate::network::fresh::Turn;
 use crate::sys::mount;
 use crate::types::Vif;
 
@@ -57,18 +58,22 @@ pub fn attach(parts: &HostParts, record: Record, vif: Vif) -> Result<Record> {
     if !mount::is_mount_point(&net_ns)? {
         create::network(parts, &record)?;
     }
-    if known.is_some() {
+    let attach = |record: &Record| {
+        let paths = parts.paths(record);
+        let mut turn = Turn::begin(&paths)?;
         parts.network.attach(&vif, index, &net_ns)?;
-        parts.traffic(&record, &vif)?;
+        parts.traffic(record, &vif)?;
+        turn.note(parts.given(record)?)
+    };
+    if known.is_some() {
+        attach(&record)?;
         return Ok(record);
     }
     let mut record = with(&record, &vif);
     // The record first: what was cut short in between is finished at the next
     // start, and an interface that is in no record would stay.
     record.save(&parts.paths(&record))?;
-    let attached =
-        parts.network.attach(&vif, index, &net_ns).and_then(|()| parts.traffic(&record, &vif));
-    match attached {
+    match attach(&record) {
         Ok(()) => Ok(record),
         Err(fault) => {
             let detached = detach(parts, record, vif.id).map(drop);
@@ -101,9 +106,15 @@ pub fn detach(parts: &HostParts, mut record: Record, port: Uuid) -> Result<Recor
     })?;
     // The record last: a detach that was cut short is repeated, and an
     // interface that is in no record would stay.
+    let paths = parts.paths(&record);
+    // After a boot of the host, if taking the instance up failed, nothing is there to turn to.
+    let turn = paths.run().exists().then(|| Turn::begin(&paths)).transpose()?;
     parts.network.detach(&record.definition.vifs[index])?;
     record.definition.vifs.remove(index);
-    record.save(&parts.paths(&record))?;
+    if let Some(mut turn) = turn {
+        turn.note(parts.given(&record)?)?;
+    }
+    record.save(&paths)?;
     Ok(record)
 }
 

@@ -62,8 +62,7 @@ fn undo(parts: &HostParts, before: Record, generation: u64) -> Result<()> {
 
 fn boot(parts: &HostParts, record: &Record) -> Result<Live> {
     let paths = parts.paths(record);
-    create::give_own_namespaces(parts, record)?;
-    create::network(parts, record)?;
+    create::fresh_network(parts, record)?;
     let devices = parts.mount(record)?;
     stats::set_baseline(&paths.block_baseline(), &devices)?;
     parts.placement.place(record);
