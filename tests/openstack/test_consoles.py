@@ -31,7 +31,8 @@ class ProxyStream:
         self.frames.send_binary(data)
 
     def recv(self, count: int) -> bytes:
-        if not self.rest:
+        # The proxy sends an empty frame when the handshake is done.
+        while not self.rest:
             try:
                 self.rest = self.frames.recv()
             except websocket.WebSocketTimeoutException as error:
