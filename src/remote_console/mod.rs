@@ -54,10 +54,9 @@ impl RemoteConsoles {
     ) -> Result<RemoteConsole> {
         check(&request)?;
         let mut ports = self.ports.lock().await;
-        if let Some(port) = ports.get(&(id, protocol)).filter(|port| port.is_open()) {
-            if port.is_as(&request) {
-                return Ok(described(protocol, port.address));
-            }
+        let open = ports.get(&(id, protocol));
+        if let Some(port) = open.filter(|port| port.is_open() && port.is_as(&request)) {
+            return Ok(described(protocol, port.address));
         }
         if let Some(port) = ports.remove(&(id, protocol)) {
             port.close().await;
