@@ -14,7 +14,7 @@ use crate::fault::FaultKind;
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageInspect {
-    /// Glance's id of the image; without it, of a file, none.
+    /// Glance's id of the image. A file needs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<Uuid>,
     /// Where its content is.
@@ -62,7 +62,7 @@ pub struct ImageInspection {
     pub layers: Vec<LayerInspection>,
     /// Files, directories and links in them all.
     pub entries: u64,
-    /// Bytes that they take, holes left out; of these none is shared yet.
+    /// Bytes that their files take, holes left out, those counted that are in the store already.
     pub unpacked_size: u64,
     /// Of a disk image.
     #[serde(default, skip_serializing_if = "Option::is_none")]

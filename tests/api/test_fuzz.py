@@ -15,6 +15,11 @@ CONFIG = """
 include-path = "/v1/images/{id}"
 include-method = "PUT"
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 502]
+
+[[operations]]
+include-path = "/v1/images/inspect"
+include-method = "POST"
+checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 502]
 """
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
