@@ -1,10 +1,10 @@
 //! Rules of nftables: set by its program, looked for without.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::fault::{Fault, FaultKind, Result};
 use crate::network::netlink::{self, Netlink, OrNetworkFault, Tolerant};
+use crate::sys::process::feed;
 
 /// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE`.
 const GET_TABLE: u16 = (10 << 8) | 1;
@@ -15,27 +15,14 @@ pub fn apply(ruleset: &str) -> Result<()> {
     let failed = |why: String| {
         Fault::new(FaultKind::NetworkFailed, format!("setting nftables rules with `nft`: {why}"))
     };
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Fault::new(
-                FaultKind::HostUnsupported,
-                "keeping instances out of the host's own network needs the program nft; install nftables",
-            ),
-            _ => failed(error.to_string()),
-        })?;
-    // Dropped at once, which is nft's end of file. If it ended before reading
-    // all, what it said is of more use than the broken pipe.
-    let written = child.stdin.take().map(|mut stdin| stdin.write_all(ruleset.as_bytes()));
-    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    match feed(Command::new("nft").args(["-f", "-"]), ruleset.as_bytes()) {
+        Ok(done) => done.map_err(failed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Fault::new(
+            FaultKind::HostUnsupported,
+            "keeping instances out of the host's own network needs the program nft; install nftables",
+        )),
+        Err(error) => Err(failed(error.to_string())),
     }
-    written.unwrap_or(Ok(())).map_err(|error| failed(error.to_string()))
 }
 
 /// Whether there is a table of this name in all of these families (`NFPROTO_…`).

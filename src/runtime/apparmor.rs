@@ -13,14 +13,14 @@
 //! and stay when it ends; all services of a host share them.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::role::Role;
 use super::spec::MASKED;
 use crate::config;
 use crate::fault::{Fault, FaultKind, Result};
+use crate::sys::process::feed;
 
 /// Profile of an instance that runs an init program.
 pub const SYSTEM: &str = "berth-system";
@@ -145,21 +145,11 @@ fn run(host: &Host, args: &[&str]) -> Result<()> {
         Host::NoParser => return Err(unsupported("there is no apparmor_parser")),
     };
     let failed = |why: &str| unsupported(&format!("{} refuses it: {why}", program.display()));
-    let mut child = Command::new(program)
-        .args(args)
-        .args(["--skip-cache", "--quiet"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed(&error.to_string()))?;
-    let text = text(Path::new(ABI).exists());
-    let written = child.stdin.take().map(|mut stdin| stdin.write_all(text.as_bytes()));
-    let output = child.wait_with_output().map_err(|error| failed(&error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim()));
-    }
-    written.unwrap_or(Ok(())).map_err(|error| failed(&error.to_string()))
+    let mut command = Command::new(program);
+    command.args(args).args(["--skip-cache", "--quiet"]);
+    feed(&mut command, text(Path::new(ABI).exists()).as_bytes())
+        .map_err(|error| failed(&error.to_string()))?
+        .map_err(|said| failed(&said))
 }
 
 /// Both profiles, as the program reads them.

@@ -127,14 +127,6 @@ pub fn execute(
     io::Error::last_os_error()
 }
 
-/// Closes on exec every descriptor from `first` on.
-pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: touches no memory; only marks descriptors.
-    let done =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Leaves the keyring of the session that this process comes from for a new one of this name.
 pub fn join_session_keyring(name: &str) -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;

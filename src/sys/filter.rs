@@ -44,20 +44,8 @@ pub enum Allowed {
 /// calls: any other fails as one that the kernel does not know (ENOSYS). It
 /// gives up the right to new privileges for it.
 pub fn hold_to(allowed: &[Allowed]) -> io::Result<()> {
-    let mut program = program(allowed);
-    let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     set_no_new_privs(true)?;
-    let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
-    // SAFETY: the kernel copies `length` instructions of `program`, which live through the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_TSYNC,
-            &raw const filter,
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    install(&mut program(allowed), libc::SECCOMP_FILTER_FLAG_TSYNC)
 }
 
 /// Holds this process, which has one thread, to a program of the kernel's classic BPF, given as
@@ -76,11 +64,15 @@ pub fn load(program: &[u8]) -> io::Result<()> {
     if !program.len().is_multiple_of(SIZE) || instructions.is_empty() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let len = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let filter = libc::sock_fprog { len, filter: instructions.as_mut_ptr() };
-    // SAFETY: the kernel copies `len` instructions, which live through the call.
+    install(&mut instructions, 0)
+}
+
+fn install(program: &mut [libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let filter = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    // SAFETY: the kernel copies `len` instructions of `program`, which live through the call.
     let done = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter)
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter)
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

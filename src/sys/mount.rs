@@ -31,27 +31,27 @@ const STACK_LIMIT: usize = 64;
 /// A private, detached copy of the mount that holds `path`, its root at `path`.
 /// Mounts below `path` are not copied.
 pub fn clone_tree(path: &Path) -> Result<OwnedFd> {
-    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    copy(CWD, path, OpenTreeFlags::empty())
         .or_fault(format_args!("copying the mount of {}", path.display()))
 }
 
 /// [`clone_tree`] with all that is mounted below `path`.
 pub fn clone_trees(path: &Path) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
-    open_tree(CWD, path, flags).or_fault(format_args!("copying the mounts of {}", path.display()))
+    copy(CWD, path, OpenTreeFlags::AT_RECURSIVE)
+        .or_fault(format_args!("copying the mounts of {}", path.display()))
+}
+
+fn copy(at: BorrowedFd<'_>, path: &Path, more: OpenTreeFlags) -> rustix::io::Result<OwnedFd> {
+    open_tree(at, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | more)
 }
 
 /// A copy of the mount at `path` from `at`, which itself is meant where `path` is empty. No link is
 /// followed at its end, and it takes no part in what is mounted where it came from. The mount
 /// must be attached.
 pub fn clone_tree_at(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let mut flags = OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
     flags.set(OpenTreeFlags::AT_EMPTY_PATH, path.as_os_str().is_empty());
-    let tree = open_tree(at, path, flags)?;
+    let tree = copy(at, path, flags)?;
     change(tree.as_fd(), Attributes::empty(), Attributes::empty(), true)?;
     Ok(tree)
 }
@@ -59,8 +59,7 @@ pub fn clone_tree_at(at: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Owne
 /// A program, or another file, by a mount of its own through which nobody can write to it: not
 /// even a process that holds a link of proc's to it, be it an instance's or the host's.
 pub fn read_only_copy(path: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, path, flags)?;
+    let tree = copy(CWD, path, OpenTreeFlags::empty())?;
     change(tree.as_fd(), Attributes::MOUNT_ATTR_RDONLY, Attributes::empty(), true)?;
     Ok(tree)
 }

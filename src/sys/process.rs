@@ -7,7 +7,7 @@ use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
@@ -281,10 +281,31 @@ pub fn set_name(name: &str) -> io::Result<()> {
 /// Closes on exec every descriptor but the standard three: what this process
 /// was given by mistake its children shall not get.
 pub fn keep_standard_descriptors_only() {
+    // Every kernel that berth works on has the call.
+    let _ = close_on_exec_from(3);
+}
+
+/// Closes on exec every descriptor from `first` on.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: touches no memory; only marks descriptors.
-    unsafe {
-        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    let done =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Runs a program that reads `input` to its end. What it said on its standard error is told by
+/// `Err` where it failed.
+pub fn feed(command: &mut Command, input: &[u8]) -> io::Result<std::result::Result<(), String>> {
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn()?;
+    // Dropped at once, which is the program's end of file. If it ended before reading
+    // all, what it said is of more use than the broken pipe.
+    let written = child.stdin.take().map(|mut stdin| stdin.write_all(input));
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Ok(Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
+    written.unwrap_or(Ok(())).map(Ok)
 }
 
 /// Takes a descriptor that this process was given, by its number; it is closed on exec from here on.

@@ -1,7 +1,7 @@
 //! Pseudo-terminals, seen from the master's side.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
@@ -13,7 +13,7 @@ pub fn open() -> io::Result<(OwnedFd, OwnedFd)> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&master)?;
     unlockpt(&master)?;
-    let peer = open_peer(std::os::fd::AsFd::as_fd(&master))?;
+    let peer = open_peer(master.as_fd())?;
     Ok((master, peer))
 }
 
@@ -24,10 +24,9 @@ pub fn open_at(dev: BorrowedFd<'_>) -> io::Result<(OwnedFd, OwnedFd, String)> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let master = openat2(dev, "pts/ptmx", flags, Mode::empty(), resolve)?;
     unlockpt(&master)?;
-    let peer = open_peer(std::os::fd::AsFd::as_fd(&master))?;
-    let name = ptsname(&master, Vec::new())?;
-    let number = name.to_str().ok().and_then(|name| name.strip_prefix("/dev/")).map(str::to_owned);
-    Ok((master, peer, number.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?))
+    let peer = open_peer(master.as_fd())?;
+    let path = format!("pts/{}", number(master.as_fd())?);
+    Ok((master, peer, path))
 }
 
 /// Sets the size; the kernel tells the foreground processes by SIGWINCH.
@@ -45,10 +44,9 @@ pub fn open_peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// The number by which its devpts names the other end.
 pub fn number(master: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut number: libc::c_uint = 0;
-    // SAFETY: TIOCGPTN writes one unsigned int, which lives through the call.
-    let done = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) };
-    if done == 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
+    let name = ptsname(master, Vec::new())?;
+    let number = name.to_str().ok().and_then(|name| name.strip_prefix("/dev/pts/")?.parse().ok());
+    number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Takes the terminal from the session that it controls, so that the next one
@@ -67,7 +65,6 @@ pub fn free(peer: BorrowedFd<'_>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn size_and_peer() {
@@ -77,5 +74,8 @@ mod tests {
         assert_eq!((size.ws_col, size.ws_row), (132, 43));
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(set_size(file.as_fd(), 1, 1).is_err());
+        let named = format!("/dev/pts/{}", number(master.as_fd()).unwrap());
+        assert_eq!(ptsname(&master, Vec::new()).unwrap().to_str().unwrap(), named);
+        assert!(number(file.as_fd()).is_err());
     }
 }

@@ -66,10 +66,13 @@ class Taker(threading.Thread):
                 return
 
 
-def image_of(directory: Path, mib: int) -> Path:
-    """A new image that takes so much."""
+NOISE = os.urandom(90 * MIB)
+
+
+def image_of(directory: Path) -> Path:
+    """A new image, of which the store has no layer yet."""
     tree = imagelib.busybox_tree()
-    tree.file("usr/data", os.urandom(mib * MIB))
+    tree.file("usr/data", uuid.uuid4().bytes + NOISE)
     file = directory / f"{uuid.uuid4()}.tar"
     file.write_bytes(tree.tar())
     return file
@@ -86,7 +89,6 @@ def test_a_neighbour_gets_all_that_it_was_promised(small, busybox_file, writer, 
     other = small.spawn(image)
     other.sh("dd if=/dev/urandom of=/data bs=1M count=120 conv=fsync 2>/dev/null")
     flavor = other.get()["flavor"]
-    files = [image_of(tmp_path, 90) for _ in range(2)]
     before = len(small.client.get("/v1/images")["images"])
 
     def resize(keep: bool) -> None:
@@ -95,10 +97,14 @@ def test_a_neighbour_gets_all_that_it_was_promised(small, busybox_file, writer, 
 
     def import_one() -> None:
         # Kept, so that less and less is left.
-        Client(small.socket).put(
-            f"/v1/images/{uuid.uuid4()}",
-            {"name": "more", "source": {"type": "file", "path": str(files[0])}},
-        )
+        file = image_of(tmp_path)
+        try:
+            Client(small.socket).put(
+                f"/v1/images/{uuid.uuid4()}",
+                {"name": "more", "source": {"type": "file", "path": str(file)}},
+            )
+        finally:
+            file.unlink()
 
     def import_unsized() -> None:
         # Nothing says how large it becomes.

@@ -23,6 +23,7 @@ use super::rights::be_closed;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::spec::PATH;
 use crate::sys::fs::{make_dirs_in_root, open_in_root};
+use crate::sys::process::close_on_exec_from;
 use crate::sys::{child, filter};
 
 /// Type of procfs as statfs(2) gives it, and the inode of its root.
@@ -44,7 +45,7 @@ impl Program {
     pub fn execute(&self) -> Fault {
         let _ = set_parent_process_death_signal(None::<Signal>);
         // Nothing of the host's is left open in it.
-        if let Err(e) = child::close_on_exec_from(3) {
+        if let Err(e) = close_on_exec_from(3) {
             return Fault::internal("closing descriptors", e);
         }
         let error = child::execute(&self.path, &self.arguments, &self.environment);
