@@ -31,7 +31,7 @@ use super::progress::{Listener, Meter};
 use super::recognise::{self, Compression};
 use super::source::Source;
 use super::space::Space;
-use super::sparse::write_sparsely;
+use super::sparse::{is_hole, write_sparsely};
 use super::supply::Supply;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::{ImageCompression, ImageImport};
@@ -208,9 +208,13 @@ fn hash(
     Ok(hashes)
 }
 
-/// Reads what was written sparsely: beyond the file's end are zeros yet to come.
+/// Reads what was written sparsely: beyond the file's end are zeros yet to come. The kernel is not
+/// asked for the zeros of a hole, for which it would take memory.
 fn read_sparse(file: &File, at: u64, buffer: &mut [u8]) -> Result<()> {
-    let mut done = 0;
+    let mut done = if is_hole(file, at, buffer.len()) { buffer.len() } else { 0 };
+    if done > 0 {
+        buffer.fill(0);
+    }
     while done < buffer.len() {
         match file.read_at(&mut buffer[done..], at + done as u64) {
             Ok(0) => break,

@@ -1,13 +1,14 @@
 //! Where an image's bytes come from.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Component, Path};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use uuid::Uuid;
 
+use super::sparse::is_hole;
 use crate::config;
 use crate::fault::{Fault, OrFault, Result};
 use crate::openstack::Access;
@@ -66,7 +67,7 @@ impl Source {
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         match self {
             Source::File(file, _) => loop {
-                match file.read(buffer) {
+                match read_sparsely(file, buffer) {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     other => return other.or_fault("reading source.path"),
                 }
@@ -74,6 +75,21 @@ impl Source {
             Source::Glance(download) => download.read(buffer),
         }
     }
+}
+
+/// Reads on, without asking the kernel for the zeros of a hole, for which it would take memory.
+fn read_sparsely(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let at = file.stream_position()?;
+    let left = file.metadata()?.len().saturating_sub(at);
+    let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+    let hole = length > 0 && is_hole(&*file, at, length);
+    // To look for data is to go there.
+    file.seek(SeekFrom::Start(if hole { at + length as u64 } else { at }))?;
+    if hole {
+        buffer[..length].fill(0);
+        return Ok(length);
+    }
+    file.read(buffer)
 }
 
 /// The way to Glance that a request names.
