@@ -13,6 +13,7 @@
 pub mod client;
 mod container;
 mod log;
+mod memory;
 mod peer;
 pub mod program;
 pub mod protocol;
