@@ -9,7 +9,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
-use crate::network::fresh::Turn;
 use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
@@ -17,6 +16,7 @@ use crate::types::ExitStatus;
 use super::container::{self, Container, Idle};
 use super::log::log;
 use super::memory::Memory;
+use super::network;
 use super::peer::{Peer, Purpose};
 use super::protocol::{
     Answer, ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase, Request, line,
@@ -404,9 +404,7 @@ impl Server {
             self.guest_reboots += 1;
         }
         self.on_exit = ExitAction::Guest;
-        if !Turn::begin(&self.spec.layout())?.boot_again()? {
-            log("nothing says what the instance was given: its network stays as it was");
-        }
+        network::boot_again(&self.spec.layout())?;
         let mut container = container::create(&self.spec, &self.setup)?;
         let init = container.init;
         if let Err(fault) = container.start(&self.spec) {
