@@ -179,6 +179,7 @@ impl Instance {
                 .collect(),
             console_log_bytes: 131_072,
             block,
+            systemd_memory_mb: None,
             init: None,
             view: Some(ViewSpec { command_line: "init=test".into(), locked: true }),
         };

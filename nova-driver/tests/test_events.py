@@ -61,6 +61,16 @@ def test_lifecycle_events(reader, service):
     assert reader.emit.events == [(UUID, n) for n in range(5)] + [(IMAGE, 0)]
 
 
+def test_a_want_of_memory_is_told_and_not_again_and_again(reader, service, monkeypatch):
+    wants = []
+    monkeypatch.setattr(events.told, 'of_want_of_memory', wants.append)
+    for uuid in (UUID, UUID, IMAGE, UUID):
+        service.emit('out_of_memory', uuid)
+    service.emit('started', UUID)
+    assert wait_until(lambda: len(reader.emit.events) == 1)
+    assert wants == [UUID, IMAGE]
+
+
 def test_events_during_a_break_are_not_missed(reader, service):
     service.emit('started', UUID)
     assert wait_until(lambda: reader.last_id is not None)

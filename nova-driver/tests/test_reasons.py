@@ -259,3 +259,22 @@ def test_the_event_is_recorded_as_nova_records_its_own(driver, context, service,
     assert start['event'] == end['event'] == 'driver_spawn'
     assert start['request_id'] == end['request_id'] == context.request_id
     assert (end['result'], end['details']) == ('Error', 'Invalid input received: the words')
+
+
+def test_a_want_of_memory_is_an_action_of_its_own(monkeypatch):
+    monkeypatch.undo()
+    sent = []
+    for name in ('action_start', 'action_event_start', 'action_event_finish', 'action_finish'):
+        monkeypatch.setattr('nova.db.main.api.%s' % name,
+                            lambda context, values, name=name: sent.append((name, values)))
+    from nova.virt.berth import told
+    told.of_want_of_memory(UUID)
+    assert [name for name, _ in sent] == [
+        'action_start', 'action_event_start', 'action_event_finish', 'action_finish']
+    assert len({values['request_id'] for _, values in sent}) == 1
+    assert {values['instance_uuid'] for _, values in sent} == {UUID}
+    assert sent[0][1]['action'] == 'out_of_memory'
+    assert (sent[2][1]['result'], sent[2][1]['details'][:27]) == ('Error', 'The server is out of memory')
+    # Of a server that Nova does not know, nothing is left undone.
+    monkeypatch.setattr('nova.db.main.api.action_start', mock.Mock(side_effect=ValueError))
+    told.of_want_of_memory(UUID)

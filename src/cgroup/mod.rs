@@ -34,7 +34,7 @@ pub use hierarchy::{CgroupLayout, Controller, Hierarchy, Place, Version};
 pub use limits::{CgroupLimits, Cpu, CpuPolicy, DiskRates};
 pub use plan::{CgroupPlan, Step};
 pub use stats::{DeviceIo, GroupStats, device_io};
-pub use tasks::remove_dir;
+pub use tasks::{pids_below, remove_dir};
 
 /// A block device as the kernel numbers it; as text `major:minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

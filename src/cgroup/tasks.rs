@@ -141,6 +141,11 @@ pub(super) fn pids(dirs: &[Place]) -> io::Result<BTreeSet<i32>> {
     Ok(all)
 }
 
+/// Process ids in one directory of a cgroup and below, as the host sees them.
+pub fn pids_below(dir: &Path) -> Result<BTreeSet<i32>> {
+    Ok(tree::pids(dir).or_fault("listing the instance's processes")?.into_iter().collect())
+}
+
 /// Removes a directory tree; the kernel may hold an empty cgroup for a moment.
 pub(super) fn remove(dir: &Path) -> io::Result<()> {
     let mut last = Ok(());

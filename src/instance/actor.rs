@@ -566,6 +566,10 @@ impl Actor {
                 self.publish();
                 self.shared.emit(EventKind::GuestRebooted, &self.view(), None);
             }
+            MonitorEvent::OutOfMemory(kills) => {
+                warn!(instance = %self.record.id, kills, "the instance is out of memory; the kernel killed processes of it");
+                self.shared.emit(EventKind::OutOfMemory, &self.view(), None);
+            }
             MonitorEvent::Exited(exit) => self.on_exit(exit).await,
             MonitorEvent::Lost => self.on_monitor_lost().await,
         }

@@ -34,6 +34,8 @@ pub enum MonitorEvent {
         /// Reboots since it was started.
         guest_reboots: u32,
     },
+    /// The kernel killed processes of it for want of memory: so many since its boot.
+    OutOfMemory(u64),
     /// Its first process ended; how, if it ever ran.
     Exited(Option<ExitRecord>),
     /// The monitor is gone without a word.
@@ -60,6 +62,7 @@ impl Live {
                 Ok(Message::Restarted { init, guest_reboots, .. }) => {
                     return MonitorEvent::GuestRebooted { init, guest_reboots };
                 }
+                Ok(Message::OutOfMemory { kills }) => return MonitorEvent::OutOfMemory(kills),
                 Ok(Message::Exited { exit }) => return MonitorEvent::Exited(exit),
                 Ok(_) => {}
                 Err(error) => warn!(%error, "a message of the monitor was not understood"),

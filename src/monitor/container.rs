@@ -12,7 +12,7 @@ use rustix::termios::tcgetsid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::view::{self, View};
-use crate::runtime::{Create, Created, Runtime, lines, targets};
+use crate::runtime::{Create, Created, Runtime, lines, targets, tmpfs};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
 use crate::sys::ids::IdBlock;
@@ -21,6 +21,7 @@ use crate::sys::{pty, scm, thread};
 use crate::types::InitKind;
 
 use super::log::log;
+use super::memory::Memory;
 use super::spec::MonitorSpec;
 
 /// Size of a terminal that nobody has sized: columns, rows.
@@ -34,8 +35,9 @@ pub(super) struct Container {
     pub console: Console,
     /// Terminals that nobody looks at.
     pub idle: Vec<Idle>,
+    /// Its want of memory.
+    pub memory: Memory,
     created: Created,
-    oom_kills_before: u64,
 }
 
 /// The console's master, non-blocking.
@@ -58,8 +60,8 @@ pub(super) fn create(spec: &MonitorSpec, setup: &ChildSetup) -> Result<Container
     let layout = spec.layout();
     delete(spec)?;
     spec.plan.apply()?;
-    let oom_kills_before = oom_kills(spec);
-    let created = make(spec, &layout, setup).and_then(|container| {
+    let memory = Memory::watch(&spec.oom_counters);
+    let created = make(spec, &layout, setup, memory).and_then(|container| {
         // Some runtimes reset limits that the specification does not name
         // (crun 1.8 on v1: memory.limit_in_bytes).
         if !spec.runtime.is_native() {
@@ -67,14 +69,18 @@ pub(super) fn create(spec: &MonitorSpec, setup: &ChildSetup) -> Result<Container
         }
         Ok(container)
     });
-    let container = created.inspect_err(|_| {
+    created.inspect_err(|_| {
         // The fault that counts is the first one.
         let _ = delete(spec);
-    })?;
-    Ok(Container { oom_kills_before, ..container })
+    })
 }
 
-fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Result<Container> {
+fn make(
+    spec: &MonitorSpec,
+    layout: &InstanceLayout,
+    setup: &ChildSetup,
+    memory: Memory,
+) -> Result<Container> {
     let socket = layout.console_socket();
     let _ = fs::remove_file(&socket);
     let listener =
@@ -114,13 +120,19 @@ fn make(spec: &MonitorSpec, layout: &InstanceLayout, setup: &ChildSetup) -> Resu
             },
         )?;
     }
+    if let Some(memory_mb) = spec.systemd_memory_mb
+        && let Err(fault) = tmpfs::bound(init, spec.block, memory_mb)
+    {
+        // What it mounts is then as large as the host's memory says.
+        log(fault.in_full());
+    }
     let lines = spec.init.map_or(Ok(Vec::new()), |kind| console.be_lines(init, kind, spec.block));
     let idle = lines.unwrap_or_else(|fault| {
         // The instance only lacks a login.
         log(fault.in_full());
         Vec::new()
     });
-    Ok(Container { init, console, idle, created, oom_kills_before: 0 })
+    Ok(Container { init, console, idle, memory, created })
 }
 
 /// Takes the console's master that the runtime has already sent: it has exited.
@@ -151,20 +163,6 @@ impl Container {
         self.created.line = None;
         Ok(())
     }
-
-    /// Whether the kernel has killed a process of it for want of memory.
-    pub fn was_oom_killed(&self, spec: &MonitorSpec) -> bool {
-        oom_kills(spec) > self.oom_kills_before
-    }
-}
-
-/// Sum of the lines `oom_kill N`; files that are absent count nothing.
-fn oom_kills(spec: &MonitorSpec) -> u64 {
-    let kills = |text: &str| {
-        let number = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
-        number.trim().parse::<u64>().ok()
-    };
-    spec.oom_counters.iter().filter_map(|path| kills(&fs::read_to_string(path).ok()?)).sum()
 }
 
 impl Idle {

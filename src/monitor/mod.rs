@@ -13,6 +13,8 @@
 pub mod client;
 mod container;
 mod log;
+mod memory;
+mod network;
 mod peer;
 pub mod program;
 pub mod protocol;

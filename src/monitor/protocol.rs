@@ -183,6 +183,11 @@ pub enum Message {
         /// Number of times it rebooted itself.
         guest_reboots: u32,
     },
+    /// The kernel killed processes of it for want of memory.
+    OutOfMemory {
+        /// Number of those since it booted.
+        kills: u64,
+    },
     /// It ended. The connection ends after this.
     Exited {
         /// How; absent when it never ran.

@@ -9,13 +9,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
-use crate::network::fresh::Turn;
 use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
 
 use super::container::{self, Container, Idle};
 use super::log::log;
+use super::memory::Memory;
+use super::network;
 use super::peer::{Peer, Purpose};
 use super::protocol::{
     Answer, ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase, Request, line,
@@ -121,6 +122,9 @@ impl Server {
                 let drained = lines.map(Idle::drain).sum();
                 self.throttle.took(drained);
             }
+            if ready.memory {
+                self.look_after_memory();
+            }
             if ready.listener {
                 self.accept();
             }
@@ -151,8 +155,15 @@ impl Server {
         let after_idle = fds.len();
         let polled = self.container.as_ref().filter(|_| !console.is_empty());
         fds.extend(polled.map(|c| PollFd::from_borrowed_fd(c.console.as_fd(), console)));
+        let before_memory = fds.len();
+        let memory = self.container.as_ref().map(|container| &container.memory);
+        let look = memory.and_then(|memory| memory.next_look(Instant::now()));
+        // While a look is due, what the kernel tells meanwhile waits for it.
+        let watched = memory.filter(|_| look.is_none());
+        fds.extend(watched.and_then(Memory::as_poll));
+        let after_memory = fds.len();
         let retry = self.unwritten.then_some(RETRY);
-        let timeout = retry.into_iter().chain(pause).min();
+        let timeout = retry.into_iter().chain(pause).chain(look).min();
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An interrupted poll is a turn in which nothing is ready.
         let _ = poll(&mut fds, timeout.as_ref());
@@ -160,8 +171,10 @@ impl Server {
         Ready {
             children: ready(0),
             listener: ready(1),
-            console: polled.is_some() && pause.is_none() && ready(fds.len() - 1),
+            console: polled.is_some() && pause.is_none() && ready(before_memory - 1),
             idle: (before_idle..after_idle).any(ready),
+            memory: look.is_some_and(|look| look.is_zero())
+                || (before_memory..after_memory).any(ready),
         }
     }
 
@@ -202,6 +215,29 @@ impl Server {
         {
             container.console.free_from(container.init);
         }
+    }
+
+    /// The kernel looks for memory, or has found some.
+    fn look_after_memory(&mut self) {
+        let Some(container) = &mut self.container else { return };
+        container.memory.spare(container.init);
+        let now = Instant::now();
+        container.memory.look(now);
+        if container.memory.is_to_tell(now) {
+            self.tell_of_kills();
+        }
+    }
+
+    fn tell_of_kills(&mut self) {
+        let Some(container) = &self.container else { return };
+        let kills = container.memory.kills();
+        let word = if kills == 1 { "process" } else { "processes" };
+        let note = format!("\r\n[out of memory: {kills} {word} killed since the boot]\r\n");
+        self.log.write(note.as_bytes());
+        for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Console) {
+            peer.send_console(note.as_bytes());
+        }
+        self.tell(&Message::OutOfMemory { kills });
     }
 
     fn accept(&mut self) {
@@ -334,8 +370,14 @@ impl Server {
             container.console.close_peer();
         }
         self.pump(usize::MAX);
+        if let Some(container) = &mut self.container {
+            container.memory.look(Instant::now());
+            if container.memory.is_untold() {
+                self.tell_of_kills();
+            }
+        }
         let Some(container) = self.container.take() else { return };
-        let oom_killed = container.was_oom_killed(&self.spec);
+        let oom_killed = container.memory.kills() > 0;
         drop(container);
         let guest = how == Ended::Killed(libc::SIGHUP);
         let again = match self.on_exit {
@@ -362,9 +404,7 @@ impl Server {
             self.guest_reboots += 1;
         }
         self.on_exit = ExitAction::Guest;
-        if !Turn::begin(&self.spec.layout())?.boot_again()? {
-            log("nothing says what the instance was given: its network stays as it was");
-        }
+        network::boot_again(&self.spec.layout())?;
         let mut container = container::create(&self.spec, &self.setup)?;
         let init = container.init;
         if let Err(fault) = container.start(&self.spec) {
@@ -440,6 +480,7 @@ struct Ready {
     listener: bool,
     console: bool,
     idle: bool,
+    memory: bool,
 }
 
 fn peer_flags(peer: &Peer) -> PollFlags {

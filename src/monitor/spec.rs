@@ -43,6 +43,9 @@ pub struct MonitorSpec {
     pub block: IdBlock,
     /// Its init, if it is to have a machine's lines: see [`crate::runtime::init::of_lines`].
     pub init: Option<InitKind>,
+    /// Of an instance with systemd, its memory, MiB: see [`crate::runtime::tmpfs`].
+    #[serde(default)]
+    pub systemd_memory_mb: Option<u64>,
     /// What it is shown of the kernel's files; none: what the runtime program mounts.
     #[serde(default)]
     pub view: Option<ViewSpec>,

@@ -9,6 +9,7 @@
 //! * [`init`] knows what init programs want to be told, [`asking`] leaves it in their files,
 //!   and [`lines`] knows where they have somebody log in.
 //! * [`lxcfs`] finds what lxcfs offers.
+//! * [`tmpfs`] bounds what systemd mounts inside.
 //! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
 //! * [`terminals`] mounts them.
 //! * [`apparmor`] has a profile for each role.
@@ -40,6 +41,7 @@ pub mod seccomp;
 pub mod spec;
 pub mod targets;
 pub mod terminals;
+pub mod tmpfs;
 pub mod view;
 pub mod walls;
 

@@ -9,8 +9,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::{
-    CapabilitiesSecureBits, LinkNameSpaceType, move_into_link_name_space,
-    set_capabilities_secure_bits, set_thread_res_uid,
+    CapabilitiesSecureBits, CapabilitySet, LinkNameSpaceType, capabilities,
+    move_into_link_name_space, set_capabilities, set_capabilities_secure_bits, set_thread_res_uid,
 };
 
 use super::ids::IdBlock;
@@ -91,6 +91,18 @@ pub fn work_in(directory: &Path) -> Result<()> {
         .map_err(std::io::Error::from)
         .and_then(|()| std::env::set_current_dir(directory))
         .or_fault(format_args!("working in {}", directory.display()))
+}
+
+/// Runs `f` on a new thread that lacks a right which this one has: what the kernel notes of
+/// whoever uses it, it does not note then.
+pub fn without_right<T: Send>(right: CapabilitySet, f: impl FnOnce() -> T + Send) -> Result<T> {
+    on_own_thread(|| {
+        let doing = "doing without a right";
+        let mut sets = capabilities(None).or_fault(doing)?;
+        sets.effective.remove(right);
+        set_capabilities(None, sets).or_fault(doing)?;
+        Ok(f())
+    })
 }
 
 /// Runs `f` with `uid` as this thread's effective user and all capabilities.

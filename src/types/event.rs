@@ -41,6 +41,8 @@ pub enum EventKind {
     Suspended,
     /// It rebooted itself.
     GuestRebooted,
+    /// The kernel killed processes of it for want of memory; its statistics count them.
+    OutOfMemory,
     /// It was made; it does not run yet.
     Created,
     /// Its limits or interfaces changed.

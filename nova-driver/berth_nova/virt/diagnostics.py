@@ -19,6 +19,7 @@ def free_form(stats):
         'memory-actual': memory['limit'] // 1024,
         'memory-rss': memory['rss'] // 1024,
         'memory-swap_used': memory['swap'] // 1024,
+        'memory-oom_kills': memory['oom_kills'],
         'processes': stats['pids']['current'],
     }
     for block in stats['block']:

@@ -22,6 +22,7 @@ from nova import objects
 from nova.virt import event as virtevent
 from nova.virt.berth import client as berth_client
 from nova.virt.berth import faults
+from nova.virt.berth import told
 from nova.virt.berth import translate
 
 LOG = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ STATES = {
 }
 # Seconds between attempts to reach a service that is away.
 PAUSE = 1
+# Seconds between actions that tell of one server's want of memory.
+WANT = 3600
 # What Nova's own drivers write before a reason that they may take back.
 AUTO = 'AUTO: '
 REASON = AUTO + 'the berth service does not answer'
@@ -80,6 +83,7 @@ class Reader:
         self.switch = switch
         self.last_id = None
         self.missed = False
+        self.wants = {}
         self.heard = time.monotonic()
         self.stream = None
         self.stopped = threading.Event()
@@ -149,6 +153,14 @@ class Reader:
             return
         if kind in TRANSITIONS:
             self._tell(uuid, TRANSITIONS[kind])
+        elif kind == 'out_of_memory' and self._is_news(uuid):
+            told.of_want_of_memory(uuid)
+
+    def _is_news(self, uuid):
+        """A server that is out of memory is so again and again."""
+        now = time.monotonic()
+        self.wants = {u: at for u, at in self.wants.items() if now - at < WANT}
+        return now == self.wants.setdefault(uuid, now)
 
     def _tell_all(self):
         for instance in self.client.get('/v1/instances')['instances']:

@@ -28,6 +28,9 @@ pub fn destroy(parts: &HostParts, record: &Record) -> Result<()> {
 pub fn destroy_rest(parts: &HostParts, record: &Record, ended: Result<()>) -> Result<()> {
     let mut teardown = Teardown::default();
     teardown.step("ending its processes", ended);
+    // Whoever was preparing a boot of it has let go by then.
+    let paths = parts.paths(record);
+    let _turn = paths.run().exists().then(|| fresh::Turn::begin(&paths));
     for vif in &record.definition.vifs {
         teardown.step(format_args!("removing {}", vif.devname), parts.network.detach(vif));
     }

@@ -14,11 +14,13 @@ use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec, ViewSpec};
 use crate::runtime::chosen::Chosen;
 use crate::runtime::native::seccomp;
+use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
 use crate::runtime::walls::Walls;
 use crate::runtime::{init, lxcfs, targets};
 use crate::store::atomic;
 use crate::sys::mount;
+use crate::types::InitKind;
 
 use super::{cold_resize, create, stop};
 
@@ -102,6 +104,8 @@ fn monitor_spec(
             command_line: init::command_line(boot.config, boot.definition.command.as_deref()),
             locked: !walls.fresh_proc,
         }),
+        systemd_memory_mb: (role == Role::System(InitKind::Systemd))
+            .then_some(boot.definition.flavor.memory_mb),
         block: record.id_block,
         init: init::of_lines(role),
     })
