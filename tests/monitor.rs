@@ -25,6 +25,7 @@ use berth::rootfs::Rootfs;
 use berth::runtime::chosen::Chosen;
 use berth::runtime::cli::CliRuntime;
 use berth::runtime::spec::{self, CgroupView, SpecInput};
+use berth::runtime::terminals;
 use berth::store::atomic;
 use berth::store::layout::{InstanceLayout, Layout};
 use berth::sys::ids::IdBlock;
@@ -158,6 +159,7 @@ impl Instance {
         })
         .unwrap();
         specification.save(layout.bundle().join("config.json")).unwrap();
+        terminals::mount(&layout.terminals(), block).unwrap();
         let spec = MonitorSpec {
             instance: id,
             state_dir: state,
@@ -258,6 +260,7 @@ impl Drop for Instance {
         }
         let _ = self.rootfs.unmount();
         let _ = mount::unmount(&self.layout.disk_mount());
+        let _ = mount::unmount(&self.layout.terminals());
         let _ = ns::unpin(&self.layout.user_ns());
         let _ = ns::unpin(&self.layout.net_ns());
     }

@@ -9,9 +9,8 @@
 //! * [`init`] knows what init programs want to be told, [`asking`] leaves it in their files,
 //!   and [`lines`] knows where they have somebody log in.
 //! * [`lxcfs`] finds what lxcfs offers.
-//! * [`tmpfs`] bounds what systemd mounts inside.
 //! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
-//! * [`terminals`] mounts them.
+//! * [`terminals`] mounts an instance's, and [`tmpfs`] bounds what systemd mounts inside.
 //! * [`apparmor`] has a profile for each role.
 //! * [`targets`] looks where the mounts go, before a program does.
 
