@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Uid, chownat};
+use rustix::io::Errno;
 
 use crate::fault::{OrFault, Result};
 use crate::sys::ids::IdBlock;
@@ -30,19 +31,27 @@ pub fn mount(point: &Path, block: IdBlock) -> Result<()> {
     }
     let doing = || format!("mounting the instance's terminals at {}", point.display());
     fs::create_dir_all(point).or_fault(doing())?;
-    let group = (block.first + TTY).to_string();
+    let group = block.first + TTY;
+    let (is_large, text) = (i32::try_from(group).is_err(), group.to_string());
     let options = [
+        ("gid", text.as_str()),
         ("source", "devpts"),
-        ("gid", &group),
         ("mode", "0620"),
         ("ptmxmode", "0666"),
         ("max", MOST),
     ];
     let options = options.map(|(name, value)| FsOption::Text(name, Path::new(value)));
     let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
+    let create = |options: &[FsOption<'_>]| mount::create("devpts", options, attributes);
     // The multiplexer belongs to whoever mounts.
-    let made =
-        thread::as_ids(block, || mount::create("devpts", &options, attributes).or_fault(doing()))?;
+    let made = thread::as_ids(block, || {
+        let made = match create(&options) {
+            // Linux before 6.12 reads a signed number: there a terminal's group is its user's.
+            Err(e) if e.errno == Errno::INVAL && is_large => create(&options[1..]),
+            made => made,
+        };
+        made.or_fault(doing())
+    })?;
     let (user, group) = (Uid::from_raw(block.first), Gid::from_raw(block.first));
     chownat(made.as_fd(), "", Some(user), Some(group), AtFlags::EMPTY_PATH).or_fault(doing())?;
     mount::attach(made.as_fd(), point)
