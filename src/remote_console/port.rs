@@ -117,8 +117,9 @@ impl Serving {
     async fn serve(&self) {
         let mut connections = JoinSet::new();
         loop {
+            let accepted = self.listener.accept().await;
             while connections.try_join_next().is_some() {}
-            match self.listener.accept().await {
+            match accepted {
                 Ok((client, _)) if connections.len() < CONNECTIONS => {
                     let (backend, id) = (self.backend.clone(), self.id);
                     connections.spawn(connected(backend, id, self.protocol, client));
