@@ -708,28 +708,21 @@ def test_console_output_is_bytes(spawn, driver, context):
     assert driver.get_console_output(context, make_instance()).startswith(b'login: \xff\n')
 
 
-def test_a_serial_console_is_where_novas_options_say(spawn, driver, context):
+@pytest.mark.parametrize(('kind', 'options', 'expected'), [
+    ('serial', {'serial_console': {'proxyclient_address': '127.0.0.9', 'port_range': '20000:20100'}},
+     (ctype.ConsoleSerial, '127.0.0.9', 20007)),
+    ('vnc', {'vnc': {'server_listen': 'localhost', 'server_proxyclient_address': 'compute1'}},
+     (ctype.ConsoleVNC, 'compute1', 5907)),
+])
+def test_a_console_is_where_novas_options_say(spawn, driver, context, kind, options, expected):
     spawn()
-    CONF.set_override('proxyclient_address', '127.0.0.9', 'serial_console')
-    CONF.set_override('port_range', '20000:20100', 'serial_console')
-    try:
-        console = driver.get_serial_console(context, make_instance())
-    finally:
-        CONF.clear_override('proxyclient_address', 'serial_console')
-        CONF.clear_override('port_range', 'serial_console')
-    assert (type(console), console.host, console.port) == (ctype.ConsoleSerial, '127.0.0.9', 20007)
-
-
-def test_a_vnc_console_listens_where_novas_options_say(spawn, driver, context):
-    spawn()
-    CONF.set_override('server_listen', 'localhost', 'vnc')
-    CONF.set_override('server_proxyclient_address', 'compute1', 'vnc')
-    try:
-        console = driver.get_vnc_console(context, make_instance())
-    finally:
-        CONF.clear_override('server_listen', 'vnc')
-        CONF.clear_override('server_proxyclient_address', 'vnc')
-    assert (type(console), console.host, console.port) == (ctype.ConsoleVNC, 'compute1', 5907)
+    with contextlib.ExitStack() as after:
+        for group, values in options.items():
+            for name, value in values.items():
+                CONF.set_override(name, value, group)
+                after.callback(CONF.clear_override, name, group)
+        console = getattr(driver, 'get_%s_console' % kind)(context, make_instance())
+    assert (type(console), console.host, console.port) == expected
 
 
 @pytest.mark.parametrize('kind', ['serial', 'vnc'])

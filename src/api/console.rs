@@ -17,7 +17,7 @@ use super::shared::Api;
 use super::socket::{self, Incoming, Message};
 use crate::fault::FaultKind::*;
 use crate::fault::{Fault, OrFault, Result};
-use crate::instance::backend::{Console, ResizeConsole};
+use crate::instance::backend::ResizeConsole;
 use crate::telemetry;
 
 /// Most bytes of console output that a configuration can have kept.
@@ -102,9 +102,7 @@ async fn attach_console(
 ) -> Result<HttpResponse> {
     socket::require_upgrade(&request)?;
     let console = blocking(&api, move |backend| backend.console_attach(id)).await?;
-    let Console { stream, resize } = console;
-    stream.set_nonblocking(true).or_fault("preparing the console's socket")?;
-    let stream = UnixStream::from_std(stream).or_fault("preparing the console's socket")?;
+    let (stream, resize) = console.asynchronous()?;
     let (response, session, incoming) = socket::accept(&request, payload)?;
     let span = tracing::Span::current();
     actix_web::rt::spawn(

@@ -135,7 +135,7 @@ impl ImageStore {
         progress: Listener<'_>,
     ) -> Result<ImageInspection> {
         import::validate(request, &self.config)?;
-        let report = Inspecting { store: self, watcher: progress };
+        let report = Flying { store: self, flight: None, watcher: progress };
         let slot = self.slot(&report);
         let result = import::inspect(self.means(&report), id, request);
         drop(slot);
@@ -391,7 +391,7 @@ impl ImageStore {
     ) -> Result<Image> {
         // Lands the flight however this ends, a panic included.
         let mut landing = Landing { store: self, id, flight, result: None };
-        let report = Flying { store: self, flight, watcher: progress };
+        let report = Flying { store: self, flight: Some(flight), watcher: progress };
         let slot = self.slot(&report);
         let result = import::run(self.means(&report), id, request)
             .and_then(|(record, _pins)| self.add(record))
@@ -459,39 +459,19 @@ impl ImageStore {
     }
 }
 
-/// Who looks on while an import runs: those who joined, and who began it. Its
-/// slot is another's while it only waits.
+/// Who looks on while an import or an inspection runs: those who joined, which an inspection
+/// has none of, and who began it. Its slot is another's while it only waits.
 struct Flying<'a> {
     store: &'a ImageStore,
-    flight: &'a Flight,
+    flight: Option<&'a Flight>,
     watcher: Listener<'a>,
 }
 
 impl Watcher for Flying<'_> {
     fn progress(&self, progress: Progress) {
-        self.flight.report(progress);
-        self.watcher.progress(progress);
-    }
-
-    fn idle(&self) {
-        self.store.give_slot_up();
-        self.watcher.idle();
-    }
-
-    fn busy(&self) {
-        self.watcher.busy();
-        self.store.take_slot(self);
-    }
-}
-
-/// Who began an inspection, which nobody joins.
-struct Inspecting<'a> {
-    store: &'a ImageStore,
-    watcher: Listener<'a>,
-}
-
-impl Watcher for Inspecting<'_> {
-    fn progress(&self, progress: Progress) {
+        if let Some(flight) = self.flight {
+            flight.report(progress);
+        }
         self.watcher.progress(progress);
     }
 

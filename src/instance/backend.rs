@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use super::action::{Action, Created, ExecRequest, RequestContext};
 use super::event::EventSubscription;
 use super::operation::OperationHandle;
-use crate::fault::Result;
+use crate::fault::{OrFault, Result};
 use crate::types::{
     Check, HostInfo, HostStats, Image, ImageImport, ImageInspect, ImageInspection, Instance,
     InstanceCreate, InstanceStats, Operation,
@@ -32,6 +32,15 @@ pub struct Console {
     pub stream: UnixStream,
     /// Changes the console's size.
     pub resize: ResizeConsole,
+}
+
+impl Console {
+    /// The bytes as an asynchronous stream, and the size.
+    pub fn asynchronous(self) -> Result<(tokio::net::UnixStream, ResizeConsole)> {
+        let doing = "preparing the console's socket";
+        self.stream.set_nonblocking(true).or_fault(doing)?;
+        Ok((tokio::net::UnixStream::from_std(self.stream).or_fault(doing)?, self.resize))
+    }
 }
 
 /// The instance manager, as the layers above see it.

@@ -15,7 +15,7 @@ use super::ops;
 use super::record::Record;
 use super::shared::Shared;
 use crate::fault::{Fault, OrFault, Result};
-use crate::image::{Progress, Watcher};
+use crate::image::{ImageStore, Progress, Watcher};
 use crate::runtime::role::Role;
 use crate::types::{ImageImport, ImageInspect, ImageInspection, ImageRole, ImageSource, Snapshot};
 
@@ -49,6 +49,27 @@ impl Watcher for Turn<'_> {
     }
 }
 
+/// Works on images when it is its turn; `end` tells of it once the turn is another's.
+fn at_a_turn<T: 'static>(
+    shared: &Arc<Shared>,
+    writer: OperationWriter,
+    work: impl FnOnce(&ImageStore, &Turn<'_>) -> Result<T> + Send + 'static,
+    end: impl FnOnce(OperationWriter, Result<T>) + Send + 'static,
+) {
+    let theirs = shared.clone();
+    shared.runtime.spawn(async move {
+        let Ok(permit) = theirs.import_slots.clone().acquire_owned().await else { return };
+        let parts = theirs.parts.clone();
+        theirs.runtime.clone().spawn_blocking(move || {
+            writer.stage("fetching");
+            let turn = Turn { shared: theirs, writer: &writer, permit: Mutex::new(Some(permit)) };
+            let outcome = work(&parts.images, &turn);
+            drop(turn);
+            end(writer, outcome);
+        });
+    });
+}
+
 /// Has an image in the store.
 pub fn import(
     shared: &Arc<Shared>,
@@ -57,19 +78,11 @@ pub fn import(
     request: ImageImport,
 ) -> Arc<OperationHandle> {
     let (operation, writer) = shared.operations.begin("image.import", id, &context.request_id);
-    let theirs = shared.clone();
-    shared.runtime.spawn(async move {
-        let Ok(permit) = theirs.import_slots.clone().acquire_owned().await else { return };
-        let parts = theirs.parts.clone();
-        theirs.runtime.clone().spawn_blocking(move || {
-            writer.stage("fetching");
-            let turn = Turn { shared: theirs, writer: &writer, permit: Mutex::new(Some(permit)) };
-            let outcome = parts.images.import(id, &request, &turn);
-            drop(turn);
-            writer.finish(outcome.map(|image| {
-                info!(image = %id, bytes = image.size, layers = image.layers.len(), "image imported");
-            }));
-        });
+    let work = move |images: &ImageStore, turn: &Turn<'_>| images.import(id, &request, turn);
+    at_a_turn(shared, writer, work, move |writer, outcome| {
+        writer.finish(outcome.map(|image| {
+            info!(image = %id, bytes = image.size, layers = image.layers.len(), "image imported");
+        }));
     });
     operation
 }
@@ -89,19 +102,13 @@ pub fn inspect(
     let request = ImageImport { name: String::new(), source, hash, size, verification };
     let (_, writer) = shared.operations.begin("image.inspect", id, &context.request_id);
     let (tell, told) = oneshot::channel();
-    let theirs = shared.clone();
-    shared.runtime.spawn(async move {
-        let Ok(permit) = theirs.import_slots.clone().acquire_owned().await else { return };
-        let parts = theirs.parts.clone();
-        theirs.runtime.clone().spawn_blocking(move || {
-            writer.stage("fetching");
-            let turn = Turn { shared: theirs, writer: &writer, permit: Mutex::new(Some(permit)) };
-            let outcome = parts.images.inspect(id, &request, &turn).map(with_role);
-            drop(turn);
-            writer.finish(outcome.as_ref().map(drop).map_err(Clone::clone));
-            // Whoever asked may be gone.
-            let _ = tell.send(outcome);
-        });
+    let work = move |images: &ImageStore, turn: &Turn<'_>| {
+        images.inspect(id, &request, turn).map(with_role)
+    };
+    at_a_turn(shared, writer, work, |writer, outcome| {
+        writer.finish(outcome.as_ref().map(drop).map_err(Clone::clone));
+        // Whoever asked may be gone.
+        let _ = tell.send(outcome);
     });
     Ok(told)
 }

@@ -22,7 +22,7 @@ use super::protocol::{
     Answer, ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase, Request, line,
 };
 use super::spec::MonitorSpec;
-use super::throttle::Throttle;
+use super::throttle::{LOOK, Throttle};
 
 /// Most that is read from the console before clients get their turn, bytes.
 const TURN: usize = 256 * 1024;
@@ -115,7 +115,7 @@ impl Server {
                 self.reap();
             }
             if ready.console {
-                self.pump(TURN.min(self.throttle.left()));
+                self.pump(Some(TURN.min(self.throttle.left())));
             }
             if ready.idle {
                 let lines = self.container.iter_mut().flat_map(|container| &mut container.idle);
@@ -187,18 +187,23 @@ impl Server {
         flags
     }
 
-    /// Moves console output, at most `limit` bytes, to the log and to clients.
-    fn pump(&mut self, limit: usize) {
+    /// Moves console output to the log and to clients: what is there, at most `limit` bytes;
+    /// without a limit all that still comes.
+    fn pump(&mut self, limit: Option<usize>) {
         let mut buffer = [0; PIECE];
         let mut moved = 0;
-        while moved < limit {
-            let most = PIECE.min(limit - moved);
+        let mut more = true;
+        while more && limit.is_none_or(|limit| moved < limit) {
+            let most = limit.map_or(PIECE, |limit| PIECE.min(limit - moved));
             let mut filled = 0;
-            while filled < most
+            while more
+                && filled < most
                 && let Some(n) =
                     self.container.as_mut().and_then(|c| c.console.read(&mut buffer[filled..most]))
             {
                 filled += n;
+                // Whatever trickles in meanwhile is the next look's: it would cost a call each.
+                more = limit.is_none() || n as u64 >= LOOK;
             }
             if filled == 0 {
                 break;
@@ -369,7 +374,7 @@ impl Server {
         if let Some(container) = &mut self.container {
             container.console.close_peer();
         }
-        self.pump(usize::MAX);
+        self.pump(None);
         if let Some(container) = &mut self.container {
             container.memory.look(Instant::now());
             if container.memory.is_untold() {

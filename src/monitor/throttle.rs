@@ -8,7 +8,8 @@
 //! is slow. Nothing is lost. A boot says some tens of KiB and never notices.
 //!
 //! A look at the console costs the host as much as [`LOOK`] bytes do, however
-//! little is there: without that, single bytes would be as good a flood.
+//! little is there, and one that found less waits for a [`MEAL`] as soon as the purse has
+//! none: without that, single bytes would be as good a flood.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ const BURST: u64 = 1024 * 1024;
 const MEAL: u64 = RATE / 8;
 
 /// Bytes that a look costs at least.
-const LOOK: u64 = 1024;
+pub(super) const LOOK: u64 = 1024;
 
 /// A console's purse.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub(super) struct Throttle {
     /// Bytes that may be taken, at the time of `at`.
     purse: u64,
     at: Instant,
-    /// It was empty, and a meal is not there yet.
+    /// It was empty, or a look found little, and a meal is not there yet.
     waiting: bool,
 }
 
@@ -62,7 +63,8 @@ impl Throttle {
     pub fn took(&mut self, bytes: usize) {
         let cost = LOOK.max(bytes as u64);
         self.purse = self.purse.saturating_sub(cost);
-        self.waiting = self.purse < LOOK;
+        let enough = if (bytes as u64) < LOOK { MEAL } else { LOOK };
+        self.waiting = self.purse < enough;
     }
 
     fn fill(&mut self, now: Instant) {

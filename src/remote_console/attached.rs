@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
-use crate::fault::{Fault, OrFault as _, Result};
+use crate::fault::{Fault, Result};
 use crate::instance::backend::{Backend, Console, ResizeConsole};
 
 /// Of what a console said, this much is said again to whoever connects: a screen and more.
@@ -32,19 +32,13 @@ pub(super) async fn attach(
         let console = backend.console_attach(id);
         let said = backend.console_output(id, Some(REPLAYED)).map(|said| whole_lines(&said));
         let said = said.unwrap_or_default();
-        match console.and_then(asynchronous) {
+        match console.and_then(Console::asynchronous) {
             Ok((stream, resize)) => Ok(Attached { said, stream, resize }),
             Err(fault) => Err((said, fault)),
         }
     })
     .await
     .map_err(io::Error::other)
-}
-
-fn asynchronous(console: Console) -> Result<(UnixStream, ResizeConsole)> {
-    let doing = "preparing the console's socket";
-    console.stream.set_nonblocking(true).or_fault(doing)?;
-    Ok((UnixStream::from_std(console.stream).or_fault(doing)?, console.resize))
 }
 
 /// Without the end of a line whose beginning is not there: it might end a terminal's sequence.

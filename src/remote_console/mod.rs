@@ -58,14 +58,14 @@ impl RemoteConsoles {
         if let Some(port) = open.filter(|port| port.is_open() && port.is_as(&request)) {
             return Ok(described(protocol, port.address));
         }
-        if let Some(port) = ports.remove(&(id, protocol)) {
-            port.close().await;
-        }
         let port = self.listen(id, protocol, bind(&request)?)?;
         let console = described(protocol, port.address);
         std::fs::create_dir_all(&self.directory).or_fault("making the consoles' directory")?;
         atomic::write_json(&self.file(id, protocol), &console)?;
-        ports.insert((id, protocol), port);
+        // Only now: what cannot be opened leaves what is.
+        if let Some(before) = ports.insert((id, protocol), port) {
+            before.close().await;
+        }
         Ok(console)
     }
 

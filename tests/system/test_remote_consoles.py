@@ -75,6 +75,13 @@ def test_no_free_port_is_said(instance):
     assert fault.value.status == 507 and "20500" in fault.value.detail
 
 
+def test_what_cannot_be_opened_leaves_what_is(instance):
+    console = opened(instance, "serial")
+    with socket.create_server((HOST, 20500)), pytest.raises(Fault):
+        opened(instance, "serial", first_port=20500, last_port=20500)
+    assert listens(console) and opened(instance, "serial") == console
+
+
 def test_it_is_the_same_after_the_service_was_away(service, busybox):
     instance = service.spawn(busybox)
     try:
@@ -253,6 +260,11 @@ def test_what_is_no_rfb_ends_its_connection_alone(instance, said):
         stranger.read_to_the_end()
     with VncViewer(connect(console)) as viewer:
         viewer.update()
+
+
+def test_one_who_never_agrees_is_sent_away(instance):
+    with SerialViewer(connect(opened(instance, "vnc"))) as silent:
+        assert silent.read_to_the_end() == b"RFB 003.008\n"
 
 
 def test_the_size_is_the_screens_while_it_is_looked_at(instance):

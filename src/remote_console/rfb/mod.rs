@@ -30,6 +30,8 @@ mod messages;
 mod pictures;
 mod screen;
 
+/// How long a client may take to agree.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The least between two updates: 25 a second.
 const BETWEEN_UPDATES: Duration = Duration::from_millis(40);
 /// How often an instance that does not run is looked for.
@@ -42,7 +44,7 @@ pub(super) async fn serve(
     mut client: TcpStream,
 ) -> io::Result<()> {
     let name = backend.instance(id).map(|instance| instance.definition.name).unwrap_or_default();
-    handshake::agree(&mut client, &name).await?;
+    tokio::time::timeout(HANDSHAKE, handshake::agree(&mut client, &name)).await??;
     Session::new(backend, id, client).run().await
 }
 
