@@ -97,15 +97,16 @@ class TestCpu:
         first = spawn(flavor={"vcpus": cpus, "extra_specs": {"quota:cpu_shares": "1024"}})
         second = spawn(flavor={"vcpus": cpus, "extra_specs": {"quota:cpu_shares": "3072"}})
 
-        def ratio():
-            before = [cpu_use(i)[0] for i in (first, second)]
-            time.sleep(2)
-            after = [cpu_use(i)[0] for i in (first, second)]
-            return (after[1] - before[1]) / (after[0] - before[0])
-
         for instance in (first, second):
             instance.sh(HOG * 2 * cpus)
-        reaches(ratio, 3, tolerance=0.25)
+        before = [cpu_use(instance)[0] for instance in (first, second)]
+        ratios: list[float] = []
+        # Of all since the beginning: other work on one CPU sways a look of two seconds to either side.
+        while not (ratios and ratios[-1] == pytest.approx(3, rel=0.25)):
+            assert len(ratios) < 15, ratios
+            time.sleep(2)
+            used = [cpu_use(i)[0] - start for i, start in zip((first, second), before, strict=True)]
+            ratios.append(used[1] / used[0])
 
 
 class TestMemory:

@@ -24,7 +24,8 @@ def opened(instance: Instance, protocol: str, **fields) -> dict:
 def listens(console: dict) -> bool:
     try:
         socket.create_connection((console["address"], console["port"]), timeout=5).close()
-    except ConnectionRefusedError:
+    # Reset is who was in the queue of a port as it closed.
+    except (ConnectionRefusedError, ConnectionResetError):
         return False
     return True
 
