@@ -65,7 +65,7 @@ def _settled(cloud: Any) -> bool:
 
 
 def _instances_on_host() -> set[str]:
-    listed = json.loads(compute.berth("--json", "list"))
+    listed = json.loads(compute.FIRST.berth("--json", "list"))
     return {instance["id"] for instance in listed["instances"]}
 
 
@@ -143,12 +143,12 @@ def test_what_carries_them_is_killed_meanwhile(clean: Any) -> None:
         return _states(clean)["ACTIVE"] >= SERVERS * share
 
     eventually("the first servers", lambda: active(0.1), 300, pause=2)
-    compute.SERVICE.signal(signal.SIGKILL)
-    compute.start_service()
+    compute.FIRST.service.signal(signal.SIGKILL)
+    compute.FIRST.start_service()
     eventually("more servers", lambda: active(0.25), 300, pause=2)
-    compute.NOVA_COMPUTE.signal(signal.SIGKILL, group=True)
+    compute.FIRST.nova_compute.signal(signal.SIGKILL, group=True)
     time.sleep(1)
-    compute.start_nova_compute()
+    compute.FIRST.start_nova_compute()
     together([stores.RABBITMQ.stop, stores.MARIADB.stop])
     time.sleep(60)
     stores.start()

@@ -68,8 +68,8 @@ def test_nova_compute_restarts_beside_a_server(demo: Any) -> None:
     private = demo.network.find_network("private")
     with server(demo, "stays", private, image="tempest", flavor="nano") as made:
         started = ssh("root", made.access_ipv4, "stat -c %Y /proc/1")
-        compute.NOVA_COMPUTE.stop()
-        compute.start_nova_compute()
+        compute.FIRST.nova_compute.stop()
+        compute.FIRST.start_nova_compute()
         assert ssh("root", made.access_ipv4, "stat -c %Y /proc/1") == started
         assert demo.compute.get_server(made).status == "ACTIVE"
 
@@ -80,7 +80,9 @@ def test_an_image_is_fetched_beforehand(admin: Any) -> None:
     try:
         admin.compute.add_host_to_aggregate(aggregate, HOST)
         admin.compute.aggregate_precache_images(aggregate, [image.id])
-        eventually("the image on the host", lambda: image.id in compute.berth("--json", "image", "list"))
+        eventually(
+            "the image on the host", lambda: image.id in compute.FIRST.berth("--json", "image", "list")
+        )
     finally:
         admin.compute.remove_host_from_aggregate(aggregate, HOST)
         admin.compute.delete_aggregate(aggregate)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from cloud import compute
-from cloud.compute import berth
 from cloud.place import STATE
 from cloud.processes import run
 from helpers import eventually, network, server, ssh, stays
@@ -35,7 +34,7 @@ def settle(cloud: Any, made: Any) -> Any:
 
 def routes_of(made: Any) -> list[dict[str, Any]]:
     """The IPv4 routes inside, as `ip` reads them there."""
-    record = json.loads(berth("--json", "show", made.id))
+    record = json.loads(compute.FIRST.berth("--json", "show", made.id))
     out = run("nsenter", f"--net=/proc/{record['pid']}/ns/net", "ip", "-json", "-4", "route")
     return json.loads(out)
 
@@ -94,7 +93,7 @@ def test_a_copy_of_the_hosts_mounts_holds_nothing_up(demo: Any, private_mounts: 
 
 
 def test_a_reinstalled_host(demo: Any) -> None:
-    if json.loads(berth("--json", "list"))["instances"]:
+    if json.loads(compute.FIRST.berth("--json", "list"))["instances"]:
         pytest.skip("other servers of this cloud would be lost")
     private = demo.network.find_network("private")
     with (
@@ -103,12 +102,12 @@ def test_a_reinstalled_host(demo: Any) -> None:
     ):
         address = rebuilt.access_ipv4
         ssh("root", address, "true")
-        compute.NOVA_COMPUTE.stop()
-        berth("delete", rebuilt.id, deleted.id)
-        compute.SERVICE.stop(20)
+        compute.FIRST.nova_compute.stop()
+        compute.FIRST.berth("delete", rebuilt.id, deleted.id)
+        compute.FIRST.service.stop(20)
         shutil.rmtree(STATE / "berth")
-        compute.start_service()
-        compute.start_nova_compute()
+        compute.FIRST.start_service()
+        compute.FIRST.start_nova_compute()
         for made in (rebuilt, deleted):
             settle(demo, made)
             demo.compute.reboot_server(made, "HARD")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shlex
 
-from .place import BERTH, BERTH_SOCKET, ETC, STATE, VENV
+from . import hosts
+from .place import BERTH, ETC, STATE, VENV
 
 PLACE = STATE / "bin"
 # Program: its files below ETC.
@@ -32,7 +33,8 @@ def write() -> None:
         # As the services run: Nova warns of the other way at each command.
         native = {"OS_NOVA_DISABLE_EVENTLET_PATCHING": 1} if name.startswith("nova-") else {}
         _write(name, VENV / "bin" / name, *options, **native)
-    _write("berth", BERTH, BERTH_SOCKET=BERTH_SOCKET)
+    for host in hosts.ALL:
+        _write(f"berth{host.suffix}", BERTH, BERTH_SOCKET=host.run_dir / "berth.sock")
 
 
 def _write(name: str, *command: object, **environment: object) -> None:

@@ -1,4 +1,4 @@
-"""The hypervisor: lxcfs, `berth serve`, and nova-compute with berth's driver."""
+"""The hypervisors: lxcfs, `berth serve`, and nova-compute with berth's driver."""
 
 from __future__ import annotations
 
@@ -7,39 +7,144 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import commands
-from .place import BERTH, BERTH_SOCKET, DEBUG, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
-from .processes import Failure, Program, run, step, wait_until
+from . import commands, hosts
+from .hosts import Host
+from .place import BERTH, DEBUG, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
+from .processes import Failure, Program, run, step, together, wait_until
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 from harness.hosts import return_hugetlb, unified_dir, unmount  # noqa: E402
 from hoststate import cgroup_hierarchies, mount_points  # noqa: E402
 
 CGROUP = "berth-openstack"
-SERVICE, NOVA_COMPUTE, LXCFS_PROGRAM = (Program(name) for name in ("berth", "nova-compute", "lxcfs"))
-SETTINGS = {
-    "service": {
-        "socket": str(BERTH_SOCKET),
-        "state_dir": str(STATE / "berth"),
-        "run_dir": str(RUN / "i"),
-        "log_level": "trace" if DEBUG else "info",
-    },
-    # Apart from the default's, which an installed berth has.
-    "instances": {"id_map_first": 0x3000_0000, "lxcfs": str(LXCFS), "cgroup": CGROUP},
-}
+LXCFS_PROGRAM = Program("lxcfs")
+# Apart from the default's, which an installed berth has; each host's apart from another's.
+ID_MAP_FIRST, ID_MAPS = 0x3000_0000, 0x800_0000
+
+
+@dataclass(frozen=True)
+class Compute:
+    """`berth serve` and nova-compute on a host."""
+
+    host: Host
+
+    @property
+    def service(self) -> Program:
+        """`berth serve`."""
+        return self.host.program("berth")
+
+    @property
+    def nova_compute(self) -> Program:
+        """nova-compute."""
+        return self.host.program("nova-compute")
+
+    @property
+    def state(self) -> Path:
+        """What the service keeps."""
+        return self.host.state / "berth"
+
+    @property
+    def socket(self) -> Path:
+        """The service's."""
+        return self.host.run_dir / "berth.sock"
+
+    @property
+    def _cgroup(self) -> str:
+        return f"{CGROUP}{self.host.suffix}"
+
+    def start_service(self) -> None:
+        """Starts `berth serve`, which takes over the instances that run."""
+        settings = {
+            "service": {
+                "socket": str(self.socket),
+                "state_dir": str(self.state),
+                "run_dir": str(self.host.run_dir / "i"),
+                "log_level": "trace" if DEBUG else "info",
+            },
+            "instances": {
+                "id_map_first": ID_MAP_FIRST + (self.host.number - 1) * ID_MAPS,
+                "lxcfs": str(LXCFS),
+                "cgroup": self._cgroup,
+            },
+        }
+        file = ETC / f"berth{self.host.suffix}.toml"
+        # JSON's strings and numbers are TOML's.
+        file.write_text(
+            "".join(
+                f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+                for section, keys in settings.items()
+            )
+        )
+        self.service.start(BERTH, "serve", "--config", file)
+        wait_until(self.service.name, self._service_answers, 60, self.service)
+
+    def berth(self, *words: str) -> str:
+        """What berth's command line answers."""
+        return run(BERTH, "--socket", self.socket, *words)
+
+    def _service_answers(self) -> bool:
+        try:
+            self.berth("--json", "host")
+            return True
+        except Failure:
+            return False
+
+    def start_nova_compute(self) -> None:
+        """Starts it and waits until its resource tracker has told Placement what there is."""
+        program = self.nova_compute
+        if program.pid:
+            return
+        before = program.log.stat().st_size if program.log.exists() else 0
+        file = f"{ETC}/nova/nova-compute{self.host.suffix}.conf"
+        program.start(VENV / "bin/nova-compute", f"--config-file={file}")
+
+        def is_ready() -> bool:
+            text = program.log.read_bytes()[before:]
+            return b"Compute node record created" in text or b"update_resources is initialized" in text
+
+        wait_until(program.name, is_ready, 120, program)
+
+    def start(self) -> None:
+        """Both."""
+        self.start_service()
+        self.start_nova_compute()
+
+    def stop(self) -> None:
+        """Ends nova-compute, deletes every instance, ends the service; nothing of it is left."""
+        self.nova_compute.stop(4)
+        if self.state.exists():
+            self._delete_instances()
+        self.service.stop(20)
+        # The groups that instances lived in, in every hierarchy.
+        for hierarchy in cgroup_hierarchies():
+            for path, _, _ in os.walk(hierarchy / self._cgroup, topdown=False):
+                with contextlib.suppress(OSError):
+                    Path(path).rmdir()
+
+    def _delete_instances(self) -> None:
+        self.start_service()
+        listed = json.loads(self.berth("--json", "list"))
+        names = [instance["id"] for instance in listed["instances"]]
+        if names:
+            with step(f"delete {len(names)} instances"):
+                self.berth("delete", *names)
+
+
+ALL = [Compute(host) for host in hosts.ALL]
+FIRST = ALL[0]
 
 
 def start() -> None:
-    """Starts the service and nova-compute, and maps the host into Nova's cell."""
-    _start_lxcfs()
-    _mount_hugetlb()
-    start_service()
-    start_nova_compute()
+    """Starts the services and nova-computes, and maps the hosts into Nova's cell."""
+    together([compute.start for compute in ALL])
+    run(commands.PLACE / "nova-manage", "cell_v2", "discover_hosts")
 
 
-def _start_lxcfs() -> None:
+def start_lxcfs() -> None:
+    """Starts lxcfs, of which all hosts have the mount; so it comes before them."""
     LXCFS.mkdir(exist_ok=True)
     if not LXCFS_PROGRAM.pid:
         unmount(LXCFS)
@@ -47,7 +152,7 @@ def _start_lxcfs() -> None:
     wait_until("lxcfs", (LXCFS / "proc/meminfo").exists, 10, LXCFS_PROGRAM)
 
 
-def _mount_hugetlb() -> None:
+def mount_hugetlb() -> None:
     """crun refuses a hybrid host on which any controller is left on the unified hierarchy."""
     if unified_dir() == Path("/sys/fs/cgroup") or HUGETLB.is_mount():
         return
@@ -58,57 +163,12 @@ def _mount_hugetlb() -> None:
         wait_until("hugetlb", lambda: subprocess.run(command, capture_output=True).returncode == 0, 10)
 
 
-def start_service() -> None:
-    """Starts `berth serve`, which takes over the instances that run."""
-    file = ETC / "berth.toml"
-    # JSON's strings and numbers are TOML's.
-    file.write_text(
-        "".join(
-            f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
-            for section, keys in SETTINGS.items()
-        )
-    )
-    SERVICE.start(BERTH, "serve", "--config", file)
-    wait_until("berth", _service_answers, 60, SERVICE)
-
-
-def berth(*words: str) -> str:
-    """What berth's command line answers."""
-    return run(BERTH, "--socket", BERTH_SOCKET, *words)
-
-
-def _service_answers() -> bool:
-    try:
-        berth("--json", "host")
-        return True
-    except Failure:
-        return False
-
-
-def start_nova_compute() -> None:
-    """Starts it and waits until its resource tracker has told Placement what there is."""
-    if NOVA_COMPUTE.pid:
-        return
-    before = NOVA_COMPUTE.log.stat().st_size if NOVA_COMPUTE.log.exists() else 0
-    NOVA_COMPUTE.start(VENV / "bin/nova-compute", f"--config-file={ETC}/nova/nova-compute.conf")
-
-    def is_ready() -> bool:
-        text = NOVA_COMPUTE.log.read_bytes()[before:]
-        return b"Compute node record created" in text or b"update_resources is initialized" in text
-
-    wait_until("nova-compute", is_ready, 120, NOVA_COMPUTE)
-    run(commands.PLACE / "nova-manage", "cell_v2", "discover_hosts")
-
-
 def stop() -> None:
-    """Ends nova-compute, deletes every instance, ends the service; nothing of it is left."""
-    NOVA_COMPUTE.stop(4)
-    if (STATE / "berth").exists():
-        _delete_instances()
-    SERVICE.stop(20)
+    """Ends all of it."""
+    for compute in ALL:
+        compute.stop()
     LXCFS_PROGRAM.stop(5)
-    _remove_cgroups()
-    # lxcfs, and the place that the service keeps for mounts.
+    # lxcfs, and the places that the services keep for mounts.
     for point, _, _ in reversed(list(mount_points())):
         if point != HUGETLB and (point.is_relative_to(STATE) or point.is_relative_to(RUN)):
             unmount(point)
@@ -118,20 +178,3 @@ def unmount_hugetlb() -> None:
     """Last: Neutron's proxies have it in mount namespaces of their own."""
     if HUGETLB.is_mount():
         return_hugetlb(HUGETLB)
-
-
-def _remove_cgroups() -> None:
-    """The groups that instances lived in, in every hierarchy."""
-    for hierarchy in cgroup_hierarchies():
-        for path, _, _ in os.walk(hierarchy / CGROUP, topdown=False):
-            with contextlib.suppress(OSError):
-                Path(path).rmdir()
-
-
-def _delete_instances() -> None:
-    start_service()
-    listed = json.loads(berth("--json", "list"))
-    names = [instance["id"] for instance in listed["instances"]]
-    if names:
-        with step(f"delete {len(names)} instances"):
-            berth("delete", *names)

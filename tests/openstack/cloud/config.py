@@ -8,8 +8,9 @@ from pathlib import Path
 
 from oslo_log.log import get_default_log_levels
 
+from . import hosts
+from .hosts import Host
 from .place import (
-    BERTH_SOCKET,
     DATA,
     DEBUG,
     ETC,
@@ -135,11 +136,13 @@ def _placement() -> Ini:
     }
 
 
-def _nova_common() -> Ini:
+def _nova_common(host: Host = hosts.FIRST) -> Ini:
     return {
         "DEFAULT": _default(
-            my_ip=LOOPBACK,
-            state_path=DATA / "nova",
+            host=host.name,
+            my_ip=host.address,
+            # nova-compute keeps there which compute node it is.
+            state_path=DATA / f"nova{host.suffix}",
             transport_url=BROKER,
             allow_resize_to_same_host=True,
             default_schedule_zone="nova",
@@ -152,21 +155,21 @@ def _nova_common() -> Ini:
             "service_metadata_proxy": True,
             "metadata_proxy_shared_secret": PASSWORD,
         },
-        # The hypervisor, the proxies and who looks are on one machine.
+        # The hypervisors, the proxies and who looks are on one machine.
         "serial_console": {
             "enabled": True,
             "base_url": f"ws://{LOOPBACK}:{PORTS['nova-serialproxy']}/",
             "serialproxy_host": LOOPBACK,
             "serialproxy_port": PORTS["nova-serialproxy"],
-            "proxyclient_address": LOOPBACK,
+            "proxyclient_address": host.address,
         },
         "vnc": {
             "enabled": True,
             "novncproxy_base_url": f"http://{LOOPBACK}:{PORTS['nova-novncproxy']}/vnc_lite.html",
             "novncproxy_host": LOOPBACK,
             "novncproxy_port": PORTS["nova-novncproxy"],
-            "server_listen": LOOPBACK,
-            "server_proxyclient_address": LOOPBACK,
+            "server_listen": host.address,
+            "server_proxyclient_address": host.address,
         },
         "spice": {"enabled": False},
     }
@@ -185,9 +188,9 @@ def _nova() -> Ini:
     }
 
 
-def _nova_compute() -> Ini:
+def _nova_compute(host: Host) -> Ini:
     """Without the databases: with them nova-compute warns at every start."""
-    common = _nova_common()
+    common = _nova_common(host)
     common["DEFAULT"] |= {
         "compute_driver": "berth.BerthDriver",
         "vif_plugging_is_fatal": True,
@@ -200,7 +203,7 @@ def _nova_compute() -> Ini:
         "max_concurrent_snapshots": 10,
     }
     return common | {
-        "berth": {"url": f"unix://{BERTH_SOCKET}", "snapshot_format": "as-base"},
+        "berth": {"url": f"unix://{host.run_dir}/berth.sock", "snapshot_format": "as-base"},
         "vif_plug_ovs": {"ovsdb_connection": f"tcp:{LOOPBACK}:{PORTS['ovsdb']}"},
         "vif_plug_ovs_privileged": PRIVSEP,
         "vif_plug_linux_bridge_privileged": PRIVSEP,
@@ -266,19 +269,20 @@ def _ml2() -> Ini:
     }
 
 
-def _neutron_metadata() -> Ini:
+def _neutron_metadata(host: Host) -> Ini:
     return {
         "DEFAULT": _default(
-            state_path=DATA / "neutron",
+            host=host.name,
+            state_path=DATA / f"neutron{host.suffix}",
             nova_metadata_host=LOOPBACK,
             nova_metadata_port=PORTS["nova-metadata"],
             metadata_proxy_shared_secret=PASSWORD,
             metadata_workers=1,
         ),
         **_neutron_root(),
-        "ovs": {"ovsdb_connection": OVSDB},
+        "ovs": {"ovsdb_connection": f"unix:{host.ovs_run}/db.sock"},
         "ovn": {"ovn_nb_connection": OVN_NB, "ovn_sb_connection": OVN_SB},
-        "oslo_concurrency": {"lock_path": DATA / "lock/neutron"},
+        "oslo_concurrency": {"lock_path": DATA / f"lock/neutron{host.suffix}"},
     }
 
 
@@ -314,11 +318,14 @@ FILES = {
     "glance/glance-api.conf": _glance,
     "placement/placement.conf": _placement,
     "nova/nova.conf": _nova,
-    "nova/nova-compute.conf": _nova_compute,
     "neutron/neutron.conf": _neutron,
     "neutron/ml2_conf.ini": _ml2,
-    "neutron/metadata_agent.ini": _neutron_metadata,
     "heat/heat.conf": _heat,
+}
+# Of each host, with its number before the ending.
+FILES_OF_A_HOST = {
+    "nova/nova-compute.conf": _nova_compute,
+    "neutron/metadata_agent.ini": _neutron_metadata,
 }
 # Files that the services' packages bring.
 COPIED = (
@@ -329,6 +336,12 @@ COPIED = (
     "heat/environment.d",
     "heat/templates",
 )
+
+
+def of_host(name: str, host: Host) -> str:
+    """The name of a host's own file."""
+    path = Path(name)
+    return str(path.with_stem(f"{path.stem}{host.suffix}"))
 
 
 def write(path: Path, ini: Ini) -> None:
@@ -360,10 +373,13 @@ def write_all() -> None:
             shutil.copy(source, target)
     for name, make in FILES.items():
         write(ETC / name, make())
+    for host in hosts.ALL:
+        for name, make in FILES_OF_A_HOST.items():
+            write(ETC / of_host(name, host), make(host))
+        for name in ("nova", "neutron"):
+            (DATA / f"{name}{host.suffix}").mkdir(parents=True, exist_ok=True)
     for name in ("images", "staging", "tasks"):
         (DATA / "glance" / name).mkdir(parents=True, exist_ok=True)
-    for name in ("nova", "neutron"):
-        (DATA / name).mkdir(parents=True, exist_ok=True)
     temporary = STATE / "tmp"
     temporary.mkdir(exist_ok=True)
     temporary.chmod(0o1777)

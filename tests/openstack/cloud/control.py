@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+from . import hosts
+from .config import of_host
 from .place import DATA, ETC, NOVNC, PORTS, VENV, address, url
 from .processes import Program, answers, together, wait_until
 
@@ -42,8 +44,9 @@ DAEMONS = {
 AFTER_NEUTRON = {
     "neutron-maintenance": ("neutron-ovn-maintenance-worker", *NEUTRON),
     "neutron-periodic": ("neutron-periodic-workers", *NEUTRON),
-    "neutron-metadata": ("neutron-ovn-metadata-agent", "neutron/neutron.conf", "neutron/metadata_agent.ini"),
 }
+# On each host.
+METADATA_AGENT = "neutron-metadata"
 
 
 def start_identity() -> None:
@@ -61,6 +64,12 @@ def start() -> None:
     _wait_for("neutron-api")
     for name, (program, *files) in AFTER_NEUTRON.items():
         _start_daemon(name, program, files)
+    for host in hosts.ALL:
+        host.program(METADATA_AGENT).start(
+            VENV / "bin/neutron-ovn-metadata-agent",
+            f"--config-file={ETC}/neutron/neutron.conf",
+            f"--config-file={ETC / of_host('neutron/metadata_agent.ini', host)}",
+        )
     for name in APIS:
         _wait_for(name)
 
@@ -96,8 +105,9 @@ def _wait_for(name: str) -> None:
 def stop() -> None:
     """Ends everything, and the metadata proxies, which outlive their agent by design."""
     names = [*AFTER_NEUTRON, *DAEMONS, *APIS]
-    together([lambda n=name: Program(n).stop(4) for name in names])
-    for record in (DATA / "neutron/external/pids").glob("*"):
+    programs = [Program(name) for name in names] + [host.program(METADATA_AGENT) for host in hosts.ALL]
+    together([lambda p=program: p.stop(4) for program in programs])
+    for record in DATA.glob("neutron*/external/pids/*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(record.read_text())
             if b"haproxy" in Path(f"/proc/{pid}/cmdline").read_bytes():

@@ -6,17 +6,9 @@ import contextlib
 import subprocess
 from pathlib import Path
 
-from .place import (
-    EXTERNAL_ADDRESS,
-    HOST,
-    LOOPBACK,
-    OVN_NB,
-    OVN_SB,
-    OVS_RUN,
-    OVSDB,
-    PORTS,
-    STATE,
-)
+from . import hosts
+from .hosts import Host
+from .place import EXTERNAL_ADDRESS, LOOPBACK, OVN_NB, OVN_SB, PORTS
 from .processes import Failure, Program, listens, run, together, wait_until
 
 INTEGRATION, EXTERNAL = "br-int", "br-ex"
@@ -27,75 +19,101 @@ DATABASES = {
     "ovn-sb": Path("/usr/share/ovn/ovn-sb.ovsschema"),
 }
 SOCKETS = {"ovsdb": "db.sock", "ovn-nb": "ovnnb_db.sock", "ovn-sb": "ovnsb_db.sock"}
-DAEMONS = (*DATABASES, "ovs-vswitchd", "ovn-northd", "ovn-controller", "ovn-no-gateway-mtu")
+# What the first host has, and every host.
+CENTRAL = ("ovn-nb", "ovn-sb", "ovn-northd")
+EACH = ("ovsdb", "ovs-vswitchd", "ovn-controller")
 MTU_LOOP = Path(__file__).with_name("no-gateway-mtu")
 
 
 def start() -> None:
-    """Starts all daemons and waits until OVN knows this host."""
-    for directory in (OVS_RUN, STATE / "ovn"):
-        directory.mkdir(parents=True, exist_ok=True)
-    for name in DATABASES:
-        _start_database(name)
-    _configure()
-    _daemon("ovs-vswitchd", "ovs-vswitchd", OVSDB)
-    _make_bridges()
-    _daemon("ovn-northd", "ovn-northd", f"--ovnnb-db={OVN_NB}", f"--ovnsb-db={OVN_SB}")
-    _daemon("ovn-controller", "ovn-controller", OVSDB)
+    """Starts all daemons and waits until OVN knows every host."""
+    for name in ("ovn-nb", "ovn-sb"):
+        _start_database(hosts.FIRST, name)
+    for host in hosts.ALL:
+        _start_database(host, "ovsdb")
+        _configure(host)
+        _daemon(host, "ovs-vswitchd", "ovs-vswitchd", f"unix:{host.ovs_run}/{SOCKETS['ovsdb']}")
+        _make_bridges(host)
+    _confine()
+    _daemon(hosts.FIRST, "ovn-northd", "ovn-northd", f"--ovnnb-db={OVN_NB}", f"--ovnsb-db={OVN_SB}")
+    for host in hosts.ALL:
+        _daemon(host, "ovn-controller", "ovn-controller", f"unix:{host.ovs_run}/{SOCKETS['ovsdb']}")
     Program("ovn-no-gateway-mtu").start(MTU_LOOP, OVN_NB)
     # Neutron's metadata agent, started before, would stay half dead.
-    wait_until("OVN's chassis", _has_chassis, 60, Program("ovn-controller"))
+    for host in hosts.ALL:
+        controller = host.program("ovn-controller")
+        wait_until(f"OVN's chassis {host.name}", lambda host=host: _has_chassis(host), 60, controller)
 
 
-def _daemon(name: str, *command: object) -> None:
+def _daemon(host: Host, name: str, *command: object) -> None:
     """Its own monitor starts it again: ovn-controller 23.03 was seen to crash in its first second."""
-    options = ("--monitor", "--no-chdir", f"--pidfile={OVS_RUN}/{name}.pid", "-vsyslog:off", "-vconsole:warn")
-    Program(name).start(*command, *options)
+    pidfile = f"--pidfile={host.ovs_run}/{name}.pid"
+    options = ("--monitor", "--no-chdir", pidfile, "-vsyslog:off", "-vconsole:warn")
+    host.program(name).start(*command, *options, **_directories(host))
 
 
-def _start_database(name: str) -> None:
-    file = STATE / "ovn" / f"{name}.db"
+def _directories(host: Host) -> dict[str, str]:
+    return {"OVS_RUNDIR": str(host.ovs_run), "OVN_RUNDIR": str(host.ovs_run)}
+
+
+def _start_database(host: Host, name: str) -> None:
+    file = host.state / "ovn" / f"{name}.db"
+    file.parent.mkdir(exist_ok=True)
     if not file.exists():
         run("ovsdb-tool", "create", file, DATABASES[name])
     _daemon(
-        *(name, "ovsdb-server", file, f"--remote=punix:{OVS_RUN}/{SOCKETS[name]}"),
-        *(f"--remote=ptcp:{PORTS[name]}:{LOOPBACK}", f"--unixctl={OVS_RUN}/{name}.ctl"),
+        *(host, name, "ovsdb-server", file, f"--remote=punix:{host.ovs_run}/{SOCKETS[name]}"),
+        *(f"--remote=ptcp:{PORTS[name]}:{LOOPBACK}", f"--unixctl={host.ovs_run}/{name}.ctl"),
     )
-    wait_until(name, lambda: listens(PORTS[name]), 20, Program(name))
+    socket = host.ovs_run / SOCKETS[name]
+    wait_until(name, lambda: listens(PORTS[name]) and socket.exists(), 20, host.program(name))
 
 
-def _configure() -> None:
+def _vsctl(host: Host, *words: object) -> None:
+    run(*host.inside(), "ovs-vsctl", "--timeout=30", *words, **_directories(host))
+
+
+def _configure(host: Host) -> None:
     ids = {
-        "system-id": HOST,
-        "hostname": HOST,
+        "system-id": host.name,
+        "hostname": host.name,
         "ovn-remote": OVN_SB,
         "ovn-encap-type": "geneve",
-        "ovn-encap-ip": LOOPBACK,
+        "ovn-encap-ip": host.tunnel_address,
         "ovn-bridge": INTEGRATION,
         "ovn-bridge-datapath-type": "netdev",
         "ovn-bridge-mappings": f"public:{EXTERNAL}",
-        "ovn-cms-options": "enable-chassis-as-gw",
+        **({"ovn-cms-options": "enable-chassis-as-gw"} if host.is_first else {}),
     }
-    run("ovs-vsctl", "--no-wait", "init")
-    run(
-        *("ovs-vsctl", "--no-wait", "set", "Open_vSwitch", "."),
+    _vsctl(host, "--no-wait", "init")
+    _vsctl(
+        *(host, "--no-wait", "set", "Open_vSwitch", "."),
         # With it, the datapath fills in the checksums that veth pairs leave to hardware.
         "other_config:userspace-tso-enable=true",
         *(f'external_ids:{key}="{value}"' for key, value in ids.items()),
     )
 
 
-def _make_bridges() -> None:
+def _make_bridges(host: Host) -> None:
     netdev = "datapath_type=netdev"
-    run(
-        *("ovs-vsctl", "--timeout=30", "--may-exist", "add-br", INTEGRATION),
+    _vsctl(
+        *(host, "--may-exist", "add-br", INTEGRATION),
         *("--", "set", "bridge", INTEGRATION, netdev, "fail_mode=secure"),
         *("--", "--may-exist", "add-br", EXTERNAL, "--", "set", "bridge", EXTERNAL, netdev),
     )
     for bridge in (INTEGRATION, EXTERNAL):
-        run("ip", "link", "set", bridge, "up")
-    run("ip", "address", "replace", f"{EXTERNAL_ADDRESS}/24", "dev", EXTERNAL)
-    # Nothing that a server sends leaves this machine, whatever ip_forward says.
+        run(*host.inside(), "ip", "link", "set", bridge, "up")
+    if host.is_first:
+        run("ip", "address", "replace", f"{EXTERNAL_ADDRESS}/24", "dev", EXTERNAL)
+    else:
+        _vsctl(hosts.FIRST, "--may-exist", "add-port", EXTERNAL, host.cable)
+        _vsctl(host, "--may-exist", "add-port", EXTERNAL, "external")
+    if len(hosts.ALL) > 1:
+        run(*host.inside(), "ip", "address", "replace", f"{host.tunnel_address}/24", "dev", EXTERNAL)
+
+
+def _confine() -> None:
+    """Nothing that a server sends leaves this machine, whatever ip_forward says."""
     rules = f"""
         table inet {NFT_TABLE}
         delete table inet {NFT_TABLE}
@@ -108,20 +126,22 @@ def _make_bridges() -> None:
     run("nft", "-f", "-", stdin=rules)
 
 
-def _has_chassis() -> bool:
+def _has_chassis(host: Host) -> bool:
+    find = ("--bare", "--columns=name", "find", "Chassis_Private", f"name={host.name}")
     try:
-        return bool(
-            run("ovn-sbctl", f"--db={OVN_SB}", "--bare", "--columns=name", "find", "Chassis_Private").strip()
-        )
+        return bool(run("ovn-sbctl", f"--db={OVN_SB}", *find).strip())
     except Failure:
         return False
 
 
 def stop() -> None:
     """Ends the daemons and takes their devices away."""
-    for name in ("ovn-no-gateway-mtu", "ovn-controller"):
-        Program(name).stop(5, group=True)  # before what they talk to
-    together([lambda n=name: Program(n).stop(5, group=True) for name in DAEMONS])
+    # Before what they talk to.
+    Program("ovn-no-gateway-mtu").stop(5, group=True)
+    together([lambda h=host: h.program("ovn-controller").stop(5, group=True) for host in hosts.ALL])
+    daemons = [Program(name) for name in CENTRAL]
+    daemons += [host.program(name) for host in hosts.ALL for name in EACH]
+    together([lambda d=daemon: d.stop(5, group=True) for daemon in daemons])
     for device in (INTEGRATION, EXTERNAL, "ovs-netdev", "ovs-tap"):
         subprocess.run(["ip", "link", "delete", device], capture_output=True, check=False)
     subprocess.run(["nft", "delete", "table", "inet", NFT_TABLE], capture_output=True, check=False)

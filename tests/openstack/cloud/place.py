@@ -20,13 +20,14 @@ ETC, LOG, PIDS, DATA = STATE / "etc", STATE / "log", STATE / "pids", STATE / "da
 # Sockets: a path of theirs has at most 107 bytes.
 RUN = Path("/run/berth-openstack")
 LXCFS, HUGETLB = STATE / "lxcfs", STATE / "hugetlb"
-BERTH_SOCKET = RUN / "berth.sock"
 OVS_RUN = RUN / "ovs"
 OVSDB = f"unix:{OVS_RUN}/db.sock"
 KEY = STATE / "key"
 CLOUDS = STATE / "clouds.yaml"
 
 HOST = socket.gethostname()
+# Compute hosts: this machine, and others in namespaces on it. A cloud that has them keeps them.
+HOSTS = max(int(os.environ.get("HOSTS", "1")), 1 + len(list(STATE.glob("host-*"))))
 # Root's alone to read.
 PASSWORD_FILE = STATE / "password"
 

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .place import LOG, LOOPBACK, PIDS, environment
@@ -50,10 +50,11 @@ def start_time(pid: int) -> str | None:
 
 
 class Program:
-    """A program that outlives this one."""
+    """A program that outlives this one. `prefix`: what runs its command elsewhere, in its own process."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, prefix: Sequence[object] = ()):
         self.name = name
+        self.prefix = prefix
         self.record = PIDS / name
         self.log = LOG / f"{name}.log"
 
@@ -72,7 +73,7 @@ class Program:
             return
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [str(word) for word in command],
+                [str(word) for word in (*self.prefix, *command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

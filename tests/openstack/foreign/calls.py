@@ -197,8 +197,8 @@ class Cloud:
 
     def lose(self, server: Any) -> None:
         """Makes the service know nothing of the server, behind Nova's back."""
-        if server.id in compute.berth("--json", "list"):
-            compute.berth("delete", server.id)
+        if server.id in compute.FIRST.berth("--json", "list"):
+            compute.FIRST.berth("delete", server.id)
 
     def delete(self, server: Any) -> None:
         with contextlib.suppress(exceptions.NotFoundException):
