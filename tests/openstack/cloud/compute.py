@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import commands, hosts
+from . import commands, control, hosts, network
 from .hosts import Host
 from .place import BERTH, DEBUG, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
 from .processes import Failure, Program, run, step, together, wait_until
@@ -21,6 +22,7 @@ from hoststate import cgroup_hierarchies, mount_points  # noqa: E402
 
 CGROUP = "berth-openstack"
 LXCFS_PROGRAM = Program("lxcfs")
+SERVICE, NOVA_COMPUTE = "berth", "nova-compute"
 # Apart from the default's, which an installed berth has; each host's apart from another's.
 ID_MAP_FIRST, ID_MAPS = 0x3000_0000, 0x800_0000
 
@@ -34,12 +36,12 @@ class Compute:
     @property
     def service(self) -> Program:
         """`berth serve`."""
-        return self.host.program("berth")
+        return self.host.program(SERVICE)
 
     @property
     def nova_compute(self) -> Program:
         """nova-compute."""
-        return self.host.program("nova-compute")
+        return self.host.program(NOVA_COMPUTE)
 
     @property
     def state(self) -> Path:
@@ -111,6 +113,19 @@ class Compute:
         """Both."""
         self.start_service()
         self.start_nova_compute()
+
+    def lose_power(self) -> None:
+        """Ends all that runs on it, at once and without a word; `run up` switches it on again."""
+        for name in (NOVA_COMPUTE, SERVICE, control.METADATA_AGENT, *network.EACH):
+            self.host.program(name).signal(signal.SIGKILL, group=True)
+        control.end_metadata_proxies(self.host)
+        for hierarchy in cgroup_hierarchies():
+            for path, _, _ in os.walk(hierarchy / self._cgroup):
+                for pid in Path(path, "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+        network.unplug(self.host)
+        self.host.stop()
 
     def stop(self) -> None:
         """Ends nova-compute, deletes every instance, ends the service; nothing of it is left."""

@@ -103,11 +103,17 @@ def _wait_for(name: str) -> None:
 
 
 def stop() -> None:
-    """Ends everything, and the metadata proxies, which outlive their agent by design."""
+    """Ends everything, and the metadata proxies."""
     names = [*AFTER_NEUTRON, *DAEMONS, *APIS]
     programs = [Program(name) for name in names] + [host.program(METADATA_AGENT) for host in hosts.ALL]
     together([lambda p=program: p.stop(4) for program in programs])
-    for record in DATA.glob("neutron*/external/pids/*"):
+    for host in hosts.ALL:
+        end_metadata_proxies(host)
+
+
+def end_metadata_proxies(host: hosts.Host) -> None:
+    """They outlive their agent by design."""
+    for record in (DATA / f"neutron{host.suffix}/external/pids").glob("*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(record.read_text())
             if b"haproxy" in Path(f"/proc/{pid}/cmdline").read_bytes():

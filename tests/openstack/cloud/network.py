@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 from pathlib import Path
 
 from . import hosts
 from .hosts import Host
 from .place import EXTERNAL_ADDRESS, LOOPBACK, OVN_NB, OVN_SB, PORTS
-from .processes import Failure, Program, listens, run, together, wait_until
+from .processes import Failure, Program, run, together, wait_until
 
 INTEGRATION, EXTERNAL = "br-int", "br-ex"
 NFT_TABLE = "berth_openstack"
@@ -65,8 +66,15 @@ def _start_database(host: Host, name: str) -> None:
         *(host, name, "ovsdb-server", file, f"--remote=punix:{host.ovs_run}/{SOCKETS[name]}"),
         *(f"--remote=ptcp:{PORTS[name]}:{LOOPBACK}", f"--unixctl={host.ovs_run}/{name}.ctl"),
     )
-    socket = host.ovs_run / SOCKETS[name]
-    wait_until(name, lambda: listens(PORTS[name]) and socket.exists(), 20, host.program(name))
+    wait_until(name, lambda: _answers(host, name), 20, host.program(name))
+
+
+def _answers(host: Host, database: str) -> bool:
+    try:
+        run("ovsdb-client", "list-dbs", f"unix:{host.ovs_run}/{SOCKETS[database]}")
+        return True
+    except Failure:
+        return False
 
 
 def _vsctl(host: Host, *words: object) -> None:
@@ -100,9 +108,14 @@ def _make_bridges(host: Host) -> None:
         *(host, "--may-exist", "add-br", INTEGRATION),
         *("--", "set", "bridge", INTEGRATION, netdev, "fail_mode=secure"),
         *("--", "--may-exist", "add-br", EXTERNAL, "--", "set", "bridge", EXTERNAL, netdev),
+        # The same after the host's boot: who tunnels to it remembers it for a quarter of an hour.
+        f"other-config:hwaddr=02:00:00:00:be:{host.number:02x}",
     )
     for bridge in (INTEGRATION, EXTERNAL):
-        run(*host.inside(), "ip", "link", "set", bridge, "up")
+        # Where the host had it before, nothing waits for its device.
+        up = [str(word) for word in (*host.inside(), "ip", "link", "set", bridge, "up")]
+        done = functools.partial(subprocess.run, up, capture_output=True, check=False)
+        wait_until(bridge, lambda done=done: done().returncode == 0, 20, host.program("ovs-vswitchd"))
     if host.is_first:
         run("ip", "address", "replace", f"{EXTERNAL_ADDRESS}/24", "dev", EXTERNAL)
     else:
@@ -110,6 +123,11 @@ def _make_bridges(host: Host) -> None:
         _vsctl(host, "--may-exist", "add-port", EXTERNAL, "external")
     if len(hosts.ALL) > 1:
         run(*host.inside(), "ip", "address", "replace", f"{host.tunnel_address}/24", "dev", EXTERNAL)
+
+
+def unplug(host: Host) -> None:
+    """Takes its cable out of the first host, whose Open vSwitch would be deaf on one that comes again."""
+    _vsctl(hosts.FIRST, "--if-exists", "del-port", EXTERNAL, host.cable)
 
 
 def _confine() -> None:
