@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::{Fault, Result};
 
+mod migration;
+
+pub use migration::Migration;
+
 /// The whole configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -29,6 +33,8 @@ pub struct Config {
     pub images: Images,
     /// `[bridge]`
     pub bridge: Bridge,
+    /// `[migration]`
+    pub migration: Migration,
 }
 
 /// The HTTP service.
@@ -526,6 +532,7 @@ impl Config {
             "host.cpu_dedicated_set",
             "must not share a CPU with host.cpu_shared_set",
         )?;
+        self.migration.validate(self.service.tls.as_ref())?;
         let b = &self.bridge;
         check(
             !b.name.is_empty() && b.name.len() <= 15,

@@ -94,6 +94,8 @@ fault_kinds! {
     GlanceUnavailable = "glance-unavailable", 502, "The image service did not deliver";
     /// Glance refused the token or the image is not visible with it.
     GlanceForbidden = "glance-forbidden", 502, "The image service refused access";
+    /// The service of the other host of a move cannot be reached, or is not who it should be.
+    PeerUnavailable = "peer-unavailable", 502, "The other host's service did not answer";
     /// The OCI runtime program failed.
     RuntimeFailed = "runtime-failed", 500, "The container runtime failed";
     /// The host's network could not be set up as asked.

@@ -3,7 +3,7 @@
 //! The folders are the flow, and arrows go one way:
 //!
 //! ```text
-//! server → api, remote_console → instance → { image rootfs network cgroup runtime monitor console host } → store, sys → kernel
+//! server → api, remote_console → instance → { image rootfs network cgroup runtime monitor console migration host } → store, sys → kernel
 //! ```
 //!
 //! * [`types`] are the values that travel: on the wire, into the durable
@@ -28,6 +28,8 @@ pub mod host;
 pub mod image;
 #[cfg(feature = "service")]
 pub mod instance;
+#[cfg(feature = "service")]
+pub mod migration;
 #[cfg(feature = "service")]
 pub mod monitor;
 #[cfg(feature = "service")]

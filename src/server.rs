@@ -14,8 +14,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_tls::accept::openssl::TlsStream;
 use actix_web::HttpServer;
-use actix_web::rt::net::UnixStream;
+use actix_web::rt::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 
 use self::listen::Listeners;
@@ -38,6 +39,8 @@ pub struct Server {
     listeners: Listeners,
     workers: usize,
     consoles: PathBuf,
+    /// Common names of other hosts' services.
+    peers: Vec<String>,
 }
 
 impl Server {
@@ -47,6 +50,7 @@ impl Server {
             listeners: Listeners::bind(config)?,
             workers: worker_count(config.service.workers),
             consoles: Layout::new(&config.service.state_dir, &config.service.run_dir).consoles(),
+            peers: config.migration.peers.clone(),
         })
     }
 
@@ -62,7 +66,7 @@ impl Server {
         backend: Arc<dyn Backend>,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let Server { listeners: Listeners { unix, socket, tls }, workers, consoles } = self;
+        let Server { listeners: Listeners { unix, socket, tls }, workers, consoles, peers } = self;
         let (stopping, is_stopping) = watch::channel(false);
         let remote_consoles = RemoteConsoles::new(backend.clone(), consoles, is_stopping.clone());
         let api = Api::new(backend.clone(), remote_consoles.clone(), is_stopping);
@@ -71,9 +75,16 @@ impl Server {
             .keep_alive(KEEP_ALIVE)
             .shutdown_timeout(DRAIN.as_secs() + 5)
             .disable_signals()
-            .on_connect(|connection, data| {
-                let unix = connection.downcast_ref::<UnixStream>();
-                data.insert(Peer(unix.map_or_else(|| "tls".to_owned(), describe_peer)));
+            .on_connect(move |connection, data| {
+                if let Some(unix) = connection.downcast_ref::<UnixStream>() {
+                    data.insert(Peer { name: describe_peer(unix), moves_instances: false });
+                } else if let Some(tls) = connection.downcast_ref::<TlsStream<TcpStream>>() {
+                    let certificate = tls.ssl().peer_certificate();
+                    let name = certificate.and_then(|found| tls::common_name(&found));
+                    let moves_instances = name.as_ref().is_some_and(|name| peers.contains(name));
+                    let name = format!("tls {}", name.unwrap_or_default());
+                    data.insert(Peer { name, moves_instances });
+                }
             })
             .listen_uds(unix)
             .or_fault("listening on the Unix socket")?;
@@ -108,9 +119,10 @@ impl Server {
 }
 
 /// Checks what the listeners need of the host, and listens on nothing.
-pub fn verify(config: &config::Service) -> Result<()> {
-    listen::group_id(&config.socket_group)?;
-    config.tls.as_ref().map_or(Ok(()), |tls| tls::acceptor(tls).map(|_| ()))
+pub fn verify(config: &config::Config) -> Result<()> {
+    listen::group_id(&config.service.socket_group)?;
+    let tls = config.service.tls.as_ref();
+    tls.map_or(Ok(()), |tls| tls::acceptor(tls, &config.migration).map(drop))
 }
 
 /// Waits for operations under way, within bounds.

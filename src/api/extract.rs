@@ -15,7 +15,7 @@ use std::future::{Future, Ready, ready};
 use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, Result};
-use crate::types::ConsoleProtocol;
+use crate::types::{ConsoleProtocol, IncomingFile};
 
 /// Most bytes of a body, unless the endpoint says otherwise.
 pub(super) const BODY_LIMIT: usize = 1 << 20;
@@ -61,6 +61,34 @@ impl FromRequest for Protocol {
         let text = request.match_info().query("protocol");
         let known = serde_json::from_value(text.into()).map(Protocol);
         ready(known.map_err(|_| Fault::invalid("protocol", "must be serial or vnc")))
+    }
+}
+
+/// The `{digest}` of the path.
+#[derive(Clone, Debug)]
+pub(super) struct Layer(pub String);
+
+impl FromRequest for Layer {
+    type Error = Fault;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Ok(Layer(request.match_info().query("digest").to_owned())))
+    }
+}
+
+/// The `{file}` of the path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MoveFile(pub IncomingFile);
+
+impl FromRequest for MoveFile {
+    type Error = Fault;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let text = request.match_info().query("file");
+        let known = serde_json::from_value(text.into()).map(MoveFile);
+        ready(known.map_err(|_| Fault::invalid("file", "is no file of an instance that moves")))
     }
 }
 
@@ -127,6 +155,20 @@ pub(super) struct Body<T, const LIMIT: usize = BODY_LIMIT>(pub T);
 /// A JSON body that may be left out.
 #[derive(Debug)]
 pub(super) struct OptionalBody<T>(pub T);
+
+/// A body of bytes, at most `LIMIT`.
+#[derive(Debug)]
+pub(super) struct Raw<const LIMIT: usize>(pub Vec<u8>);
+
+impl<const LIMIT: usize> FromRequest for Raw<LIMIT> {
+    type Error = Fault;
+    type Future = Extracted<Self>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = read(request, payload, LIMIT);
+        Box::pin(async move { body.await.map(Raw) })
+    }
+}
 
 /// The body of an action that has nothing to say: empty, or `{}`.
 #[derive(Debug, Default, Deserialize)]

@@ -25,9 +25,17 @@ use crate::telemetry;
 /// The header that carries a request's id, both ways: OpenStack's own.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-openstack-request-id");
 
+/// Where another host's service sends instances.
+const INCOMING: &str = "/v1/incoming";
+
 /// Who is at the other end of a connection; kept in the connection's data.
 #[derive(Clone, Debug)]
-pub struct Peer(pub String);
+pub struct Peer {
+    /// For the log.
+    pub name: String,
+    /// It is another host's service: it moves instances, and does nothing else.
+    pub moves_instances: bool,
+}
 
 tokio::task_local! {
     /// The id of the request that this task answers: problems carry it.
@@ -57,7 +65,7 @@ pub(super) async fn gate(
     let started = Instant::now();
     let request_id = request_id(request.headers());
     request.extensions_mut().insert(RequestContext { request_id: request_id.clone() });
-    let peer = request.conn_data::<Peer>().map_or_else(String::new, |peer| peer.0.clone());
+    let peer = request.conn_data::<Peer>().map_or_else(String::new, |peer| peer.name.clone());
     let method = request.method().clone();
     let span = tracing::info_span!(
         "request", %request_id, %method, path = request.path(), peer = %peer
@@ -98,7 +106,24 @@ async fn answer(
     }
 }
 
+/// Whether a path is for another host's service, and for no other client.
+fn is_of_peers(path: &str) -> bool {
+    path.strip_prefix(INCOMING).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 fn admit(api: &Api, request: &ServiceRequest) -> Result<()> {
+    let is_peer = request.conn_data::<Peer>().is_some_and(|peer| peer.moves_instances);
+    // As the routes are found by it: the address itself may be written in several ways.
+    if is_peer != is_of_peers(request.match_info().as_str()) {
+        let why = if is_peer {
+            "another host's service moves instances and does nothing else: use a certificate \
+             whose common name is not in migration.peers"
+        } else {
+            "only another host's service sends instances: its certificate's common name is in \
+             migration.peers"
+        };
+        return Err(Fault::new(FaultKind::Forbidden, why));
+    }
     if api.is_stopping() && !request.method().is_safe() {
         return Err(Fault::new(
             FaultKind::ServiceUnavailable,

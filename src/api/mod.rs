@@ -19,6 +19,7 @@ mod extract;
 mod gate;
 mod host;
 mod images;
+mod incoming;
 mod instances;
 mod interfaces;
 mod openapi;

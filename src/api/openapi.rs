@@ -73,10 +73,11 @@ pub(super) fn json(document: &OpenApi) -> String {
     text
 }
 
-const TAGS: [(&str, &str); 5] = [
+const TAGS: [(&str, &str); 6] = [
     ("host", "The compute host: inventory, capabilities, use."),
     ("instances", "Instances and what is done to them."),
     ("images", "The host's image store."),
+    ("migration", "Instances on their way from another host: for that host's service alone."),
     ("operations", "Work under way or lately ended, and the events of instances."),
     ("service", "The service itself."),
 ];

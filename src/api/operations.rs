@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, get, web};
+use actix_web::{HttpResponse, delete, get, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_actix_web::service_config::ServiceConfig;
@@ -18,7 +18,7 @@ use crate::types::Operation;
 const LONGEST_WAIT: u64 = 300;
 
 pub(super) fn routes(config: &mut ServiceConfig<'_>) {
-    config.service(list_operations).service(get_operation);
+    config.service(list_operations).service(get_operation).service(abort_operation);
 }
 
 /// Operations of this host.
@@ -64,4 +64,19 @@ async fn get_operation(api: web::Data<Api>, Id(id): Id, query: Query) -> Result<
         () = api.stopped() => None,
     };
     Ok(HttpResponse::Ok().json(ended.unwrap_or_else(|| handle.snapshot())))
+}
+
+/// Aborts the move of an instance to another host, which stays here. It is possible until
+/// the other host was told to take it; of an operation that has ended there is nothing to abort.
+/// The operation ends soon after, as failed.
+#[utoipa::path(
+    tag = "operations",
+    params(("id" = Uuid, Path, description = "The operation's id")),
+    responses((status = 204, description = "It ends, or has ended")),
+    extensions(("x-faults" = json!([OperationNotFound, InstanceInvalidState])))
+)]
+#[delete("/v1/operations/{id}")]
+async fn abort_operation(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse> {
+    blocking(&api, move |backend| backend.operation(id)?.abort()).await?;
+    Ok(HttpResponse::NoContent().finish())
 }

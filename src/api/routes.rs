@@ -3,8 +3,8 @@
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{
-    console, events, exec, host, images, instances, interfaces, operations, remote_consoles,
-    service, verbs,
+    console, events, exec, host, images, incoming, instances, interfaces, operations,
+    remote_consoles, service, verbs,
 };
 
 /// Adds them all. Through `service(…)` only: others would be served without
@@ -19,6 +19,7 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .configure(remote_consoles::routes)
         .configure(exec::routes)
         .configure(images::routes)
+        .configure(incoming::routes)
         .configure(operations::routes)
         .configure(events::routes)
         .configure(service::routes);

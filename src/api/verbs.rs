@@ -14,7 +14,10 @@ use super::shared::Api;
 use crate::fault::FaultKind::{self, *};
 use crate::fault::Result;
 use crate::instance::backend::{Action, RequestContext};
-use crate::types::{Instance, Operation, Reboot, Rescue, Resize, SetPassword, Snapshot, Stop};
+use crate::types::{
+    Instance, Migrate, Operation, Reboot, Rescue, Resize, RevertMigration, SetPassword, Snapshot,
+    Stop,
+};
 
 /// Makes handlers and routes of rows. A verb that is done is answered with the
 /// instance as it is then, or with nothing (204).
@@ -202,6 +205,39 @@ verbs! {
         200 "It is what it was" Instance,
         202 "The resize is being reverted",
         faults CHANGE
+    }
+
+    /// Moves an instance to another host's service. One that runs is stopped, once most of its
+    /// disks is there. It is not started there; what it was is kept here, and nothing can be
+    /// done to it here but a revert or a delete. When the move fails, the instance is what it was
+    /// and runs if it did. The operation tells the bytes, and can be aborted.
+    post "/v1/instances/{id}/migrate"
+    migrate_instance(Body(wanted): Body<Migrate>) described as (content = Migrate) {
+        Action::Migrate(wanted);
+        200 "It is the other host's" Instance,
+        202 "It is on its way",
+        faults [
+            InstanceNotFound, ImageNotFound, InstanceExists, InstanceInvalidState, ImageExists,
+            InterfaceExists, PayloadTooLarge, UnsupportedMediaType, Forbidden,
+            FlavorDiskTooSmall, FlavorMemoryTooSmall, RuntimeFailed, NetworkFailed,
+            HostUnsupported, PeerUnavailable, ServiceUnavailable, Timeout, ResourcesExhausted,
+        ]
+    }
+
+    /// Takes an instance back that has moved, as it was when it went; it is not started. If it
+    /// was started on the other host it must be deleted there first. One that is here is left
+    /// alone.
+    post "/v1/instances/{id}/migrate/revert"
+    revert_migration(OptionalBody(wanted): OptionalBody<RevertMigration>)
+    described as (content = Option<RevertMigration>, description = "May be left out") {
+        Action::RevertMigration(wanted);
+        200 "It is here" Instance,
+        202 "It is being taken back",
+        faults [
+            InstanceNotFound, InstanceInvalidState, PayloadTooLarge, UnsupportedMediaType,
+            Forbidden, HostUnsupported, PeerUnavailable, ServiceUnavailable, Timeout,
+            ResourcesExhausted,
+        ]
     }
 
     /// Sets a user's password inside a running instance, by the programs of its

@@ -74,7 +74,7 @@ pub(super) fn check(
 /// What of the configuration shows only when it is used, before `serve` uses it.
 fn verify(config: &Config) -> Result<()> {
     telemetry::verify(&config.service.log_level)?;
-    server::verify(&config.service)?;
+    server::verify(config)?;
     openstack::verify(&config.images)
 }
 

@@ -34,6 +34,11 @@ impl ConsoleFiles {
         let before = latest.with_extension("log.1");
         ConsoleFiles { first: layout.console_first(), latest, before }
     }
+
+    /// First, latest, and the part before the latest.
+    pub fn into_paths(self) -> [PathBuf; 3] {
+        [self.first, self.latest, self.before]
+    }
 }
 
 /// The log, open for writing. It never fails its caller: what cannot be

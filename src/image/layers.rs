@@ -49,9 +49,24 @@ impl Layers {
 
     /// Keeps a layer from being collected as long as the guard lives.
     pub(super) fn pin(&self, digest: &Digest) -> Pin<'_> {
-        let hex = digest.hex().to_owned();
-        *self.lock().pins.entry(hex.clone()).or_default() += 1;
-        Pin { layers: self, hex }
+        self.hold(digest);
+        Pin { layers: self, digest: digest.clone() }
+    }
+
+    /// Keeps a layer from being collected until [`unpin`](Self::unpin).
+    pub(super) fn hold(&self, digest: &Digest) {
+        *self.lock().pins.entry(digest.hex().to_owned()).or_default() += 1;
+    }
+
+    /// Undoes [`hold`](Self::hold).
+    pub(super) fn unpin(&self, digest: &Digest) {
+        let mut catalogue = self.lock();
+        if let Some(count) = catalogue.pins.get_mut(digest.hex()) {
+            *count -= 1;
+            if *count == 0 {
+                catalogue.pins.remove(digest.hex());
+            }
+        }
     }
 
     /// What is known about a layer that is unpacked and as it was then. One
@@ -188,17 +203,11 @@ impl Layers {
 /// A layer's protection from collection.
 pub struct Pin<'a> {
     layers: &'a Layers,
-    hex: String,
+    digest: Digest,
 }
 
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
-        let mut catalogue = self.layers.lock();
-        if let Some(count) = catalogue.pins.get_mut(&self.hex) {
-            *count -= 1;
-            if *count == 0 {
-                catalogue.pins.remove(&self.hex);
-            }
-        }
+        self.layers.unpin(&self.digest);
     }
 }

@@ -53,7 +53,7 @@ pub mod refusal;
 #[cfg(feature = "service")]
 mod source;
 mod space;
-mod sparse;
+pub(crate) mod sparse;
 pub mod stacked;
 pub mod stage;
 #[cfg(feature = "service")]
@@ -64,6 +64,8 @@ pub mod tar_reader;
 pub mod tar_writer;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(feature = "service")]
+mod transfer;
 pub mod unpack;
 #[cfg(feature = "service")]
 mod user;
@@ -78,6 +80,8 @@ pub use kept_disk::KeptDisk;
 pub use progress::{Progress, Watcher};
 #[cfg(feature = "service")]
 pub use store::ImageStore;
+#[cfg(feature = "service")]
+pub use transfer::{ImageExport, Kept, Lacking};
 #[cfg(feature = "service")]
 pub use user::resolve_user;
 #[cfg(feature = "service")]

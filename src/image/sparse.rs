@@ -12,7 +12,7 @@ const HOLE: usize = 4096;
 const ZEROS: [u8; HOLE] = [0; HOLE];
 
 /// Writes the blocks that are not all zeros; returns how many bytes those were.
-pub(super) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rustix::io::Result<u64> {
+pub(crate) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rustix::io::Result<u64> {
     let mut written = 0;
     let (mut start, mut at) = (None, 0);
     while at < data.len() {

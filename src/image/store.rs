@@ -298,7 +298,15 @@ impl ImageStore {
         self.layers.keep(digests)
     }
 
-    fn means<'a>(&'a self, report: Listener<'a>) -> Means<'a> {
+    pub(super) fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    pub(super) fn paths(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn means<'a>(&'a self, report: Listener<'a>) -> Means<'a> {
         let ImageStore { layout, config, room, jail, layers, .. } = self;
         Means { layers, jail, config, room, layout, report }
     }
@@ -450,7 +458,7 @@ impl ImageStore {
         fault
     }
 
-    fn add(&self, record: ImageRecord) -> Result<Image> {
+    pub(super) fn add(&self, record: ImageRecord) -> Result<Image> {
         let mut catalogue = self.layers.lock();
         atomic::write_json(&self.layout.image_record(record.image.id), &record)?;
         let image = catalogue.image(&record);

@@ -3,7 +3,9 @@
 use uuid::Uuid;
 
 use super::state::Verb;
-use crate::types::{Reboot, RebootType, Rescue, Resize, SetPassword, Snapshot, Stop, Vif};
+use crate::types::{
+    Migrate, Reboot, RebootType, Rescue, Resize, RevertMigration, SetPassword, Snapshot, Stop, Vif,
+};
 
 /// Who asks: what logs and events say about the cause.
 #[derive(Clone, Debug)]
@@ -35,6 +37,10 @@ pub enum Action {
     ConfirmResize,
     /// Make it what it was before a resize.
     RevertResize,
+    /// Have another host have it.
+    Migrate(Migrate),
+    /// Take it back from another host.
+    RevertMigration(RevertMigration),
     /// Attach an interface, or leave the same one undisturbed.
     AttachInterface(Vif),
     /// Detach the interface of this port.
@@ -70,6 +76,8 @@ impl Action {
             Action::Resize(_) => Verb::Resize,
             Action::ConfirmResize => Verb::ConfirmResize,
             Action::RevertResize => Verb::RevertResize,
+            Action::Migrate(_) => Verb::Migrate,
+            Action::RevertMigration(_) => Verb::RevertMigration,
             Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
             Action::SetPassword(_) => Verb::SetPassword,
             Action::Quiesce => Verb::Quiesce,

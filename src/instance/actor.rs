@@ -13,6 +13,8 @@
 //! instance's monitor. Work on the host runs on blocking threads, bounded for
 //! the whole service; waiting for a guest holds none of them.
 
+mod migrating;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +102,7 @@ impl Actor {
                 // What has happened by now comes before what is to be done about it.
                 biased;
                 event = Live::next(&mut self.live) => self.on_monitor(event).await,
+                () = Actor::in_doubt(&self.record) => self.find_out().await,
                 job = jobs.recv() => {
                     let Some(job) = job else { return };
                     if let Next::Gone = self.serve(job).await {
@@ -197,6 +200,8 @@ impl Actor {
                 })
                 .await
             }
+            Action::Migrate(wanted) => self.migrate(wanted, operation).await,
+            Action::RevertMigration(wanted) => self.revert_migration(wanted).await,
             Action::AttachInterface(vif) => self.attach(vif).await,
             Action::DetachInterface(port) => {
                 self.change(EventKind::Updated, move |parts, record| {

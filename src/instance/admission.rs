@@ -3,12 +3,17 @@
 
 use super::action::Action;
 use super::handle::View;
+use super::moved::Departure;
 use super::state::{self, Admission};
 use crate::fault::{Fault, FaultKind, Result};
+use crate::types::MigrationState;
 
 /// Whether `action` is possible on the instance, and whether it has anything to do.
 pub fn admit(instance: &View, action: &Action) -> Result<Admission> {
     let (verb, power_state) = (action.verb(), instance.power_state());
+    if let Some(departure) = instance.record.departure.as_ref().filter(|gone| gone.is_away()) {
+        return admit_away(departure, action);
+    }
     let admission = match &instance.record.rescue {
         None => state::admit(verb, power_state)?,
         Some(rescue) => {
@@ -26,6 +31,36 @@ pub fn admit(instance: &View, action: &Action) -> Result<Admission> {
     Ok(admission)
 }
 
+/// Of one that is another host's, or may be: it is deleted or taken back, and nothing else.
+fn admit_away(departure: &Departure, action: &Action) -> Result<Admission> {
+    let moved = departure.state == MigrationState::Moved;
+    match action {
+        Action::Delete | Action::RevertMigration(_) => Ok(Admission::Do),
+        Action::Migrate(wanted) if moved && wanted.to == departure.to => Ok(Admission::Nothing),
+        // Nothing of it runs.
+        Action::Stop(_) => Ok(Admission::Nothing),
+        _ => {
+            let where_it_is = if moved {
+                format!("the instance has moved to {}: ask there", departure.to)
+            } else {
+                format!(
+                    "it is not known yet whether {} has taken the instance: this is found out as \
+                     soon as that service answers",
+                    departure.to
+                )
+            };
+            Err(Fault::new(
+                FaultKind::InstanceInvalidState,
+                format!(
+                    "{} is not possible, {where_it_is}; POST …/migrate/revert takes it back, and \
+                     DELETE removes what is kept of it here",
+                    action.verb().name()
+                ),
+            ))
+        }
+    }
+}
+
 /// Sequences of what is asked of an instance and of what happens to it. The
 /// host is a model; admission, power state and record are the real ones.
 #[cfg(test)]
@@ -38,7 +73,8 @@ mod tests {
     use crate::instance::record::{self, Desired, Frozen, KeptResize, Record};
     use crate::sys::process::ProcessId;
     use crate::types::{
-        ExitStatus, PowerState, Reboot, RebootType, Rescue, Resize, SetPassword, Stop,
+        ExitStatus, Migrate, PowerState, Reboot, RebootType, Rescue, Resize, RevertMigration,
+        SetPassword, Stop,
     };
 
     /// What comes next.
@@ -171,6 +207,8 @@ mod tests {
                 | Action::AttachInterface(_)
                 | Action::DetachInterface(_)
                 | Action::SetPassword(_)
+                | Action::Migrate(_)
+                | Action::RevertMigration(_)
                 | Action::Snapshot(_) => {}
             }
         }
@@ -207,6 +245,36 @@ mod tests {
     /// The record as the next service reads it.
     fn read_back(record: &Record) -> Record {
         serde_json::from_slice(&serde_json::to_vec(record).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_has_moved_is_deleted_or_taken_back_and_nothing_else() {
+        let migrate =
+            |to: &str| Action::Migrate(Migrate { to: to.to_owned(), flavor: None, timeout: None });
+        for state in [MigrationState::Committing, MigrationState::Moved] {
+            let mut machine = Machine::new();
+            machine.view.record.departure = Some(Departure {
+                move_id: Uuid::nil(),
+                to: "https://b:1".into(),
+                state,
+                ran: true,
+                since: chrono::Utc::now(),
+            });
+            let admitted = |action: &Action| admit(&machine.view, action).ok();
+            let moved = state == MigrationState::Moved;
+            assert_eq!(admitted(&migrate("https://b:1")), moved.then_some(Admission::Nothing));
+            assert_eq!(admitted(&migrate("https://c:1")), None);
+            let revert = Action::RevertMigration(RevertMigration::default());
+            assert_eq!(admitted(&revert), Some(Admission::Do));
+            for action in actions() {
+                let expected = match action {
+                    Action::Delete => Some(Admission::Do),
+                    Action::Stop(_) => Some(Admission::Nothing),
+                    _ => None,
+                };
+                assert_eq!(admitted(&action), expected, "{action:?}");
+            }
+        }
     }
 
     fn actions() -> Vec<Action> {

@@ -32,6 +32,15 @@ impl Allocations {
         }
     }
 
+    /// Whether something that an instance is to have is another's.
+    pub fn has(&self, record: &Record) -> bool {
+        let vifs = &record.definition.vifs;
+        self.blocks.contains(&record.id_block.first)
+            || record.pinned_cpus.iter().flatten().any(|cpu| self.cpus.contains(cpu))
+            || vifs.iter().any(|vif| self.devnames.contains_key(&vif.devname))
+            || vifs.iter().flat_map(addresses).any(|address| self.addresses.contains(&address))
+    }
+
     /// Claims the name and the addresses of an interface, which is given what
     /// it does not bring. `field` is its place in the request.
     pub fn claim(&mut self, network: &Network, vif: &mut Vif, field: &str, id: Uuid) -> Result<()> {

@@ -4,6 +4,7 @@
 //! without root. Every call may block: handlers make them on blocking threads.
 //! Work that takes long comes back as an [`OperationHandle`].
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,9 +16,11 @@ pub use super::action::{Action, Created, ExecRequest, RequestContext};
 use super::event::EventSubscription;
 use super::operation::OperationHandle;
 use crate::fault::{OrFault, Result};
+use crate::migration::receive::Chunk;
 use crate::types::{
-    Check, HostInfo, HostStats, Image, ImageImport, ImageInspect, ImageInspection, Instance,
-    InstanceCreate, InstanceStats, Operation,
+    Check, HostInfo, HostStats, Image, ImageImport, ImageInspect, ImageInspection, Incoming,
+    IncomingFile, IncomingInstance, IncomingOutcome, Instance, InstanceCreate, InstanceStats,
+    Operation,
 };
 
 /// Changes a terminal's size: columns, then rows.
@@ -93,6 +96,25 @@ pub trait Backend: Send + Sync + 'static {
     fn unfinished_operations(&self) -> Vec<Arc<OperationHandle>>;
     /// The events after `sequence`; only those to come without it.
     fn events_after(&self, sequence: Option<u64>) -> Result<EventSubscription>;
+
+    /// Makes ready for an instance that another host's service sends.
+    fn begin_incoming(&self, move_id: Uuid, wanted: IncomingInstance) -> Result<Incoming>;
+    /// Takes the archive of a layer of its image.
+    fn incoming_layer(&self, move_id: Uuid, digest: &str, archive: &mut dyn Read) -> Result<()>;
+    /// Takes a part of a file of it.
+    fn incoming_chunk(&self, move_id: Uuid, file: IncomingFile, chunk: Chunk) -> Result<()>;
+    /// Makes it this host's. What it was repeated for is done already.
+    fn commit_incoming(&self, move_id: Uuid) -> Result<()>;
+    /// Notes that the other service knows it.
+    fn acknowledge_incoming(&self, move_id: Uuid) -> Result<()>;
+    /// Ends a move that was not committed. With `revert`, also gives an instance back that
+    /// was not started since.
+    fn end_incoming(
+        &self,
+        context: RequestContext,
+        move_id: Uuid,
+        revert: bool,
+    ) -> Result<IncomingOutcome>;
 
     /// The host and the service on it.
     fn host_info(&self) -> Result<HostInfo>;

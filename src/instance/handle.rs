@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::action::{Action, RequestContext};
+use super::moved::Departure;
 use super::operation::OperationWriter;
 use super::record::{Frozen, KeptResize, Record};
 use crate::fault::{Fault, FaultKind, Result};
@@ -79,6 +80,7 @@ impl View {
             task_state: self.task_state,
             quiesced: record.quiesced,
             unconfirmed_resize: unconfirmed(record),
+            migration: record.departure.as_ref().map(Departure::shown),
             rescue_image_id: record.rescue.as_ref().map(|rescue| rescue.image_id),
             fault: record.fault.clone(),
             pid: self.init.map(|init| init.pid),

@@ -76,6 +76,7 @@ impl HostParts {
         let cgroup_lock =
             lock_dir("instances.cgroup", &hierarchy.parent(&config.instances.cgroup)?)?;
         make_dir(&layout.instances(), 0o700)?;
+        make_dir(&layout.moves(), 0o700)?;
         make_dir(&layout.run_instances(), 0o711)?;
         make_dir(&layout.runtime_root(), 0o700)?;
         mount::make_shared_mount_point(&layout.run_instances())?;
@@ -257,6 +258,12 @@ impl HostParts {
             self.disks.detach(&layout.rescue_disk(), &layout.rescue_mount()),
         );
         teardown.into_result()
+    }
+}
+
+impl AsRef<ImageStore> for HostParts {
+    fn as_ref(&self) -> &ImageStore {
+        &self.images
     }
 }
 

@@ -1,6 +1,7 @@
 //! The manager: takes requests, refuses what cannot be, and hands the rest to
 //! the actors. All it knows is in [`Shared`].
 
+use std::io::Read;
 use std::process::Command;
 use std::sync::{Arc, PoisonError};
 
@@ -14,21 +15,24 @@ use super::event::EventSubscription;
 use super::handle::{Handle, Job, View, not_found};
 use super::operation::OperationHandle;
 use super::ops;
-use super::record::{self, Record};
+use super::record;
 use super::shared::Shared;
-use super::{exec, host_report, image_jobs, recovery, stats, validate};
+use super::{arrivals, exec, host_report, image_jobs, recovery, stats, validate};
 use crate::cgroup::CgroupLimits;
 use crate::config::Config;
 use crate::console::{self, ConsoleFiles};
 use crate::fault::{Fault, FaultKind, Result};
 use crate::host;
+use crate::migration::peer::Peer;
+use crate::migration::receive::Chunk;
 use crate::monitor::Monitor;
 use crate::network;
-use crate::rootfs::{idmap, seed};
+use crate::rootfs::seed;
 use crate::runtime::walls::Walls;
 use crate::types::{
-    Check, Definition, HostInfo, HostStats, Image, ImageImport, ImageInspect, Instance,
-    InstanceCreate, InstanceStats, Operation, TaskState,
+    Check, HostInfo, HostStats, Image, ImageImport, ImageInspect, Incoming, IncomingFile,
+    IncomingInstance, IncomingOutcome, Instance, InstanceCreate, InstanceStats, Operation,
+    TaskState,
 };
 
 /// The service's whole knowledge of instances and images.
@@ -48,6 +52,7 @@ impl Manager {
         let started_at = Utc::now();
         recovery::take_up_all(&shared)?;
         image_jobs::expire_unused(&shared);
+        arrivals::expire_idle(&shared);
         Ok(Manager { shared, checks, started_at })
     }
 
@@ -74,29 +79,6 @@ impl Manager {
         Ok(Created { operation, existed: true })
     }
 
-    /// Gives out ids, CPUs and addresses; the caller holds the allocation lock.
-    fn plan_record(&self, id: Uuid, digest: &str, mut request: Definition) -> Result<Record> {
-        let shared = &self.shared;
-        let mut allocations = shared.registry.allocations(id);
-        network::assign_names(&mut request.vifs);
-        for (index, vif) in request.vifs.iter_mut().enumerate() {
-            allocations.claim(&shared.parts.network, vif, &format!("vifs[{index}]."), id)?;
-        }
-        let dedicated =
-            request.flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");
-        let pinned_cpus = dedicated
-            .then(|| {
-                host::pick_dedicated(
-                    &shared.parts.dedicated_cpus,
-                    &allocations.cpus,
-                    request.flavor.vcpus as usize,
-                )
-            })
-            .transpose()?;
-        let id_block = idmap::allocate(&shared.parts.config.instances, &allocations.blocks)?;
-        Record::new(id, digest, request, id_block, pinned_cpus)
-    }
-
     /// Checks of a request what can be checked before its turn comes.
     fn check(&self, handle: &Handle, action: &Action) -> Result<()> {
         let parts = &self.shared.parts;
@@ -104,6 +86,13 @@ impl Manager {
             Action::Stop(stop) => validate::timeout(stop.timeout)?,
             Action::Reboot(reboot) => validate::timeout(reboot.timeout)?,
             Action::Resize(resize) => validate::resize(resize)?,
+            Action::Migrate(wanted) => {
+                validate::timeout(wanted.timeout)?;
+                if let Some(flavor) = &wanted.flavor {
+                    validate::flavor("flavor", flavor)?;
+                }
+                Peer::new(&parts.config, &wanted.to)?;
+            }
             Action::SetPassword(wanted) => validate::password(wanted)?,
             Action::Rescue(wanted) => {
                 validate::rescue(wanted)?;
@@ -153,9 +142,10 @@ impl Backend for Manager {
         if let Ok(handle) = shared.registry.find(id) {
             return self.repeated(&handle, &digest, &context);
         }
+        shared.registry.arrivals.refuse_if_coming(id)?;
         shared.parts.images.get(request.image_id)?;
         let (definition, files) = request.into_parts();
-        let record = self.plan_record(id, &digest, definition)?;
+        let record = shared.plan_record(id, &digest, definition)?;
         let definition = &record.definition;
         CgroupLimits::from_flavor(
             &definition.flavor,
@@ -266,6 +256,35 @@ impl Backend for Manager {
 
     fn events_after(&self, sequence: Option<u64>) -> Result<EventSubscription> {
         self.shared.events.after(sequence)
+    }
+
+    fn begin_incoming(&self, move_id: Uuid, wanted: IncomingInstance) -> Result<Incoming> {
+        arrivals::begin(&self.shared, move_id, wanted)
+    }
+
+    fn incoming_layer(&self, move_id: Uuid, digest: &str, archive: &mut dyn Read) -> Result<()> {
+        arrivals::layer(&self.shared, move_id, digest, archive)
+    }
+
+    fn incoming_chunk(&self, move_id: Uuid, file: IncomingFile, chunk: Chunk) -> Result<()> {
+        arrivals::chunk(&self.shared, move_id, file, &chunk)
+    }
+
+    fn commit_incoming(&self, move_id: Uuid) -> Result<()> {
+        arrivals::commit(&self.shared, move_id)
+    }
+
+    fn acknowledge_incoming(&self, move_id: Uuid) -> Result<()> {
+        arrivals::acknowledge(&self.shared, move_id)
+    }
+
+    fn end_incoming(
+        &self,
+        context: RequestContext,
+        move_id: Uuid,
+        revert: bool,
+    ) -> Result<IncomingOutcome> {
+        arrivals::end(&self.shared, &context, move_id, revert)
     }
 
     fn host_info(&self) -> Result<HostInfo> {

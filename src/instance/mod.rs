@@ -5,12 +5,14 @@
 //! [`actor`] admits it ([`admission`], [`state`]) and runs the verb ([`ops`]) on the host's
 //! parts ([`host_parts`]), on CPUs of the [`placement`]. The durable [`record`] says what was asked, [`live`]
 //! what its monitor tells. [`recovery`] makes actors of records when the
-//! service starts; [`image_jobs`] is what needs no actor.
+//! service starts; [`image_jobs`] is what needs no actor. [`arrivals`] become instances
+//! when another host gives them away; what the records say of that is in [`moved`].
 
 pub mod action;
 pub mod actor;
 pub mod admission;
 pub mod allocations;
+pub mod arrivals;
 pub mod backend;
 pub mod event;
 pub mod exec;
@@ -20,6 +22,7 @@ pub mod host_report;
 pub mod image_jobs;
 pub mod live;
 pub mod manager;
+pub mod moved;
 pub mod operation;
 pub mod ops;
 pub mod placement;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::fault::{Fault, FaultKind, Result};
 use crate::telemetry;
-use crate::types::{Operation, OperationStatus, Problem};
+use crate::types::{Operation, OperationBytes, OperationStatus, Problem};
 
 /// Ended operations that are remembered, for clients that ask late.
 const KEPT: usize = 1024;
@@ -23,6 +23,19 @@ const KEPT: usize = 1024;
 pub struct OperationHandle {
     id: Uuid,
     current: watch::Receiver<Operation>,
+    abort: Arc<Mutex<Abort>>,
+}
+
+/// Whether an operation can be given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Abort {
+    /// It cannot: it goes on to its end.
+    #[default]
+    Impossible,
+    /// It can.
+    Possible,
+    /// It was asked to.
+    Asked,
 }
 
 impl OperationHandle {
@@ -34,6 +47,20 @@ impl OperationHandle {
     /// Where it stands now.
     pub fn snapshot(&self) -> Operation {
         self.current.borrow().clone()
+    }
+
+    /// Asks it to end and to undo what it did; refused where it goes on to its end.
+    pub fn abort(&self) -> Result<()> {
+        let mut abort = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
+        if *abort == Abort::Impossible && !has_ended(&self.current.borrow()) {
+            return Err(Fault::new(
+                FaultKind::InstanceInvalidState,
+                "the operation cannot be aborted, or no longer: only the move of an instance can, \
+                 until the other host was told to take it",
+            ));
+        }
+        *abort = Abort::Asked;
+        Ok(())
     }
 
     /// Where it stands when it has ended. Dropping the future does no harm to it.
@@ -50,6 +77,7 @@ impl OperationHandle {
 #[derive(Debug)]
 pub struct OperationWriter {
     current: watch::Sender<Operation>,
+    abort: Arc<Mutex<Abort>>,
 }
 
 impl OperationWriter {
@@ -76,6 +104,35 @@ impl OperationWriter {
             operation.progress = percent;
             changed
         });
+    }
+
+    /// Says how many of the bytes to move are moved.
+    pub fn bytes(&self, total: u64, processed: u64) {
+        let remaining = total.saturating_sub(processed);
+        self.current.send_modify(|operation| {
+            operation.bytes = Some(OperationBytes { total, processed, remaining });
+        });
+        self.progress(processed, Some(total));
+    }
+
+    /// From here on it can be aborted, until [`keep_on`](Self::keep_on).
+    pub fn may_be_aborted(&self) {
+        *self.abort.lock().unwrap_or_else(PoisonError::into_inner) = Abort::Possible;
+    }
+
+    /// Whether it was asked to end.
+    pub fn is_aborted(&self) -> bool {
+        *self.abort.lock().unwrap_or_else(PoisonError::into_inner) == Abort::Asked
+    }
+
+    /// From here on it goes on to its end; false when it was asked to end before.
+    pub fn keep_on(&self) -> bool {
+        let mut abort = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = *abort == Abort::Asked;
+        if !asked {
+            *abort = Abort::Impossible;
+        }
+        !asked
     }
 
     /// The request id of the call that asked for it.
@@ -136,13 +193,15 @@ pub fn operation(
         request_id: request_id.to_owned(),
         status: OperationStatus::Queued,
         progress: None,
+        bytes: None,
         stage: String::new(),
         fault: None,
         created_at: Utc::now(),
         finished_at: None,
     });
-    let handle = Arc::new(OperationHandle { id, current: receiver });
-    (handle, OperationWriter { current: sender })
+    let abort = Arc::default();
+    let handle = Arc::new(OperationHandle { id, current: receiver, abort: Arc::clone(&abort) });
+    (handle, OperationWriter { current: sender, abort })
 }
 
 /// The operations under way, and the latest 1024 or so that have ended.
@@ -255,6 +314,20 @@ mod tests {
         drop(writer);
         let operation = handle.wait().await;
         assert_eq!(operation.fault.unwrap().code, FaultKind::Internal);
+    }
+
+    #[test]
+    fn what_can_be_aborted_is_until_it_says_so() {
+        let (handle, writer) = operation("instance.migrate", Uuid::nil(), "req-1");
+        assert_eq!(handle.abort().unwrap_err().kind, FaultKind::InstanceInvalidState);
+        writer.may_be_aborted();
+        assert!(writer.keep_on());
+        assert!(handle.abort().is_err() && !writer.is_aborted());
+        writer.may_be_aborted();
+        handle.abort().unwrap();
+        assert!(writer.is_aborted() && !writer.keep_on());
+        writer.finish(Ok(()));
+        handle.abort().unwrap();
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::moved::{Arrival, Departure};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::rootfs::{SealKey, WrittenFile};
 use crate::runtime::role::Role;
@@ -146,6 +147,12 @@ pub struct Record {
     /// A resize that can be undone.
     #[serde(default)]
     pub resize: Option<KeptResize>,
+    /// That it goes to another host, or has gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub departure: Option<Departure>,
+    /// That it came from another host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrival: Option<Arrival>,
     /// Whether it was ever started: host name, machine id and files are
     /// written once, before.
     pub seeded: bool,
@@ -192,6 +199,8 @@ impl Record {
             frozen: None,
             quiesced: false,
             resize: None,
+            departure: None,
+            arrival: None,
             seeded: false,
             boot_id: None,
             created_at: Utc::now(),

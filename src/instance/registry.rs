@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use uuid::Uuid;
 
 use super::allocations::Allocations;
+use super::arrivals::Arrivals;
 use super::handle::{Handle, not_found};
 use crate::fault::Result;
 
@@ -13,6 +14,8 @@ use crate::fault::Result;
 #[derive(Debug, Default)]
 pub struct Registry {
     instances: RwLock<BTreeMap<Uuid, Arc<Handle>>>,
+    /// Those on their way here.
+    pub arrivals: Arrivals,
     // Held while ids, CPUs and addresses are given out.
     allocation: Mutex<()>,
 }
@@ -55,6 +58,7 @@ impl Registry {
         for handle in self.all().iter().filter(|handle| handle.id != except) {
             handle.with_view(|view| allocations.add(&view.record));
         }
+        self.arrivals.add_to(&mut allocations, except);
         allocations
     }
 }

@@ -14,10 +14,13 @@ use super::handle::View;
 use super::host_parts::HostParts;
 use super::operation::Operations;
 use super::ops::destroy;
+use super::record::Record;
 use super::registry::Registry;
 use crate::config::Config;
 use crate::fault::{Fault, OrFault, Result};
-use crate::types::EventKind;
+use crate::rootfs::idmap;
+use crate::types::{Definition, EventKind};
+use crate::{host, network};
 
 /// The host, who is on it, what is being done, and how much at once.
 #[derive(Debug)]
@@ -61,6 +64,28 @@ impl Shared {
             runtime: Runtime::current(),
             parts,
         })
+    }
+
+    /// Gives out ids, CPUs and addresses; the caller holds the allocation lock.
+    pub fn plan_record(&self, id: Uuid, digest: &str, mut request: Definition) -> Result<Record> {
+        let mut allocations = self.registry.allocations(id);
+        network::assign_names(&mut request.vifs);
+        for (index, vif) in request.vifs.iter_mut().enumerate() {
+            allocations.claim(&self.parts.network, vif, &format!("vifs[{index}]."), id)?;
+        }
+        let dedicated =
+            request.flavor.extra_specs.get("hw:cpu_policy").is_some_and(|p| p == "dedicated");
+        let pinned_cpus = dedicated
+            .then(|| {
+                host::pick_dedicated(
+                    &self.parts.dedicated_cpus,
+                    &allocations.cpus,
+                    request.flavor.vcpus as usize,
+                )
+            })
+            .transpose()?;
+        let id_block = idmap::allocate(&self.parts.config.instances, &allocations.blocks)?;
+        Record::new(id, digest, request, id_block, pinned_cpus)
     }
 
     /// Runs work on the host: on a blocking thread, when a slot is free.

@@ -32,6 +32,10 @@ pub enum Verb {
     ConfirmResize,
     /// Make it what it was before a resize.
     RevertResize,
+    /// Have another host have it.
+    Migrate,
+    /// Take it back from another host.
+    RevertMigration,
     /// Attach or detach an interface.
     Network,
     /// Set a user's password inside it.
@@ -73,6 +77,8 @@ impl Verb {
             Verb::Resize => TaskState::Resizing,
             Verb::ConfirmResize => TaskState::ConfirmingResize,
             Verb::RevertResize => TaskState::RevertingResize,
+            Verb::Migrate => TaskState::Migrating,
+            Verb::RevertMigration => TaskState::RevertingMigration,
             Verb::Network => TaskState::Networking,
             Verb::SetPassword => TaskState::SettingPassword,
             Verb::Snapshot => TaskState::Snapshotting,
@@ -97,6 +103,8 @@ impl Verb {
             Verb::Resize => "instance.resize",
             Verb::ConfirmResize => "instance.resize.confirm",
             Verb::RevertResize => "instance.resize.revert",
+            Verb::Migrate => "instance.migrate",
+            Verb::RevertMigration => "instance.migrate.revert",
             Verb::Network => "instance.interface",
             Verb::SetPassword => "instance.password",
             Verb::Snapshot => "instance.snapshot",
@@ -111,12 +119,15 @@ impl Verb {
     /// Whether it needs the instance's disks to take changes, or processes
     /// that do not wait for one.
     pub const fn is_held_by_quiesce(self) -> bool {
-        matches!(self, Verb::Pause | Verb::Suspend | Verb::Resize | Verb::SetPassword)
+        matches!(
+            self,
+            Verb::Pause | Verb::Suspend | Verb::Resize | Verb::SetPassword | Verb::Migrate
+        )
     }
 
-    /// Whether it cuts short a graceful stop that is under way.
+    /// Whether it cuts short a graceful stop that is under way, or a move.
     pub const fn is_urgent(self) -> bool {
-        matches!(self, Verb::HardReboot | Verb::Delete)
+        matches!(self, Verb::HardReboot | Verb::Delete | Verb::RevertMigration)
     }
 }
 
@@ -128,6 +139,9 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::Delete | Verb::Resize | Verb::Network | Verb::Snapshot, _) => Do,
         // Whether there is something to confirm or to revert, the record says.
         (Verb::ConfirmResize | Verb::RevertResize, _) => Do,
+        (Verb::Migrate, _) => Do,
+        // It is here.
+        (Verb::RevertMigration, _) => Nothing,
         // Nova's hard reboot is the cure for every state.
         (Verb::HardReboot, _) => Do,
         // An unrescue of what is not rescued: one that is repeated.
@@ -170,6 +184,7 @@ pub fn admit_rescued(verb: Verb, state: PowerState, again: bool) -> Result<Admis
         | Verb::ConfirmResize
         | Verb::RevertResize
         | Verb::Snapshot
+        | Verb::Migrate
         | Verb::Quiesce => Err(Fault::new(
             FaultKind::InstanceInvalidState,
             format!(
@@ -223,6 +238,8 @@ mod tests {
             (Verb::Resize, "DDDDDD"),
             (Verb::ConfirmResize, "DDDDDD"),
             (Verb::RevertResize, "DDDDDD"),
+            (Verb::Migrate, "DDDDDD"),
+            (Verb::RevertMigration, "NNNNNN"),
             (Verb::Network, "DDDDDD"),
             (Verb::SetPassword, "-D----"),
             (Verb::Snapshot, "DDDDDD"),

@@ -69,6 +69,32 @@ impl Disks {
         })
     }
 
+    /// Makes an empty file for a disk that comes from another host, `size` bytes that are
+    /// promised to it from then on.
+    pub fn expect(&self, file: &Path, size: u64) -> Result<()> {
+        let claim = self.room.for_disk(size, vec![], "a disk that comes from another host")?;
+        let make = || {
+            let mut options = OpenOptions::new();
+            options.write(true).create_new(true).mode(0o600).open(file)?.set_len(size)
+        };
+        claim.settle(make).or_fault(format_args!("making the disk {}", file.display()))
+    }
+
+    /// Has what came in such a file be a disk: durable, and its file system as large as
+    /// the file if it was smaller where it came from.
+    pub fn accept(&self, file: &Path, was_smaller: bool) -> Result<()> {
+        let doing = || format!("taking the disk {}", file.display());
+        let disk = OpenOptions::new().write(true).open(file).or_fault(doing())?;
+        let size = disk.metadata().or_fault(doing())?.len();
+        if self.preallocate {
+            preallocate(&disk, size).or_fault(doing())?;
+        }
+        if was_smaller {
+            self.grow_unmounted(file, size)?;
+        }
+        disk.sync_all().or_fault(doing())
+    }
+
     /// Mounts an instance's root disk at `mount_point`, for [`super::Rootfs::mount`].
     /// What is mounted there already is left if it is this disk, and taken away
     /// if not. [`detach`](Self::detach) undoes it.

@@ -22,6 +22,7 @@ pub use disk::{BlockDevice, DiskBackup, DiskCopy, DiskUsage};
 pub use disks::Disks;
 pub use overlay::Rootfs;
 pub use seed::Seed;
+pub use still::Still;
 pub use trial::trial;
 pub use written::{SealKey, WrittenFile};
 

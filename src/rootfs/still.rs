@@ -18,14 +18,14 @@ use crate::sys::mount::{self, Attributes};
 
 /// As long as this value and the file that it was made of are open, what the
 /// file holds is consistent and stays as it is.
-pub(super) struct Still {
+pub struct Still {
     /// Of the file system that others have mounted.
     frozen: Option<OwnedFd>,
 }
 
 impl Still {
     /// Holds `disk`, the file at `path`, which is mounted nowhere that this service knows of.
-    pub(super) fn hold(disk: &File, path: &Path) -> Result<Still> {
+    pub fn hold(disk: &File, path: &Path) -> Result<Still> {
         let doing = || format!("holding {} still", path.display());
         match lock_detached(disk) {
             Ok(()) => return Ok(Still { frozen: None }),

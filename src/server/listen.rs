@@ -27,7 +27,7 @@ impl Listeners {
         let service = &config.service;
         // What can be wrong in the configuration comes before what others see.
         let tls = service.tls.as_ref().map(|tls| -> Result<_> {
-            let acceptor = tls::acceptor(tls)?;
+            let acceptor = tls::acceptor(tls, &config.migration)?;
             let doing = format!("listening on {} (service.tls.listen)", tls.listen);
             Ok((TcpListener::bind(tls.listen).or_fault(doing)?, acceptor))
         });

@@ -7,11 +7,11 @@ use openssl::ssl::{
 };
 use openssl::x509::{X509, X509Name, X509StoreContextRef};
 
-use crate::config::Tls;
+use crate::config::{Migration, Tls};
 use crate::fault::{Fault, OrFault, Result};
 
 /// An acceptor after the configuration: TLS 1.2 or later, client certificates required.
-pub(super) fn acceptor(config: &Tls) -> Result<SslAcceptorBuilder> {
+pub(super) fn acceptor(config: &Tls, migration: &Migration) -> Result<SslAcceptorBuilder> {
     let file = |key: &str, path: &std::path::Path, e: openssl::error::ErrorStack| {
         Fault::invalid(format!("service.tls.{key}"), format!("cannot use {}: {e}", path.display()))
     };
@@ -33,7 +33,10 @@ pub(super) fn acceptor(config: &Tls) -> Result<SslAcceptorBuilder> {
     let names = X509Name::load_client_ca_file(&config.client_ca)
         .map_err(|e| file("client_ca", &config.client_ca, e))?;
     acceptor.set_client_ca_list(names);
-    let accepted = config.client_names.clone();
+    let mut accepted = config.client_names.clone();
+    if !accepted.is_empty() {
+        accepted.extend_from_slice(&migration.peers);
+    }
     acceptor.set_verify_callback(
         SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT,
         move |verified, context| verified && is_accepted(context, &accepted),
@@ -53,12 +56,16 @@ fn is_accepted(context: &mut X509StoreContextRef, accepted: &[String]) -> bool {
     if ok {
         tracing::info!(name, "client certificate accepted");
     } else {
-        tracing::warn!(name, "client certificate refused: not among service.tls.client_names");
+        tracing::warn!(
+            name,
+            "client certificate refused: not among service.tls.client_names and migration.peers"
+        );
     }
     ok
 }
 
-fn common_name(certificate: &X509) -> Option<String> {
+/// The name in a certificate's subject.
+pub(super) fn common_name(certificate: &X509) -> Option<String> {
     let entry = certificate.subject_name().entries_by_nid(Nid::COMMONNAME).next()?;
     entry.data().to_string().ok()
 }

@@ -26,5 +26,10 @@ pub use image_archive::{Contents, write};
 pub use scratch::Scratches;
 pub use tree::Tree;
 
+/// Writes a layer as an archive of its own, with its marks for what it hides.
+pub fn write_layer(layer: &Tree, sink: impl std::io::Write) -> crate::fault::Result<u64> {
+    tree_tar::write(tree_tar::Files::Layer(layer), sink)
+}
+
 #[cfg(test)]
 mod tests;

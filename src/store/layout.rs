@@ -72,6 +72,16 @@ impl Layout {
         self.images().join("tmp")
     }
 
+    /// Moves of instances to here that ended before the other host knew of their end.
+    pub fn moves(&self) -> PathBuf {
+        self.state.join("moves")
+    }
+
+    /// Such a move, whose instance was taken and is gone by now.
+    pub fn ended_move(&self, id: Uuid) -> PathBuf {
+        self.moves().join(id.to_string())
+    }
+
     /// Formatted, empty disks to copy from.
     pub fn templates(&self) -> PathBuf {
         self.state.join("templates")
@@ -149,6 +159,14 @@ impl InstanceLayout {
     /// The ephemeral disk as it was before a resize that is not confirmed.
     pub fn ephemeral_disk_kept(&self) -> PathBuf {
         self.state.join("ephemeral.kept")
+    }
+    /// What is kept of its image's disk, while both come from another host.
+    pub fn image_disk_coming(&self) -> PathBuf {
+        self.state.join("image.disk")
+    }
+    /// Is there as long as the host that it came from may not know that it is here.
+    pub fn unacknowledged(&self) -> PathBuf {
+        self.state.join("unacknowledged")
     }
     /// First bytes of the console's output, kept for ever.
     pub fn console_first(&self) -> PathBuf {

@@ -46,7 +46,7 @@ pub fn copy_data(from: &File, to: &File, progress: &mut dyn FnMut(u64) -> bool) 
 }
 
 /// Where a file of this size has its next data from a place on.
-fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<Range<u64>>> {
+pub fn next_data(file: &File, at: u64, size: u64) -> io::Result<Option<Range<u64>>> {
     if at >= size {
         return Ok(None);
     }

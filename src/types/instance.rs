@@ -219,6 +219,10 @@ pub enum TaskState {
     ConfirmingResize,
     /// Being made what it was before a resize.
     RevertingResize,
+    /// On its way to another host.
+    Migrating,
+    /// Being taken back from another host.
+    RevertingMigration,
     /// An interface being attached or detached.
     Networking,
     /// A user's password being set.
@@ -269,6 +273,9 @@ pub struct Instance {
     pub quiesced: bool,
     /// The resize that awaits confirm or revert, while one does.
     pub unconfirmed_resize: Option<UnconfirmedResize>,
+    /// That it moves to another host, or has.
+    #[serde(default)]
+    pub migration: Option<super::InstanceMigration>,
     /// The image that it boots instead of its own root file system, while it
     /// is rescued: RUNNING is then that image, running.
     pub rescue_image_id: Option<Uuid>,

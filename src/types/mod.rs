@@ -10,6 +10,7 @@ mod host;
 mod image;
 mod inspection;
 mod instance;
+mod migration;
 mod operation;
 mod problem;
 mod remote_console;
@@ -32,7 +33,11 @@ pub use instance::{
     Definition, Dns, ExitStatus, InjectedFile, Instance, InstanceCreate, PowerState, Reboot,
     RebootType, Rescue, Resize, SetPassword, Stop, TaskState, UnconfirmedResize,
 };
-pub use operation::{Operation, OperationStatus};
+pub use migration::{
+    Incoming, IncomingEnd, IncomingFile, IncomingInstance, IncomingOutcome, InstanceMigration,
+    Migrate, MigrationState, RevertMigration,
+};
+pub use operation::{Operation, OperationBytes, OperationStatus};
 pub use problem::Problem;
 pub use remote_console::{ConsoleProtocol, RemoteConsole, RemoteConsoleRequest};
 pub use stats::{

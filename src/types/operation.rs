@@ -22,6 +22,9 @@ pub struct Operation {
     pub status: OperationStatus,
     /// Share done, 0 to 100, where it can be known.
     pub progress: Option<u8>,
+    /// Bytes to move, where it moves any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<OperationBytes>,
     /// What it is doing now, in words.
     pub stage: String,
     /// Why it failed.
@@ -30,6 +33,17 @@ pub struct Operation {
     pub created_at: DateTime<Utc>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// How far a move of bytes is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationBytes {
+    /// All that are to be moved, as far as is known.
+    pub total: u64,
+    /// Those that are moved.
+    pub processed: u64,
+    /// Those that are not yet.
+    pub remaining: u64,
 }
 
 /// Where an operation stands.

@@ -106,7 +106,7 @@ class Service:
             },
         }
         for section, keys in (settings or {}).items():
-            self.settings[section] |= keys
+            self.settings.setdefault(section, {}).update(keys)
         self.before = hoststate.snapshot(self.scope())
 
     def scope(self) -> hoststate.Scope:

@@ -191,8 +191,10 @@ impl<'a> Assembly<'a> {
         for (number, pending) in std::mem::take(&mut self.pending).into_iter().enumerate() {
             let layer = match pending {
                 Pending::Here(digest, record) => Sealed { digest, record, aside: None },
-                Pending::Aside(unpacked, digest) => self.seal_one(unpacked, digest)?,
-                Pending::OfDisk(unpacked) => self.seal_one(unpacked, address_of_disk(content)?)?,
+                Pending::Aside(unpacked, digest) => self.seal_one(unpacked, digest, false)?,
+                Pending::OfDisk(unpacked) => {
+                    self.seal_one(unpacked, address_of_disk(content)?, false)?
+                }
             };
             if let Some(found) = self.found.layers.get_mut(number) {
                 found.digest = Some(layer.digest.to_string());
@@ -232,8 +234,13 @@ impl<'a> Assembly<'a> {
     }
 
     /// Has an unpacked layer lack nothing but its place, and keeps that place
-    /// until the import ends.
-    fn seal_one(&mut self, unpacked: Unpacked, digest: Digest) -> Result<Sealed> {
+    /// until the import ends. `opaque`: it is known to hide all below it.
+    pub(super) fn seal_one(
+        &mut self,
+        unpacked: Unpacked,
+        digest: Digest,
+        opaque: bool,
+    ) -> Result<Sealed> {
         let Unpacked { path, report } = unpacked;
         self.pinned(&digest)?;
         let mut marks = report.marks;
@@ -245,7 +252,7 @@ impl<'a> Assembly<'a> {
             entries: report.entries,
             bytes: report.bytes,
             stored: report.stored,
-            opaque: opaque_root,
+            opaque: opaque || opaque_root,
             fingerprint: Some(fingerprint::of(&root)?),
         };
         atomic::write_json(&path.join(LAYER_RECORD), &record)?;

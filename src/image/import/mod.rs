@@ -6,6 +6,7 @@
 mod archive;
 mod assembly;
 mod disk_image;
+mod moved;
 mod plain;
 mod policy;
 
@@ -19,6 +20,7 @@ use archive::Taken;
 pub(super) use assembly::Means;
 use assembly::{Assembly, Pending, Sealed, wrong_answer};
 use disk_image::Remains;
+pub(super) use moved::receive_layer;
 use policy::Policy;
 
 use super::arrival::{self, Arriving, Reception, Verified};

@@ -149,7 +149,7 @@ pub fn hostname(record: &Record) -> String {
 }
 
 /// Makes a directory that the instance's root may pass through, and no one may list.
-fn make_dir(path: &std::path::Path) -> Result<()> {
+pub fn make_dir(path: &std::path::Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o711)

@@ -15,6 +15,7 @@ use crate::instance::teardown::Teardown;
 use crate::monitor::{self, ExitAction, Monitor};
 use crate::network::fresh;
 use crate::runtime::Runtime as _;
+use crate::store::atomic;
 use crate::store::layout::InstanceLayout;
 use crate::sys::ns;
 
@@ -28,6 +29,7 @@ pub fn destroy(parts: &HostParts, record: &Record) -> Result<()> {
 pub fn destroy_rest(parts: &HostParts, record: &Record, ended: Result<()>) -> Result<()> {
     let mut teardown = Teardown::default();
     teardown.step("ending its processes", ended);
+    teardown.step("noting that it was here", note_move(parts, record));
     // Whoever was preparing a boot of it has let go by then.
     let paths = parts.paths(record);
     let _turn = paths.run().exists().then(|| fresh::Turn::begin(&paths));
@@ -41,6 +43,16 @@ pub fn destroy_rest(parts: &HostParts, record: &Record, ended: Result<()>) -> Re
     }
     teardown.step("removing image layers that nothing needs", parts.images.collect());
     teardown.into_result()
+}
+
+/// The host that it came from may ask yet whether it was taken. It was.
+fn note_move(parts: &HostParts, record: &Record) -> Result<()> {
+    match &record.arrival {
+        Some(arrival) if parts.paths(record).unacknowledged().exists() => {
+            atomic::write(&parts.layout.ended_move(arrival.move_id), b"")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes what no record owns.
@@ -82,7 +94,7 @@ pub fn end_processes(parts: &HostParts, id: Uuid) -> Result<()> {
     );
     teardown.step("removing the cgroup", group.remove(&devices));
     parts.placement.leave(id);
-    teardown.step("removing a log", crate::store::atomic::remove_file(&log));
+    teardown.step("removing a log", atomic::remove_file(&log));
     teardown.into_result()
 }
 

@@ -58,7 +58,8 @@ impl FlavorChange {
     }
 }
 
-fn sizes(old: &Record, new: &mut Record, running: bool) -> Result<()> {
+/// Gives a record the sizes of its flavor, if the disks may have them.
+pub fn sizes(old: &Record, new: &mut Record, running: bool) -> Result<()> {
     let flavor = &new.definition.flavor;
     // root_gb = 0 keeps what there is: the size was made for the image.
     if flavor.root_gb > 0 {

@@ -8,6 +8,7 @@ pub mod destroy;
 pub mod flavor_change;
 pub mod freeze;
 pub mod interface;
+pub mod migrate;
 pub mod password;
 pub mod quiesce;
 pub mod recover;

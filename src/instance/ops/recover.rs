@@ -13,7 +13,7 @@ use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{cold_resize, create, destroy, flavor_change, quiesce, rescue, start, stop};
+use super::{cold_resize, create, destroy, flavor_change, migrate, quiesce, rescue, start, stop};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recover
     parts.images.hold(record.definition.image_id, record.id)?;
     atomic::remove_file(&parts.paths(&record).root_disk_copy())?;
     rescue::recover(parts, &record)?;
+    migrate::undo_unfinished(parts, &mut record)?;
     if let Some(live) = adopt(parts, &mut record)? {
         parts.placement.read_back(&record);
         if let Err(fault) = finish_changes(parts, &record) {

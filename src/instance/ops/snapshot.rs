@@ -166,7 +166,7 @@ fn copy_disk<S>(
 }
 
 /// Where a walk keeps what it must.
-fn scratches(parts: &HostParts) -> Scratches {
+pub fn scratches(parts: &HostParts) -> Scratches {
     Scratches { directory: parts.layout.images_temporary(), room: Arc::clone(&parts.room) }
 }
 

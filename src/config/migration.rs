@@ -1,0 +1,70 @@
+//! `[migration]`: which other services instances go to and come from.
+
+use serde::{Deserialize, Serialize};
+
+use super::Tls;
+use crate::fault::{Fault, Result};
+
+/// Moves of instances between hosts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Migration {
+    /// Common names of the certificates of the other hosts' services; empty: no instance moves.
+    pub peers: Vec<String>,
+    /// MiB that a move sends in a second at most; 0: no limit.
+    pub max_bandwidth_mb: u64,
+}
+
+impl Migration {
+    pub(super) fn validate(&self, tls: Option<&Tls>) -> Result<()> {
+        let invalid = |key: &str, why: &str| Err(Fault::invalid(format!("migration.{key}"), why));
+        if self.peers.iter().any(String::is_empty) {
+            return invalid("peers", "a common name is not empty");
+        }
+        match tls {
+            None if !self.peers.is_empty() => {
+                invalid("peers", "takes [service.tls]: instances move over TCP with mutual TLS")
+            }
+            Some(tls) if self.peers.iter().any(|peer| tls.client_names.contains(peer)) => invalid(
+                "peers",
+                "must have no name that service.tls.client_names has: a peer does moves only",
+            ),
+            _ if self.max_bandwidth_mb > 1 << 20 => {
+                invalid("max_bandwidth_mb", "must be 0 to 1048576")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_takes_tls_and_is_no_client() {
+        let tls = |names: &[&str]| Tls {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            certificate: "/c".into(),
+            private_key: "/k".into(),
+            client_ca: "/a".into(),
+            client_names: names.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let peers = |names: &[&str]| Migration {
+            peers: names.iter().map(|name| (*name).to_owned()).collect(),
+            max_bandwidth_mb: 0,
+        };
+        for (migration, tls, good) in [
+            (peers(&[]), None, true),
+            (peers(&["compute2"]), None, false),
+            (peers(&["compute2"]), Some(tls(&[])), true),
+            (peers(&["compute2"]), Some(tls(&["nova"])), true),
+            (peers(&["compute2"]), Some(tls(&["nova", "compute2"])), false),
+            (peers(&[""]), Some(tls(&[])), false),
+            (Migration { max_bandwidth_mb: 1 << 21, ..peers(&[]) }, None, false),
+        ] {
+            let outcome = migration.validate(tls.as_ref());
+            assert_eq!(outcome.is_ok(), good, "{migration:?} {outcome:?}");
+        }
+    }
+}
