@@ -24,6 +24,7 @@ use super::validate;
 use crate::cgroup::CgroupLimits;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::{ImageExport, ImageStore, Kept, Lacking};
+use crate::migration::layer::Receiver;
 use crate::migration::receive::Chunk;
 use crate::network::Rates;
 use crate::runtime::walls::Walls;
@@ -268,6 +269,7 @@ fn reserve(shared: &Shared, coming: &Coming, bytes: u64) -> Result<()> {
 /// Takes the archive of a layer.
 pub fn layer(shared: &Shared, move_id: Uuid, digest: &str, archive: &mut dyn Read) -> Result<()> {
     let coming = shared.registry.arrivals.find(move_id)?;
+    let archive = &mut Receiver::new(archive);
     coming.while_open(|| shared.parts.images.receive_layer(&coming.image, digest, archive))
 }
 

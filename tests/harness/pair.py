@@ -24,7 +24,7 @@ class Pair:
         self.source = Service(runtime, lxcfs, settings=settings)
         self.destination = Service(runtime, lxcfs, settings=settings)
         token = self.source.token
-        self.namespace, links = f"{token}ns", (f"{token}mv", f"{token}mw")
+        self.namespace, links = f"{token}ns", (f"m{token}", f"n{token}")
         number = int(token[1:], 16)
         net = f"172.{16 + number % 16}.{number // 256}"
         self.addresses = f"{net}.1", f"{net}.2"
@@ -37,7 +37,6 @@ class Pair:
             f"ip -n {self.namespace} link set {links[1]} up",
             f"ip -n {self.namespace} link set lo up",
         )
-        # What the pair itself has is no service's.
         program = self.destination.base / "berth"
         entered = f"nsenter --net=/run/netns/{self.namespace}"
         program.write_text(f'#!/bin/sh\nexec {entered} {shlex.quote(str(BERTH))} "$@"\n')
@@ -57,7 +56,6 @@ class Pair:
             service.settings["instances"] |= {
                 "id_map_first": self.source.id_map_first + number * blocks * 65_536,
                 "id_map_blocks": blocks,
-                "monitor": str(BERTH.with_name("berth-monitor")),
             }
 
     @property
@@ -80,7 +78,7 @@ class Pair:
 
     def cut(self, up: bool = False) -> None:
         """Cuts the line between the two, or mends it."""
-        self._sh(f"ip link set {self.source.token}mv {'up' if up else 'down'}")
+        self._sh(f"ip link set m{self.source.token} {'up' if up else 'down'}")
 
     def call(self, certificate: dict[str, str], method: str, path: str, body: Any = None) -> Any:
         """A request to the destination over TCP, with a certificate of one's own."""
