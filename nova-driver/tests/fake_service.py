@@ -19,7 +19,8 @@ NUMBERS = {'NOSTATE': 0, 'RUNNING': 1, 'PAUSED': 3, 'SHUTDOWN': 4, 'CRASHED': 6,
 STATUS = {'invalid-input': 400, 'instance-not-found': 404, 'image-not-found': 404,
           'interface-not-found': 404, 'operation-not-found': 404, 'not-found': 404,
           'instance-exists': 409, 'image-exists': 409, 'instance-invalid-state': 409, 'image-in-use': 409,
-          'interface-exists': 409, 'events-gone': 410, 'service-unavailable': 503}
+          'interface-exists': 409, 'events-gone': 410, 'service-unavailable': 503,
+          'peer-unavailable': 502}
 CREATE_FIELDS = {'name', 'hostname', 'image_id', 'flavor', 'vifs', 'dns', 'environment', 'command',
                  'files', 'metadata'}
 FLAVOR_FIELDS = {'name', 'vcpus', 'memory_mb', 'root_gb', 'ephemeral_gb', 'swap_mb', 'extra_specs'}
@@ -61,6 +62,7 @@ class FakeService:
         self.slow = False        # operations outlive their request
         self.image_config = {'entrypoint': [], 'cmd': [], 'init': 'systemd'}
         self.events, self.sequence, self.kept_from = [], 1000, 1000
+        self.peer = None         # the service that instances move to
         self.epoch = 0           # streams of an earlier one end
         self.extra = {}          # (method, regex): answer, for endpoints of later
         self.server = None
@@ -185,6 +187,8 @@ class FakeService:
         state = instance['power_state']
         if verb == 'resize':
             return self._operation(uuid, self._resize(uuid, *rest, body=body))
+        if verb == 'migrate':
+            return self._operation(uuid, self._migrate(uuid, *rest, body=body))
         if verb == 'reboot':
             check_fields(body, {'type', 'timeout'})
             if body['type'] == 'SOFT' and state != 'RUNNING':
@@ -199,6 +203,8 @@ class FakeService:
         if verb not in VERBS:
             raise Fault('not-found')
         does, nothing, after, event = VERBS[verb]
+        if instance.get('migration') and verb != 'stop':
+            raise Fault('instance-invalid-state', 'it has moved')
         if state in does:
             self.set_state(uuid, after)
             self.emit(event, uuid, after)
@@ -286,6 +292,27 @@ class FakeService:
                     '_disk': instance.get('disk')}
                 self.set_state(uuid, 'SHUTDOWN')
             instance['flavor'] = body['flavor']
+        return instance
+
+    def _migrate(self, uuid, what=None, *, body):
+        instance = self._instance(uuid)
+        gone = instance.get('migration')
+        if what == 'revert':
+            check_fields(body or {}, {'force'})
+            instance['migration'] = None
+            return instance
+        check_fields(body, {'to', 'flavor', 'timeout'})
+        check_fields(body['flavor'], FLAVOR_FIELDS)
+        if not body['to'].startswith('https://'):
+            raise Fault('invalid-input', 'must be https://host:port')
+        if gone and gone['to'] != body['to']:
+            raise Fault('instance-invalid-state')
+        if not gone:
+            self.set_state(uuid, 'SHUTDOWN')
+            there = {**instance, 'flavor': body['flavor'], 'migration': None}
+            instance['migration'] = {'to': body['to'], 'state': 'moved', 'since': 'now'}
+            if self.peer is not None:
+                self.peer.instances[uuid] = there
         return instance
 
     def _rescue(self, uuid, body):

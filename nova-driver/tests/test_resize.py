@@ -141,8 +141,8 @@ def refused(call):
     return str(error.value.inner_exception)
 
 
-@pytest.mark.parametrize('values', [{'dest': '192.0.2.2'}, {'flavor': make_flavor(root_gb=2)},
-                                    {'flavor': make_flavor(root_gb=0)}])
+@pytest.mark.parametrize('values', [{'flavor': make_flavor(root_gb=2)}, {'flavor': make_flavor(root_gb=0)},
+                                    {'flavor': make_flavor(root_gb=2), 'dest': '192.0.2.2'}])
 def test_what_is_refused_without_the_service(nova, service, instance, values):
     refused(lambda: nova.migrate(instance, **values))
     assert service.calls() == []

@@ -16,7 +16,7 @@ use utoipa_actix_web::AppExt;
 use super::answer::PROBLEM_JSON;
 use super::routes::routes;
 use crate::fault::FaultKind;
-use crate::types::Problem;
+use crate::types::{IncomingFile, Problem};
 
 const ABOUT: &str = "\
 Containers as OpenStack Nova instances, on one compute host.
@@ -99,6 +99,8 @@ fn components(generated: Option<Components>) -> Components {
     let mut schemas = vec![(Problem::name().into_owned(), Problem::schema())];
     Problem::schemas(&mut schemas);
     let mut components = generated.unwrap_or_default();
+    // Only a path has it.
+    schemas.push((<IncomingFile as ToSchema>::name().into_owned(), IncomingFile::schema()));
     components.schemas.extend(schemas);
     components.schemas.insert(FaultKind::name().into_owned(), fault_kind());
     let known = components.schemas.clone();

@@ -70,6 +70,14 @@ fn these_operations_are_the_api() {
         "post /v1/instances/{id}/resize resize_instance",
         "post /v1/instances/{id}/resize/confirm confirm_resize",
         "post /v1/instances/{id}/resize/revert revert_resize",
+        "post /v1/instances/{id}/migrate migrate_instance",
+        "post /v1/instances/{id}/migrate/revert revert_migration",
+        "put /v1/incoming/{id} begin_incoming",
+        "put /v1/incoming/{id}/layers/{digest} put_layer",
+        "put /v1/incoming/{id}/files/{file} put_file",
+        "post /v1/incoming/{id}/commit commit_incoming",
+        "post /v1/incoming/{id}/acknowledge acknowledge_incoming",
+        "delete /v1/incoming/{id} end_incoming",
         "post /v1/instances/{id}/password set_password",
         "post /v1/instances/{id}/quiesce quiesce_instance",
         "post /v1/instances/{id}/unquiesce unquiesce_instance",
@@ -93,6 +101,7 @@ fn these_operations_are_the_api() {
         "delete /v1/images/{id} delete_image",
         "get /v1/operations list_operations",
         "get /v1/operations/{id} get_operation",
+        "delete /v1/operations/{id} abort_operation",
         "get /v1/events follow_events",
     ]
     .map(str::to_owned)
@@ -119,8 +128,11 @@ fn every_operation_describes_its_problems() {
         let parameters = operation["parameters"].as_array().unwrap();
         assert_eq!(parameters.iter().any(|p| p["name"] == "Prefer"), waits, "{about}");
         // An inspection changes nothing, and its answer is all that comes of it; a port is opened at once.
-        let at_once = ["/v1/images/{id}", "/v1/images/inspect"].contains(&path.as_str())
-            || path.contains("/remote-consoles/");
+        // Another host's service has nothing else to do.
+        let at_once = ["/v1/images/{id}", "/v1/images/inspect", "/v1/operations/{id}"]
+            .contains(&path.as_str())
+            || path.contains("/remote-consoles/")
+            || path.starts_with("/v1/incoming/");
         assert!(method == "get" || waits || at_once, "{about} cannot be async");
         for name in ["id", "port_id"].iter().filter(|n| path.contains(&format!("{{{n}}}"))) {
             let parameter = parameters.iter().find(|p| p["name"] == *name).unwrap();
@@ -134,9 +146,8 @@ fn every_operation_describes_its_problems() {
 fn every_fault_kind_that_a_client_can_meet_is_described() {
     let text = berth::api::document_json();
     for kind in FaultKind::ALL {
-        // These belong to no operation: no such path, no such method, and TLS
-        // refuses strangers before HTTP.
-        let nowhere = [FaultKind::NotFound, FaultKind::MethodNotAllowed, FaultKind::Forbidden];
+        // It belongs to no operation: no such method.
+        let nowhere = [FaultKind::MethodNotAllowed];
         let described = text.contains(&format!("`{}`: ", kind.code()));
         assert_eq!(described, !nowhere.contains(kind), "{}", kind.code());
     }

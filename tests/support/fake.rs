@@ -13,6 +13,7 @@ use berth::instance::backend::{
 };
 use berth::instance::event::{EventLog, EventSubscription};
 use berth::instance::operation::{OperationHandle, OperationWriter, Operations};
+use berth::migration::receive::Chunk;
 use berth::types::*;
 use chrono::Utc;
 use uuid::Uuid;
@@ -117,6 +118,10 @@ impl FakeBackend {
         });
         handle
     }
+}
+
+fn no_moves() -> Fault {
+    Fault::new(FaultKind::NotFound, "this stand-in has no moves")
 }
 
 impl Inner {
@@ -302,6 +307,30 @@ impl Backend for FakeBackend {
         Ok(told)
     }
 
+    fn begin_incoming(&self, _: Uuid, _: IncomingInstance) -> Result<Incoming> {
+        Err(no_moves())
+    }
+
+    fn incoming_layer(&self, _: Uuid, _: &str, _: &mut dyn Read) -> Result<()> {
+        Err(no_moves())
+    }
+
+    fn incoming_chunk(&self, _: Uuid, _: IncomingFile, _: Chunk) -> Result<()> {
+        Err(no_moves())
+    }
+
+    fn commit_incoming(&self, _: Uuid) -> Result<()> {
+        Err(no_moves())
+    }
+
+    fn acknowledge_incoming(&self, _: Uuid) -> Result<()> {
+        Ok(())
+    }
+
+    fn end_incoming(&self, _: RequestContext, _: Uuid, _: bool) -> Result<IncomingOutcome> {
+        Ok(IncomingOutcome::Aborted)
+    }
+
     fn images(&self) -> Vec<Image> {
         self.0.lock().images.values().cloned().collect()
     }
@@ -380,6 +409,8 @@ fn kind(action: &Action) -> &'static str {
         Action::Resize(_) => "instance.resize",
         Action::ConfirmResize => "instance.resize.confirm",
         Action::RevertResize => "instance.resize.revert",
+        Action::Migrate(_) => "instance.migrate",
+        Action::RevertMigration(_) => "instance.migrate.revert",
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
         Action::SetPassword(_) => "instance.password",
@@ -428,6 +459,13 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             }
             None => (now, EventKind::Updated),
         },
+        Action::Migrate(wanted) => {
+            if !wanted.to.starts_with("https://") {
+                return Err(Fault::invalid("to", "must be https://host:port of another service"));
+            }
+            return Err(Fault::new(FaultKind::PeerUnavailable, "this stand-in has no peers"));
+        }
+        Action::RevertMigration(_) => (now, EventKind::Updated),
         Action::AttachInterface(vif) => {
             let vifs = &mut instance.definition.vifs;
             match vifs.iter().find(|known| known.id == vif.id) {
@@ -524,6 +562,7 @@ fn instance(id: Uuid, definition: Definition) -> Instance {
         task_state: None,
         quiesced: false,
         unconfirmed_resize: None,
+        migration: None,
         rescue_image_id: None,
         fault: None,
         pid: None,

@@ -38,8 +38,14 @@ OPTIONS = [
     cfg.IntOpt(
         'image_timeout', default=3600, min=1,
         help='Seconds that an image may take from Glance to the host, a '
-             'snapshot from the host to Glance, or the copy of its disks that '
-             'a resize keeps.'),
+             'snapshot from the host to Glance, the copy of its disks that '
+             'a resize keeps, or the move of an instance to another host.'),
+    cfg.PortOpt(
+        'migration_port', default=8788, min=1,
+        help='Port on which the service of every other host listens with TLS '
+             '(`listen` in the section `service.tls` of its configuration). '
+             'Instances are moved to it at the address that Nova has for the '
+             "host, its `my_ip`, which the service's certificate must name."),
     cfg.IntOpt(
         'retry_timeout', default=30, min=0,
         help='Seconds for which a call is tried again while the service is '

@@ -9,6 +9,7 @@ import datetime
 from oslo_log import log as logging
 from oslo_utils import excutils
 from oslo_utils import fileutils
+from oslo_utils import netutils
 
 from nova import conf as nova_conf
 from nova import exception
@@ -647,19 +648,18 @@ class BerthDriver(driver.ComputeDriver):
         snapshot.snapshot(self.client, self.images.api, context, instance, image_id,
                           update_task_state, CONF.berth)
 
-    # Resize, on this host. The service keeps what the instance was.
+    # Resize and cold migration. The service keeps what the instance was, on this host.
 
     @absent.is_an_error
     def migrate_disk_and_power_off(self, context, instance, dest,
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        """GET /v1/instances/{id}; POST …/resize with `keep`. The ports stay plugged.
+        """GET /v1/instances/{id}; POST …/resize with `keep`, or …/migrate to another host.
+        The ports stay plugged.
 
         When it fails, the instance is put back, and Nova told that it is as it was.
         """
-        if dest != CONF.my_ip:
-            raise _as_it_was('berth does not move instances to another host yet')
         try:
             asked.check(flavor)
         except exception.InvalidInput as error:
@@ -674,11 +674,15 @@ class BerthDriver(driver.ComputeDriver):
             self._forget_last_resize(instance)
         except exception.HypervisorUnavailable as error:
             raise _as_it_was(faults.detail_of(error)) from error
+        verb, undo, told = 'resize', ('resize', 'revert'), body
+        if dest != CONF.my_ip:
+            verb, undo = 'migrate', ('migrate', 'revert')
+            told = {'to': _peer(dest), 'flavor': body['flavor']}
         try:
-            self.client.post(_path(instance, 'resize'), {**body, 'timeout': timeout},
+            self.client.post(_path(instance, verb), {**told, 'timeout': timeout},
                              seconds=CONF.berth.image_timeout + timeout)
         except exception.NovaException as error:
-            self._undo_resize(instance)
+            self._undo_resize(instance, *undo)
             raise _as_it_was(faults.detail_of(error)) from error
         return ''
 
@@ -689,8 +693,8 @@ class BerthDriver(driver.ComputeDriver):
                         'it is confirmed', instance=instance)
             self.client.post(_path(instance, 'resize', 'confirm'))
 
-    def _undo_resize(self, instance):
-        self.client.post(_path(instance, 'resize', 'revert'))
+    def _undo_resize(self, instance, *undo):
+        self.client.post(_path(instance, *undo))
         if instance.vm_state != vm_states.STOPPED:
             self.client.post(_path(instance, 'start'))
 
@@ -699,9 +703,11 @@ class BerthDriver(driver.ComputeDriver):
                          network_info, image_meta, resize_instance,
                          allocations, block_device_info=None, power_on=True,
                          share_info=None):
-        """As `power_on`, but the ports come first.
+        """As `power_on`, but the ports come first. What came from another host has the
+        new flavor.
 
-        If it fails, POST …/resize/revert: Nova then takes the old flavor.
+        If it fails, POST …/resize/revert: Nova then takes the old flavor. On another host
+        there is nothing to revert.
         """
         try:
             self._bring_up(instance, network_info, power_on)
@@ -713,9 +719,15 @@ class BerthDriver(driver.ComputeDriver):
                     LOG.exception('The resize is not reverted', instance=instance)
 
     def confirm_migration(self, context, migration, instance, network_info):
-        """POST /v1/instances/{id}/resize/confirm. The instance itself runs on."""
+        """GET /v1/instances/{id}; POST …/resize/confirm, and the instance itself runs on.
+        Of one that has moved to another host: os-vif; DELETE.
+        """
         try:
-            self.client.post(_path(instance, 'resize', 'confirm'))
+            if self.client.get(_path(instance)).get('migration'):
+                ports.unplug_all(instance, network_info)
+                self._delete(instance)
+            else:
+                self.client.post(_path(instance, 'resize', 'confirm'))
         except exception.InstanceNotFound:
             LOG.warning('The instance of the resize is not there', instance=instance)
 
@@ -723,12 +735,14 @@ class BerthDriver(driver.ComputeDriver):
     def finish_revert_migration(self, context, instance, network_info,
                                 migration, block_device_info=None,
                                 power_on=True, share_info=None):
-        """POST /v1/instances/{id}/resize/revert; as `finish_migration`.
+        """GET /v1/instances/{id}; POST …/resize/revert, or …/migrate/revert of one that has
+        moved to another host, or is on its way; as `finish_migration`.
 
         Nova asks for this too when its restart cut short a resize, however
         far it had come.
         """
-        self.client.post(_path(instance, 'resize', 'revert'))
+        verb = 'migrate' if self.client.get(_path(instance)).get('migration') else 'resize'
+        self.client.post(_path(instance, verb, 'revert'))
         self._bring_up(instance, network_info, power_on, unplugged=True)
 
     def _bring_up(self, instance, network_info, power_on, unplugged=False):
@@ -766,12 +780,12 @@ class BerthDriver(driver.ComputeDriver):
                                            disk_over_commit=False):
         """Nova then tries other hosts."""
         raise exception.MigrationPreCheckError(
-            reason='berth does not migrate instances yet')
+            reason='berth moves no instance that runs: migrate it cold')
 
     def check_can_live_migrate_source(self, context, instance,
                                       dest_check_data, block_device_info=None):
         raise exception.MigrationPreCheckError(
-            reason='berth does not migrate instances yet')
+            reason='berth moves no instance that runs: migrate it cold')
 
     def cleanup_live_migration_destination_check(self, context,
                                                  dest_check_data):
@@ -806,6 +820,11 @@ def _is_rebuilt_here(instance):
 def _as_it_was(reason):
     """Nova leaves the instance in the state that it was in."""
     return exception.InstanceFaultRollback(exception.ResizeError(reason=reason))
+
+
+def _peer(address):
+    """Where the service of the host with this address is."""
+    return 'https://%s:%d' % (netutils.escape_ipv6(address), CONF.berth.migration_port)
 
 
 def _is_left_rescued(instance, made):

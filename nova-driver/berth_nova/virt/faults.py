@@ -120,6 +120,8 @@ TABLE = {
     # This host cannot, another may.
     'host-unsupported': _reason(exception.ComputeResourcesUnavailable),
     'resources-exhausted': _reason(exception.ComputeResourcesUnavailable),
+    # The other host of a move.
+    'peer-unavailable': _reason(exception.MigrationError),
     'network-failed': _message(exception.VirtualInterfacePlugException),
     'runtime-failed': _message(exception.InternalError),
     'timeout': _message(exception.InternalError),

@@ -165,16 +165,19 @@ impl Actor {
         let departure = self.departure()?.clone();
         info!(instance = %self.record.id, to = departure.to, "the instance has moved");
         self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
-        let request_id = self.request_id.clone().unwrap_or_else(new_request_id);
+        self.acknowledge(departure).await;
+        Ok(())
+    }
+
+    /// Tells the other host that it is known here whose the instance is.
+    async fn acknowledge(&self, departure: Departure) {
         let told = self.shared.on_guest(move |parts| {
-            let peer = Peer::new(&parts.config, &departure.to)?;
-            push::acknowledge(&peer, departure.move_id, &request_id)
+            migrate::acknowledge(parts, &departure);
+            Ok(())
         });
         if let Err(fault) = told.await {
-            // It keeps a note for a while.
-            warn!(instance = %self.record.id, fault = %fault.in_full(), "telling the other host that it is known to have the instance");
+            warn!(instance = %self.record.id, fault = %fault.in_full(), "acknowledging a move");
         }
-        Ok(())
     }
 
     /// Waits until it is time to ask whose the instance is; for ever, when that is known.
@@ -215,21 +218,24 @@ impl Actor {
 
     /// Takes it back, as it was when it went; it is not started.
     pub(super) async fn revert_migration(&mut self, wanted: RevertMigration) -> Result<()> {
-        let to = self.departure()?.to.clone();
+        let departure = self.departure()?.clone();
         if !wanted.force && self.ask_peer(true).await? == IncomingOutcome::Committed {
             return Err(Fault::new(
                 FaultKind::InstanceInvalidState,
-                format!("the instance has run on {to}: delete it there first"),
+                format!("the instance has run on {}: delete it there first", departure.to),
             ));
         }
         self.set_departure(None).await?;
         self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
+        if !wanted.force {
+            self.acknowledge(departure).await;
+        }
         Ok(())
     }
 
     async fn ask_peer(&self, revert: bool) -> Result<IncomingOutcome> {
         let departure = self.departure()?.clone();
-        let request_id = self.request_id.clone().unwrap_or_else(new_request_id);
+        let request_id = self.request_id.clone().unwrap_or_else(migrate::new_request_id);
         let ask = move |parts: &HostParts| {
             let peer = Peer::new(&parts.config, &departure.to)?;
             push::end(&peer, departure.move_id, &request_id, revert)
@@ -285,8 +291,4 @@ impl Actor {
 
 fn lock(push: &Mutex<Push>) -> MutexGuard<'_, Push> {
     push.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn new_request_id() -> String {
-    format!("req-{}", Uuid::new_v4())
 }

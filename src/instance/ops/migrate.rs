@@ -10,7 +10,7 @@ use super::cold_resize;
 use super::snapshot::scratches;
 use crate::fault::{OrFault, Result};
 use crate::instance::host_parts::HostParts;
-use crate::instance::moved::{Export, FORMAT, path_of};
+use crate::instance::moved::{Departure, Export, FORMAT, path_of};
 use crate::instance::record::{Desired, Record};
 use crate::migration::peer::Peer;
 use crate::migration::push::{self, Push, Watch};
@@ -129,31 +129,52 @@ fn open(
 
 /// Tells the other host that nothing comes of it. Not heard, that host finds out by itself.
 pub fn give_up(push: &Push) {
-    if let Err(fault) = push.end() {
-        tracing::warn!(fault = %fault.in_full(), "telling the other host that a move is given up");
+    tell(push.end());
+}
+
+/// Tells the other host that it is known here whose an instance is. Not heard, that host
+/// keeps a note of it for a while.
+pub fn acknowledge(parts: &HostParts, departure: &Departure) {
+    let peer = Peer::new(&parts.config, &departure.to);
+    tell(peer.and_then(|peer| push::acknowledge(&peer, departure.move_id, &new_request_id())));
+}
+
+fn tell<T>(told: Result<T>) {
+    if let Err(fault) = told {
+        tracing::warn!(fault = %fault.in_full(), "telling the other host how a move ended");
     }
+}
+
+/// The id of a request that nobody asked for.
+pub fn new_request_id() -> String {
+    format!("req-{}", Uuid::new_v4())
 }
 
 /// After the service was away: a move that was not committed is none. What was made of it on
 /// the other host goes, and the instance is what it was.
 pub fn undo_unfinished(parts: &HostParts, record: &mut Record) -> Result<()> {
-    let Some(departure) =
-        record.departure.take_if(|departure| departure.state == MigrationState::Copying)
-    else {
-        return Ok(());
-    };
-    if departure.ran {
-        record.desired = Desired::Running;
+    let Some(departure) = record.departure.clone() else { return Ok(()) };
+    match departure.state {
+        MigrationState::Copying => {
+            if departure.ran {
+                record.desired = Desired::Running;
+            }
+            record.departure = None;
+            record.save(&parts.paths(record))?;
+        }
+        // It may not have been told yet.
+        MigrationState::Moved => {}
+        // Whoever has it is asked by its actor.
+        MigrationState::Committing => return Ok(()),
     }
-    record.save(&parts.paths(record))?;
     let peer = Peer::new(&parts.config, &departure.to);
     // The instance does not wait for it.
-    let told = move || {
-        let request_id = format!("req-{}", Uuid::new_v4());
-        let ended = peer.and_then(|peer| push::end(&peer, departure.move_id, &request_id, false));
-        if let Err(fault) = ended {
-            tracing::warn!(fault = %fault.in_full(), "telling the other host that a move is given up");
+    let told = move || match peer {
+        Err(fault) => tell::<()>(Err(fault)),
+        Ok(peer) if departure.state == MigrationState::Moved => {
+            tell(push::acknowledge(&peer, departure.move_id, &new_request_id()));
         }
+        Ok(peer) => tell(push::end(&peer, departure.move_id, &new_request_id(), false)),
     };
     std::thread::Builder::new()
         .name("berth-move".into())
