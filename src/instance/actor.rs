@@ -97,6 +97,7 @@ impl Actor {
     /// Serves the queue until the instance is gone.
     pub async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         self.finish_stop().await;
+        self.finish_move().await;
         loop {
             tokio::select! {
                 // What has happened by now comes before what is to be done about it.

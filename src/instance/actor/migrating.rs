@@ -24,11 +24,13 @@ use crate::instance::live::Live;
 use crate::instance::moved::Departure;
 use crate::instance::operation::OperationWriter;
 use crate::instance::ops::migrate;
-use crate::instance::record::{KeptResize, Record};
+use crate::instance::record::{Desired, KeptResize, Record};
 use crate::instance::teardown::undone;
 use crate::migration::peer::Peer;
 use crate::migration::push::{self, Push, Watch};
-use crate::types::{EventKind, IncomingOutcome, Migrate, MigrationState, RevertMigration, Stop};
+use crate::types::{
+    EventKind, IncomingOutcome, Migrate, MigrationState, RevertMigration, Stop, TaskState,
+};
 
 /// How long the other host is asked, within the operation, whether it has the instance.
 const ASK_FOR: Duration = Duration::from_secs(30);
@@ -68,6 +70,29 @@ impl Actor {
             return Err(undone(fault, "starting it again", self.start().await));
         }
         Err(fault)
+    }
+
+    /// After the service was away: a move that was not committed is none, and the instance is
+    /// what it was. A stop that was under way for it is over by now.
+    pub(super) async fn finish_move(&mut self) {
+        let Some(departure) = self.record.departure.clone().filter(|gone| !gone.is_away()) else {
+            return;
+        };
+        self.task_state = Some(TaskState::RevertingMigration);
+        self.publish();
+        let outcome = self.stay(&departure).await;
+        if let Err(fault) = &outcome {
+            error!(instance = %self.record.id, fault = %fault.in_full(), "giving up an interrupted move");
+        }
+        self.end(&outcome);
+    }
+
+    async fn stay(&mut self, departure: &Departure) -> Result<()> {
+        self.set_departure(None).await?;
+        let parts = &self.shared.parts;
+        let same_boot = self.record.boot_id.as_deref() == Some(parts.boot_id.as_str());
+        let again = same_boot || parts.config.host.resume_guests_state_on_host_boot;
+        if departure.ran && self.live.is_none() && again { self.start().await } else { Ok(()) }
     }
 
     async fn go(&mut self, wanted: Migrate, operation: &Arc<OperationWriter>) -> Result<()> {
@@ -127,6 +152,8 @@ impl Actor {
     /// Has the other host have it. Whatever becomes of its answer, one of both has it.
     async fn hand_over(&mut self, push: Arc<Mutex<Push>>) -> Result<()> {
         // From here on a service that starts asks before it does anything to the instance.
+        // That may have ended by itself, and Nova still wish it to run.
+        self.record.desired = Desired::Stopped;
         if let Err(fault) = self.set_state(MigrationState::Committing).await {
             let give_up = move |_: &HostParts| {
                 migrate::give_up(&lock(&push));
@@ -209,11 +236,11 @@ impl Actor {
 
     /// The other host did not take it.
     async fn stays(&mut self) -> Result<()> {
-        let ran = self.departure()?.ran;
+        let departure = self.departure()?.clone();
         info!(instance = %self.record.id, "the other host did not take the instance");
-        self.set_departure(None).await?;
+        self.stay(&departure).await?;
         self.shared.emit(EventKind::Updated, &self.view(), None);
-        if ran && self.live.is_none() { self.start().await } else { Ok(()) }
+        Ok(())
     }
 
     /// Takes it back, as it was when it went; it is not started.

@@ -11,7 +11,7 @@ use super::snapshot::scratches;
 use crate::fault::{OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::moved::{Departure, Export, FORMAT, path_of};
-use crate::instance::record::{Desired, Record};
+use crate::instance::record::Record;
 use crate::migration::peer::Peer;
 use crate::migration::push::{self, Push, Watch};
 use crate::rootfs::Still;
@@ -150,22 +150,13 @@ pub fn new_request_id() -> String {
     format!("req-{}", Uuid::new_v4())
 }
 
-/// After the service was away: a move that was not committed is none. What was made of it on
-/// the other host goes, and the instance is what it was.
-pub fn undo_unfinished(parts: &HostParts, record: &mut Record) -> Result<()> {
+/// After the service was away: tells the other host how a move ended, which may not have been
+/// told yet. One that was not committed is none.
+pub fn tell_again(parts: &HostParts, record: &Record) -> Result<()> {
     let Some(departure) = record.departure.clone() else { return Ok(()) };
-    match departure.state {
-        MigrationState::Copying => {
-            if departure.ran {
-                record.desired = Desired::Running;
-            }
-            record.departure = None;
-            record.save(&parts.paths(record))?;
-        }
-        // It may not have been told yet.
-        MigrationState::Moved => {}
+    if departure.state == MigrationState::Committing {
         // Whoever has it is asked by its actor.
-        MigrationState::Committing => return Ok(()),
+        return Ok(());
     }
     let peer = Peer::new(&parts.config, &departure.to);
     // The instance does not wait for it.

@@ -36,7 +36,7 @@ pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recover
     parts.images.hold(record.definition.image_id, record.id)?;
     atomic::remove_file(&parts.paths(&record).root_disk_copy())?;
     rescue::recover(parts, &record)?;
-    migrate::undo_unfinished(parts, &mut record)?;
+    migrate::tell_again(parts, &record)?;
     if let Some(live) = adopt(parts, &mut record)? {
         parts.placement.read_back(&record);
         if let Err(fault) = finish_changes(parts, &record) {
