@@ -532,7 +532,8 @@ impl Config {
             "host.cpu_dedicated_set",
             "must not share a CPU with host.cpu_shared_set",
         )?;
-        self.migration.validate(self.service.tls.as_ref())?;
+        let tls = self.service.tls.as_ref();
+        self.migration.validate(tls.map(|tls| tls.client_names.as_slice()))?;
         let b = &self.bridge;
         check(
             !b.name.is_empty() && b.name.len() <= 15,

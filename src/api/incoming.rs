@@ -1,7 +1,7 @@
 //! Instances that another host's service sends. The gate lets nobody else in.
 
 use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
 use actix_web::{HttpResponse, delete, post, put, web};
 use futures_util::StreamExt;
@@ -14,6 +14,7 @@ use crate::fault::FaultKind::*;
 use crate::fault::{Fault, Result};
 use crate::instance::backend::RequestContext;
 use crate::migration::chunks::CHUNK;
+use crate::migration::peer::PATIENCE;
 use crate::migration::receive::{Chunk, Content};
 use crate::types::{Incoming, IncomingEnd, IncomingFile, IncomingInstance};
 
@@ -104,9 +105,11 @@ struct Parts {
 impl Read for Parts {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.held.is_empty() {
-            match self.parts.recv() {
+            match self.parts.recv_timeout(PATIENCE) {
                 Ok(part) => self.held = part,
-                Err(_) => return Ok(0),
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+                // A line that was cut says nothing.
+                Err(RecvTimeoutError::Timeout) => return Err(io::ErrorKind::TimedOut.into()),
             }
         }
         let taken = self.held.split_to(buffer.len().min(self.held.len()));

@@ -16,8 +16,8 @@ use super::terminal;
 use crate::api::InstanceList;
 use crate::fault::{Fault, OrFault, Result, harmless};
 use crate::types::{
-    Flavor, Instance, InstanceCreate, Reboot, RebootType, Rescue, Resize, Stop, UnconfirmedResize,
-    Vif,
+    Flavor, Instance, InstanceCreate, InstanceMigration, Migrate, MigrationState, Reboot,
+    RebootType, Rescue, Resize, RevertMigration, Stop, UnconfirmedResize, Vif,
 };
 
 /// Exit code when a command could not be run at all, as `env` and others have it.
@@ -95,6 +95,24 @@ pub(super) enum Command {
     ResizeRevert {
         /// Its id, a unique beginning of it, or its name.
         instance: String,
+    },
+    /// Move an instance to another host's service; one that runs is stopped
+    Migrate {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+        /// The other service, https://host:port.
+        to: String,
+        /// Seconds that its init may take to stop, 0 to 3600.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<u32>,
+    },
+    /// Take an instance back that has moved to another host
+    MigrateRevert {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+        /// The other host never comes back: do not ask it. If it does, both have the instance.
+        #[arg(long)]
+        force: bool,
     },
     /// Boot a stopped instance from another image, its own root file system at /mnt/instance
     Rescue {
@@ -224,6 +242,13 @@ pub(super) async fn run(client: &Client, output: Output, command: Command) -> Re
         Command::ResizeRevert { instance } => {
             act(client, output, &instance, "resize/revert", &json!({})).await?;
         }
+        Command::Migrate { instance, to, timeout } => {
+            let wanted = Migrate { to, flavor: None, timeout };
+            act(client, output, &instance, "migrate", &wanted).await?;
+        }
+        Command::MigrateRevert { instance, force } => {
+            act(client, output, &instance, "migrate/revert", &RevertMigration { force }).await?;
+        }
         Command::Rescue { instance, image } => {
             let wanted = Rescue { image_id: image, environment: None, files: None };
             act(client, output, &instance, "rescue", &wanted).await?;
@@ -320,6 +345,14 @@ fn show(output: Output, instance: &Instance) -> Result<()> {
         if let Some(UnconfirmedResize { flavor, since }) = &instance.unconfirmed_resize {
             let name = &flavor.name;
             row("resize", format!("from {name}, awaits confirm or revert since {since}"));
+        }
+        if let Some(InstanceMigration { to, state, since }) = &instance.migration {
+            let state = match state {
+                MigrationState::Copying => "on its way to",
+                MigrationState::Committing => "not known whether it is on",
+                MigrationState::Moved => "moved to",
+            };
+            row("migration", format!("{state} {to} since {since}"));
         }
         row("pid", instance.pid.map(|pid| pid.to_string()).unwrap_or_default());
         row("root outside", format!("uid {}", instance.id_map_first));

@@ -3,10 +3,9 @@
 //! What came of one lies in the instance's directory, which has no record yet: a start of the
 //! service removes it. The record is the commit. From then on it is an instance like any other.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{error, info, warn};
@@ -14,16 +13,16 @@ use uuid::Uuid;
 
 use super::action::{Action, RequestContext};
 use super::actor::Actor;
-use super::allocations::Allocations;
+use super::coming::{Coming, Stage};
+use super::export::{Export, path_of};
 use super::handle::{Handle, Job, View};
-use super::moved::{Export, path_of};
 use super::ops::{create, destroy, flavor_change};
 use super::record::Record;
 use super::shared::Shared;
 use super::validate;
 use crate::cgroup::CgroupLimits;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::image::{ImageExport, ImageStore, Kept, Lacking};
+use crate::image::{ImageExport, ImageStore};
 use crate::migration::layer::Receiver;
 use crate::migration::receive::Chunk;
 use crate::network::Rates;
@@ -39,113 +38,6 @@ const IDLE: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Whoever has not asked for the end of a move by then does not any more.
 const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// Those on their way, by the ids of their moves.
-#[derive(Debug, Default)]
-pub struct Arrivals {
-    coming: Mutex<BTreeMap<Uuid, Arc<Coming>>>,
-}
-
-/// One on its way.
-struct Coming {
-    move_id: Uuid,
-    /// What it will be.
-    record: Record,
-    /// Bytes of its disks where it comes from.
-    sent: (u64, u64),
-    image: ImageExport,
-    lacking: Lacking,
-    stage: RwLock<Stage>,
-    touched: Mutex<Instant>,
-    _kept: Kept,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Disks, ids and interfaces are being reserved.
-    Begun,
-    /// It takes what comes.
-    Open,
-    /// It was taken.
-    Committed,
-    /// It was given up.
-    Ended,
-}
-
-impl std::fmt::Debug for Coming {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Coming").field("instance", &self.record.id).finish_non_exhaustive()
-    }
-}
-
-impl Arrivals {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Coming>>> {
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn of_instance(&self, id: Uuid) -> Option<Arc<Coming>> {
-        self.lock().values().find(|coming| coming.record.id == id).cloned()
-    }
-
-    fn find(&self, move_id: Uuid) -> Result<Arc<Coming>> {
-        let found = self.lock().get(&move_id).cloned();
-        found.inspect(|coming| coming.touch()).ok_or_else(|| {
-            Fault::new(
-                FaultKind::NotFound,
-                format!("there is no move {move_id} here: it was ended, or nothing came for long"),
-            )
-        })
-    }
-
-    /// Adds what those on their way have, save one.
-    pub fn add_to(&self, allocations: &mut Allocations, except: Uuid) {
-        let coming = self.lock();
-        let others = coming.values().filter(|coming| coming.record.id != except);
-        others.for_each(|coming| allocations.add(&coming.record));
-    }
-
-    /// Refuses what would be in the way of one.
-    pub fn refuse_if_coming(&self, id: Uuid) -> Result<()> {
-        match self.of_instance(id) {
-            None => Ok(()),
-            Some(_) => Err(Fault::new(
-                FaultKind::InstanceInvalidState,
-                format!("instance {id} is on its way here from another host"),
-            )),
-        }
-    }
-}
-
-impl Coming {
-    fn touch(&self) {
-        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    fn is_idle(&self) -> bool {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).elapsed() > IDLE
-    }
-
-    fn answer(&self) -> Incoming {
-        Incoming {
-            missing_layers: self.lacking.layers.clone(),
-            missing_image_disk: self.lacking.disk,
-        }
-    }
-
-    /// Runs `work` while it takes what comes.
-    fn while_open<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let stage = self.stage.read().unwrap_or_else(PoisonError::into_inner);
-        if *stage != Stage::Open {
-            return Err(Fault::new(
-                FaultKind::InstanceInvalidState,
-                "the move was ended or committed meanwhile",
-            ));
-        }
-        let done = work();
-        self.touch();
-        done
-    }
-}
 
 /// Makes ready for an instance, or changes nothing.
 pub fn begin(shared: &Arc<Shared>, move_id: Uuid, wanted: IncomingInstance) -> Result<Incoming> {
@@ -215,9 +107,10 @@ fn plan(shared: &Arc<Shared>, move_id: Uuid, wanted: IncomingInstance) -> Result
     let lacking = parts.images.lacking(&image)?;
     let mut definition = export.definition().clone();
     let flavor = wanted.flavor.unwrap_or_else(|| definition.flavor.clone());
-    validate::flavor("flavor", &flavor)?;
     parts.network.validate(&definition.vifs, definition.dns.as_ref())?;
     definition.flavor = flavor.clone();
+    let request = serde_json::to_value(&definition).and_then(serde_json::from_value);
+    validate::create(&request.or_fault("reading what another host sends")?)?;
     let planned = {
         let _allocation = shared.registry.lock_allocations();
         shared.plan_record(id, "", definition)?
@@ -244,7 +137,7 @@ fn plan(shared: &Arc<Shared>, move_id: Uuid, wanted: IncomingInstance) -> Result
         lacking,
         stage: RwLock::new(Stage::Begun),
         touched: Mutex::new(Instant::now()),
-        _kept: kept,
+        kept,
     })
 }
 
@@ -406,8 +299,16 @@ fn give_back(
 }
 
 /// Ends one that was not committed; of it nothing is left.
-fn give_up(shared: &Arc<Shared>, coming: &Coming) -> Result<()> {
-    let mut stage = coming.stage.write().unwrap_or_else(PoisonError::into_inner);
+fn give_up(shared: &Shared, coming: &Coming) -> Result<()> {
+    let stage = coming.stage.write().unwrap_or_else(PoisonError::into_inner);
+    give_up_at(shared, coming, stage)
+}
+
+fn give_up_at(
+    shared: &Shared,
+    coming: &Coming,
+    mut stage: RwLockWriteGuard<'_, Stage>,
+) -> Result<()> {
     if matches!(*stage, Stage::Committed | Stage::Ended) {
         return Ok(());
     }
@@ -436,9 +337,14 @@ pub fn expire_idle(shared: &Arc<Shared>) {
             let Some(shared) = weak.upgrade() else { return };
             let looked = runtime.spawn_blocking(move || {
                 let coming: Vec<_> = shared.registry.arrivals.lock().values().cloned().collect();
-                for coming in coming.iter().filter(|coming| coming.is_idle()) {
+                for coming in coming {
+                    // A layer that takes long holds it, as does a commit.
+                    let Ok(stage) = coming.stage.try_write() else { continue };
+                    if !coming.is_idle(IDLE) {
+                        continue;
+                    }
                     warn!(instance = %coming.record.id, "nothing more comes of an instance from another host");
-                    if let Err(fault) = give_up(&shared, coming) {
+                    if let Err(fault) = give_up_at(&shared, &coming, stage) {
                         error!(fault = %fault.in_full(), "giving up a move");
                     }
                 }

@@ -6,7 +6,8 @@
 //! parts ([`host_parts`]), on CPUs of the [`placement`]. The durable [`record`] says what was asked, [`live`]
 //! what its monitor tells. [`recovery`] makes actors of records when the
 //! service starts; [`image_jobs`] is what needs no actor. [`arrivals`] become instances
-//! when another host gives them away; what the records say of that is in [`moved`].
+//! when another host gives them away, and are [`coming`] until then; what goes along is an
+//! [`export`], and what the records say of it is in [`moved`].
 
 pub mod action;
 pub mod actor;
@@ -14,8 +15,10 @@ pub mod admission;
 pub mod allocations;
 pub mod arrivals;
 pub mod backend;
+pub mod coming;
 pub mod event;
 pub mod exec;
+pub mod export;
 pub mod handle;
 pub mod host_parts;
 pub mod host_report;

@@ -1,22 +1,10 @@
-//! What a record says of moves between hosts, and what of it goes along.
-
-use std::path::PathBuf;
+//! What a record says of moves between hosts.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::record::Record;
-use crate::console::ConsoleFiles;
-use crate::fault::{Fault, OrFault, Result};
-use crate::rootfs::{SealKey, WrittenFile};
-use crate::store::layout::InstanceLayout;
-use crate::types::{
-    Definition, ExitStatus, ImageConfig, IncomingFile, InstanceMigration, MigrationState,
-};
-
-/// Version of [`Export`], and of what two services say to each other.
-pub const FORMAT: u32 = 1;
+use crate::types::{InstanceMigration, MigrationState};
 
 /// That an instance goes to another host, or has gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,127 +40,4 @@ pub struct Arrival {
     pub move_id: Uuid,
     /// When it was taken.
     pub at: DateTime<Utc>,
-}
-
-/// What of a record goes along. Ids, CPUs and the host's boot are the host's.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Export {
-    definition: Definition,
-    request_digest: String,
-    seal_key: SealKey,
-    written_files: Vec<WrittenFile>,
-    layers: Vec<String>,
-    image_config: ImageConfig,
-    root_bytes: u64,
-    ephemeral_bytes: u64,
-    seeded: bool,
-    created_at: DateTime<Utc>,
-    exit: Option<ExitStatus>,
-}
-
-impl Export {
-    /// Of a record.
-    pub fn of(record: &Record) -> Export {
-        let record = record.clone();
-        Export {
-            definition: record.definition,
-            request_digest: record.request_digest,
-            seal_key: record.seal_key,
-            written_files: record.written_files,
-            layers: record.layers,
-            image_config: record.image_config,
-            root_bytes: record.root_bytes,
-            ephemeral_bytes: record.ephemeral_bytes,
-            seeded: record.seeded,
-            created_at: record.created_at,
-            exit: record.exit,
-        }
-    }
-
-    /// As JSON.
-    pub fn to_json(&self) -> Result<serde_json::Value> {
-        serde_json::to_value(self).or_fault("describing an instance")
-    }
-
-    /// Reads what another service told.
-    pub fn from_json(format: u32, value: serde_json::Value) -> Result<Export> {
-        if format != FORMAT {
-            return Err(Fault::invalid(
-                "format",
-                format!(
-                    "this version of berth takes instances of format {FORMAT}, not {format}: \
-                         have both hosts run the same version"
-                ),
-            ));
-        }
-        serde_json::from_value(value).map_err(|error| Fault::invalid("instance", error.to_string()))
-    }
-
-    /// What is kept of the request that made it.
-    pub fn definition(&self) -> &Definition {
-        &self.definition
-    }
-
-    /// Digests of its layers, lowest first.
-    pub fn layers(&self) -> &[String] {
-        &self.layers
-    }
-
-    /// The record that it has here, all that is the host's as in `planned`.
-    pub fn into_record(self, planned: Record, move_id: Uuid) -> Record {
-        Record {
-            definition: Definition { vifs: planned.definition.vifs, ..self.definition },
-            request_digest: self.request_digest,
-            seal_key: self.seal_key,
-            written_files: self.written_files,
-            layers: self.layers,
-            image_config: self.image_config,
-            root_bytes: self.root_bytes,
-            ephemeral_bytes: self.ephemeral_bytes,
-            seeded: self.seeded,
-            created_at: self.created_at,
-            exit: self.exit,
-            arrival: Some(Arrival { move_id, at: Utc::now() }),
-            ..planned
-        }
-    }
-}
-
-/// Where a file of an instance lies that is moved.
-pub fn path_of(layout: &InstanceLayout, file: IncomingFile) -> PathBuf {
-    let [first, latest, before] = ConsoleFiles::of(layout).into_paths();
-    match file {
-        IncomingFile::Root => layout.root_disk(),
-        IncomingFile::Ephemeral => layout.ephemeral_disk(),
-        IncomingFile::ImageDisk => layout.image_disk_coming(),
-        IncomingFile::ConsoleFirst => first,
-        IncomingFile::ConsoleLog => latest,
-        IncomingFile::ConsoleBefore => before,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::instance::record::tests::record;
-
-    #[test]
-    fn what_is_the_hosts_stays_and_all_else_goes_along() {
-        let source = Record { root_bytes: 7, seeded: true, ..record() };
-        let value = Export::of(&source).to_json().unwrap();
-        assert!(!value.to_string().contains("id_block") && !value.to_string().contains("boot_id"));
-        let mut planned = record();
-        planned.id_block.first += 65_536;
-        planned.pinned_cpus = Some(vec![3]);
-        let export = Export::from_json(FORMAT, value.clone()).unwrap();
-        let there = export.into_record(planned.clone(), Uuid::from_u128(9));
-        assert_eq!((there.id_block, &there.pinned_cpus), (planned.id_block, &planned.pinned_cpus));
-        assert_eq!((there.root_bytes, there.seeded), (7, true));
-        assert_eq!(there.request_digest, source.request_digest);
-        assert_eq!(there.definition, source.definition);
-        assert!(there.boot_id.is_none() && there.arrival.is_some());
-        let fault = Export::from_json(FORMAT + 1, value).err().unwrap();
-        assert_eq!(fault.field.as_deref(), Some("format"));
-        assert!(Export::from_json(FORMAT, serde_json::json!({})).is_err());
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use uuid::Uuid;
 
 use super::allocations::Allocations;
-use super::arrivals::Arrivals;
+use super::coming::Arrivals;
 use super::handle::{Handle, not_found};
 use crate::fault::Result;
 

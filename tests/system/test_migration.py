@@ -387,11 +387,13 @@ def test_one_that_was_never_taken_stays(pair, spawn):
     assert old.sh("cat /root/file") == "kept"
 
 
-def test_one_that_did_not_start_there_is_given_back(pair, spawn):
+def test_one_that_did_not_start_there_is_given_back_by_the_command_line(pair, spawn):
     old = spawn()
-    new = migrate(pair, old)
+    pair.source.berth("migrate", old.id, pair.url(), "--timeout", "5")
+    new = pair.there(old)
     assert is_known(pair.destination, new)
-    old.action("migrate/revert")
+    assert f"moved to {pair.url()}" in pair.source.berth("show", old.id)
+    pair.source.berth("migrate-revert", old.id)
     assert nothing_of(pair.destination, new)
     old.action("start")
     assert old.get()["migration"] is None
