@@ -40,7 +40,7 @@ pub(crate) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rusti
 }
 
 /// Whether a file has nothing but a hole in these bytes, of which none are written meanwhile.
-pub(super) fn is_hole(file: impl AsFd, offset: u64, length: usize) -> bool {
+pub(crate) fn is_hole(file: impl AsFd, offset: u64, length: usize) -> bool {
     match seek(file, SeekFrom::Data(offset)) {
         Ok(data) => data >= offset + length as u64,
         Err(error) => error == Errno::NXIO,

@@ -12,6 +12,9 @@ use crate::sys::copy::next_data;
 /// Bytes of a chunk; the last of a file may be shorter.
 pub const CHUNK: u64 = 1 << 20;
 
+/// Compared as memory, which is many times as fast as a look at each byte.
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// SHA-256.
 pub type Hash = [u8; 32];
 
@@ -60,7 +63,7 @@ pub fn step(file: &File, size: u64, number: u64, known: Option<&Hash>) -> io::Re
     let length = length(size, number);
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_exact_at(&mut bytes, number * CHUNK)?;
-    if bytes.iter().all(|byte| *byte == 0) {
+    if bytes.chunks(ZEROS.len()).all(|block| *block == ZEROS[..block.len()]) {
         return Ok(if known.is_some() { Step::Clear(length) } else { Step::Nothing });
     }
     let hash = sha256(&bytes);

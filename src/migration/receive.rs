@@ -9,7 +9,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::chunks::CHUNK;
 use crate::fault::{Fault, OrFault, Result};
-use crate::image::sparse::write_sparsely;
+use crate::image::sparse::{is_hole, write_sparsely};
 
 /// A chunk, as it comes.
 #[derive(Clone, Debug)]
@@ -59,7 +59,8 @@ impl Chunk {
         let doing = || format!("writing {}", file.display());
         let to = open(file).or_fault(doing())?;
         let end = self.offset + self.length();
-        if to.metadata().or_fault(doing())?.len() > self.offset {
+        let length = usize::try_from(self.length()).unwrap_or(usize::MAX);
+        if !is_hole(&to, self.offset, length) {
             // Of what was there before nothing is left.
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             fallocate(&to, flags, self.offset, self.length()).or_fault(doing())?;

@@ -18,10 +18,15 @@ class Authority:
     def sign(self, name: str, address: str) -> dict[str, str]:
         """A certificate for both sides: the paths of it and of its key."""
         certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
+        extensions = (
+            f"subjectAltName=IP:{address}",
+            "extendedKeyUsage=serverAuth,clientAuth",
+            "basicConstraints=critical,CA:FALSE",
+        )
         self._openssl(
-            *("req", "-x509", "-CA", self.certificate, "-CAkey", self.key, "-keyout", key, "-out", certificate),
-            *("-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address}"),
-            *("-addext", "extendedKeyUsage=serverAuth,clientAuth", "-addext", "basicConstraints=critical,CA:FALSE"),
+            *("req", "-x509", "-CA", self.certificate, "-CAkey", self.key, "-subj", f"/CN={name}"),
+            *("-keyout", key, "-out", certificate),
+            *(word for extension in extensions for word in ("-addext", extension)),
         )
         return {"certificate": str(certificate), "private_key": str(key)}
 

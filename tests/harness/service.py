@@ -117,7 +117,7 @@ class Service:
             paths=(self.state_dir, self.run_dir),
             links=(self.token,),
             cgroups=(self.cgroup,),
-            ignored_files=(r"^templates", r"^lock$", r"^images(/|$)", r"^instances$", r"^moves$", r"^i$", r"^runtime$"),
+            ignored_files=(r"^templates", r"^lock$", r"^images(/|$)", r"^(instances|moves|i)$", r"^runtime$"),
             ignored_pids=frozenset(pids),
         )
 

@@ -266,15 +266,28 @@ def test_a_delete_does_not_wait_for_a_move(pair, spawn):
 
 def test_only_a_peer_sends_and_it_does_nothing_else(pair, spawn):
     old = spawn()
-    peer, client = pair.authority.sign("host0", pair.addresses[0]), pair.authority.sign("nova", pair.addresses[0])
+    peer, client = (
+        pair.authority.sign("host0", pair.addresses[0]),
+        pair.authority.sign("nova", pair.addresses[0]),
+    )
     move = f"/v1/incoming/{old.id}"
-    calls = [("DELETE", move), ("PUT", move), ("POST", f"{move}/commit"), ("DELETE", move.replace("inc", "%69nc"))]
+    calls = [
+        ("DELETE", move),
+        ("PUT", move),
+        ("POST", f"{move}/commit"),
+        ("DELETE", move.replace("inc", "%69nc")),
+    ]
     for method, path in calls:
         refused(lambda m=method, p=path: pair.call(client, m, p, {}), "forbidden")
         refused(lambda m=method, p=path: pair.destination.client.request(m, p, {}), "forbidden")
     assert pair.call(client, "GET", "/v1/host")["hypervisor_type"] == "berth"
     # A peer is nobody else: it sees nothing and changes nothing.
-    for method, path in [("GET", "/v1/host"), ("GET", "/v1/instances"), ("DELETE", old.path), ("GET", "/metrics")]:
+    for method, path in [
+        ("GET", "/v1/host"),
+        ("GET", "/v1/instances"),
+        ("DELETE", old.path),
+        ("GET", "/metrics"),
+    ]:
         refused(lambda m=method, p=path: pair.call(peer, m, p), "forbidden")
     assert pair.call(peer, "DELETE", move) == {"outcome": "aborted"}
     # Nor is a service at the other end whose name is not known, though the authority signed it.
@@ -415,7 +428,11 @@ def test_a_host_that_never_comes_back(pair, spawn):
 def settled(pair, instance):
     """Who has the instance, once both services know."""
     shown = [i for s in pair.services for i in s.instances() if i["id"] == instance.id]
-    moving = [i for i in shown if (i["migration"] or {}).get("state") in ("copying", "committing") or i["task_state"]]
+    moving = [
+        i
+        for i in shown
+        if (i["migration"] or {}).get("state") in ("copying", "committing") or i["task_state"]
+    ]
     if moving or not shown:
         return None
     owners = [i for i in shown if not i["migration"]]
