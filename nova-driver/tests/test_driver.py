@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import datetime
+import functools
 import hashlib
 import inspect
 import os
@@ -13,6 +14,7 @@ from conftest import (CONF, IMAGE, PORT, UUID, make_instance, make_subnet, make_
 from fake_service import Fault
 from nova import exception
 from nova import objects
+from nova.compute import manager
 from nova.compute import power_state
 from nova.compute import provider_tree
 from nova.compute import task_states
@@ -66,6 +68,26 @@ def noted(order, name):
     order.append(name + ' begins')
     yield
     order.append(name + ' ends')
+
+
+def test_disks_have_the_names_that_they_have_inside(driver, context, monkeypatch):
+    monkeypatch.setattr(objects.BlockDeviceMapping, 'save', lambda bdm: None)
+    local = dict(context=context, instance_uuid=UUID, destination_type='local')
+    root = objects.BlockDeviceMapping(
+        source_type='image', boot_index=0, device_name=None, guest_format=None, **local)
+    ephemeral, other = (objects.BlockDeviceMapping(
+        source_type='blank', boot_index=-1, device_name=None, guest_format=None, **local)
+        for _ in range(2))
+    disks = objects.BlockDeviceMappingList(objects=[root, ephemeral, other])
+    instance = make_instance(root_device_name=None, default_ephemeral_device=None,
+                             default_swap_device=None)
+    compute = mock.Mock(driver=driver)
+    for name in ('_default_root_device_name', '_default_device_names_for_instance'):
+        method = getattr(manager.ComputeManager, name)
+        setattr(compute, name, functools.partial(method, compute))
+    manager.ComputeManager._default_block_device_names(compute, instance, None, disks)
+    assert instance.root_device_name == '/dev/vda'
+    assert [disk.device_name for disk in disks] == ['/dev/vda', '/dev/vdb', '/dev/vdc']
 
 
 def test_spawn_of_a_cached_image_asks_glance_nothing(spawn, driver, service):

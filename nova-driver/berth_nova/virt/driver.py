@@ -246,6 +246,10 @@ class BerthDriver(driver.ComputeDriver):
                 if not isinstance(error, exception.InstanceExists):
                     self._undo_spawn(instance, network_info)
 
+    def default_root_device_name(self, instance, image_meta, root_bdm):
+        """As inside. Nova itself goes on from there: vdb, vdc, ..."""
+        return '/dev/vda'
+
     @staticmethod
     def _refuse(instance, image_meta, block_device_info, accelerators):
         """Refuses what no host of berth's could do."""
