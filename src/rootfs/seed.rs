@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::written::{SealKey, WrittenFile, decode, field};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::sys::fs::{make_dirs_in_root, replace_file};
+use crate::sys::fs::{make_dirs_in_root, open_in_root, replace_file};
 use crate::sys::ids::IdBlock;
 use crate::sys::thread;
 use crate::types::{Dns, InjectedFile};
@@ -48,6 +48,14 @@ pub struct Seed {
 /// Last of all names, so that every file of the image's or its owner's goes first.
 const NETWORKD_FILE: &str = "/etc/systemd/network/99-berth.network";
 
+/// What cloud-init in an instance goes by unless another file of the image's or its owner's says
+/// otherwise: those go before this one. It finds the root mounted from a disk, as on a machine, by
+/// an overlay, and would tell a warning of a file system that it cannot grow.
+const CLOUD_FILE: &str = "/etc/cloud/cloud.cfg.d/00-berth.cfg";
+/// See [`CLOUD_FILE`].
+const CLOUD: &str =
+    "# Of the host: the root file system has its disk's size.\nresize_rootfs: false\n";
+
 /// What a running instance has mounts of its own on: a file below would never be seen.
 const MOUNTED: [&str; 3] = ["dev", "proc", "sys"];
 
@@ -65,6 +73,7 @@ impl Seed {
         if let Some(names) = &self.networkd {
             files.push((NETWORKD_FILE, network(names), 0o644));
         }
+        files.push((CLOUD_FILE, CLOUD.into(), 0o644));
         files
     }
 
@@ -163,7 +172,9 @@ pub(super) fn write(seed: &Seed, root: &Path, block: IdBlock) -> Result<()> {
     };
     thread::as_ids(block, || {
         for (path, content, mode) in seed.own_files() {
-            tree.put_own(path, content.as_bytes(), mode)?;
+            if path != CLOUD_FILE || tree.has_place_for(path) {
+                tree.put_own(path, content.as_bytes(), mode)?;
+            }
         }
         for (index, file) in seed.files.iter().enumerate() {
             let content = decode(index, file)?;
@@ -194,6 +205,13 @@ impl Tree {
         };
         let parent = make_dirs_in_root(self.root.as_fd(), parent, self.owner)?;
         replace_file(parent.as_fd(), name, content, self.owner, mode)
+    }
+
+    /// Whether its directory is there.
+    fn has_place_for(&self, path: &str) -> bool {
+        let parent = Path::new(path).parent().unwrap_or(Path::new("/"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        open_in_root(self.root.as_fd(), parent, flags, Mode::empty()).is_ok()
     }
 
     /// A file that berth itself wants there.
