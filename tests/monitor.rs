@@ -156,6 +156,7 @@ impl Instance {
             lxcfs: &guest.lxcfs,
             rescued: false,
             apparmor: None,
+            disks: &[],
         })
         .unwrap();
         specification.save(layout.bundle().join("config.json")).unwrap();
@@ -183,6 +184,7 @@ impl Instance {
             block,
             systemd_memory_mb: None,
             init: None,
+            disks: Vec::new(),
             view: Some(ViewSpec { command_line: "init=test".into(), locked: true }),
         };
         Instance { runtime, _dir: dir, layout, spec, rootfs, parent, _hugetlb: hugetlb }

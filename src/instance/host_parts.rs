@@ -16,6 +16,7 @@ use crate::network::{Network, Rates};
 use crate::rootfs::idmap;
 use crate::rootfs::rest::{self, Work};
 use crate::rootfs::{BlockDevice, Disks, Rootfs};
+use crate::runtime::disks::{self, Kind};
 use crate::runtime::{apparmor::AppArmor, chosen::Chosen, lxcfs, probe, terminals};
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::store::room::Room;
@@ -169,7 +170,9 @@ impl HostParts {
     fn own_rootfs(&self, record: &Record) -> Rootfs {
         let paths = self.paths(record);
         let (disk, target) = (paths.disk_mount(), paths.own_rootfs());
-        Rootfs::new(self.layer_dirs(&record.layers), record.id_block, paths).at(disk, target)
+        Rootfs::new(self.layer_dirs(&record.layers), record.id_block, paths)
+            .at(disk, target)
+            .named(disks::path(record.disk_kinds(), Kind::Root))
     }
 
     fn layer_dirs(&self, digests: &[String]) -> Vec<PathBuf> {
@@ -177,7 +180,7 @@ impl HostParts {
     }
 
     /// Attaches its disks and mounts its root and terminals; repeats do nothing. Gives the
-    /// devices in the order of [`HostParts::devices`].
+    /// devices in the order of [`Record::disk_kinds`].
     pub fn mount(&self, record: &Record) -> Result<Vec<DeviceNumber>> {
         let paths = self.paths(record);
         let mut devices = Vec::new();
@@ -191,7 +194,8 @@ impl HostParts {
         devices.push(number(&root));
         terminals::mount(&paths.terminals(), record.id_block)?;
         if record.ephemeral_bytes > 0 {
-            devices.push(number(&self.disks.attach_ephemeral(&paths)?));
+            let name = disks::path(record.disk_kinds(), Kind::Ephemeral);
+            devices.push(number(&self.disks.attach_ephemeral(&paths, &name)?));
         }
         Ok(devices)
     }
@@ -245,6 +249,7 @@ impl HostParts {
         let own = rootfs.at(layout.disk_mount(), layout.own_rootfs());
         teardown.step("unmounting the rescued root file system", own.unmount());
         teardown.step("unmounting its terminals", mount::unmount(&layout.terminals()));
+        teardown.step("unmounting its /dev", mount::unmount(&layout.dev()));
         teardown.step(
             "unmounting the ephemeral disk",
             self.disks.detach(&layout.ephemeral_disk(), &layout.ephemeral_mount()),

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::moved::{Arrival, Departure};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::rootfs::{SealKey, WrittenFile};
+use crate::runtime::disks::{self, Kind};
 use crate::runtime::role::Role;
 use crate::store::{atomic, layout::InstanceLayout};
 use crate::sys::ids::IdBlock;
@@ -262,6 +263,11 @@ impl Record {
                 }),
             },
         }
+    }
+
+    /// The kinds of its disks, in the order of their names inside.
+    pub fn disk_kinds(&self) -> impl Iterator<Item = Kind> + use<> {
+        disks::kinds(self.rescue.is_some(), self.ephemeral_bytes > 0)
     }
 
     /// What it is when it is started, in this boot of the host.

@@ -12,12 +12,12 @@ use rustix::termios::tcgetsid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::view::{self, View};
-use crate::runtime::{Create, Created, Runtime, lines, targets, tmpfs};
+use crate::runtime::{Create, Created, Runtime, dev, lines, targets, tmpfs};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
 use crate::sys::ids::IdBlock;
 use crate::sys::process::{ChildSetup, ProcessId};
-use crate::sys::{pty, scm, thread};
+use crate::sys::{mount, pty, scm, thread};
 use crate::types::InitKind;
 
 use super::log::log;
@@ -72,6 +72,7 @@ pub(super) fn create(spec: &MonitorSpec, setup: &ChildSetup) -> Result<Container
     created.inspect_err(|_| {
         // The fault that counts is the first one.
         let _ = delete(spec);
+        let _ = mount::unmount(&layout.dev());
     })
 }
 
@@ -88,6 +89,7 @@ fn make(
     let id = spec.instance.to_string();
     // Each time: the instance may have changed its files since the last.
     targets::check(&layout.bundle())?;
+    dev::mount(&layout.dev(), spec.block, &spec.disks)?;
     let created = spec.runtime.create(&Create {
         id: &id,
         bundle: &layout.bundle(),
@@ -117,6 +119,7 @@ fn make(
                 user_ns: &layout.user_ns(),
                 stage: &layout.bundle(),
                 locked: shown.locked,
+                disks: &spec.disks,
             },
         )?;
     }

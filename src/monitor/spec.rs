@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::cgroup::plan::CgroupPlan;
 use crate::runtime::chosen::Chosen;
+use crate::runtime::disks::Disk;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
 use crate::types::InitKind;
@@ -46,6 +47,9 @@ pub struct MonitorSpec {
     /// Of an instance with systemd, its memory, MiB: see [`crate::runtime::tmpfs`].
     #[serde(default)]
     pub systemd_memory_mb: Option<u64>,
+    /// Its disks, in its `/dev` and in what it is shown.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
     /// What it is shown of the kernel's files; none: what the runtime program mounts.
     #[serde(default)]
     pub view: Option<ViewSpec>,

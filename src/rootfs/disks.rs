@@ -13,7 +13,7 @@ use rustix::fs::{Mode, OFlags, fstatvfs, major, minor, openat};
 
 use super::backup;
 use super::disk::{BlockDevice, COPY, DiskBackup, DiskCopy, DiskUsage, temporary_of};
-use super::mounting::{DIRECT_IO, mount_device};
+use super::mounting::{DIRECT_IO, mount_device, mount_device_as};
 use super::overlay::UPPER;
 use super::template::{Filesystem, Templates, run};
 use crate::config::{Storage, StorageBackend};
@@ -103,10 +103,11 @@ impl Disks {
     }
 
     /// The same of an instance's ephemeral disk, at `layout.ephemeral_mount()`:
-    /// ids appear as its pinned user namespace maps them.
-    pub fn attach_ephemeral(&self, layout: &InstanceLayout) -> Result<BlockDevice> {
+    /// ids appear as its pinned user namespace maps them, and the device by the name that the
+    /// instance has for it.
+    pub fn attach_ephemeral(&self, layout: &InstanceLayout, name: &Path) -> Result<BlockDevice> {
         let (file, mount_point) = (layout.ephemeral_disk(), layout.ephemeral_mount());
-        mount_disk(&file, &mount_point, Some(&layout.user_ns()))
+        mount_disk(&file, &mount_point, Some((&layout.user_ns(), name)))
     }
 
     /// Unmounts the disk; not mounted is success.
@@ -300,9 +301,13 @@ impl Disks {
     }
 }
 
-/// Mounts a disk at the directory `mount_point`. With `user_ns`, ids appear as
-/// that user namespace maps them.
-fn mount_disk(file: &Path, mount_point: &Path, user_ns: Option<&Path>) -> Result<BlockDevice> {
+/// Mounts a disk at the directory `mount_point`. With `inside`, ids appear as that user namespace
+/// maps them, and the device by that name.
+fn mount_disk(
+    file: &Path,
+    mount_point: &Path,
+    inside: Option<(&Path, &Path)>,
+) -> Result<BlockDevice> {
     if mount::is_mount_point(mount_point)? {
         if let Some(device) = mounted_device(file, mount_point)? {
             return Ok(describe(&device));
@@ -313,15 +318,20 @@ fn mount_disk(file: &Path, mount_point: &Path, user_ns: Option<&Path>) -> Result
     let device = loopdev::attach(file, false, DIRECT_IO)?;
     // The raw mount has the instance's set-id programs with the host's own
     // ids; only mapped may they work.
-    let attributes = match user_ns {
-        None => Attributes::MOUNT_ATTR_NODEV | Attributes::MOUNT_ATTR_NOSUID,
-        Some(_) => Attributes::MOUNT_ATTR_NODEV,
+    let filesystem = Filesystem::of(file)?;
+    let mounted = match inside {
+        None => {
+            let attributes = Attributes::MOUNT_ATTR_NODEV | Attributes::MOUNT_ATTR_NOSUID;
+            mount_device(&device, filesystem, attributes)?
+        }
+        Some((path, name)) => {
+            let user_ns = File::open(path).or_fault(format_args!("opening {}", path.display()))?;
+            let attributes = Attributes::MOUNT_ATTR_NODEV;
+            let mounted = mount_device_as(&device, name, filesystem, attributes)?;
+            mount::set_attributes(mounted.as_fd(), attributes, Some(user_ns.as_fd()))?;
+            mounted
+        }
     };
-    let mounted = mount_device(&device, Filesystem::of(file)?, attributes)?;
-    if let Some(path) = user_ns {
-        let user_ns = File::open(path).or_fault(format_args!("opening {}", path.display()))?;
-        mount::set_attributes(mounted.as_fd(), attributes, Some(user_ns.as_fd()))?;
-    }
     // Where others have a copy of the mount, a service that was killed may have left it frozen.
     thaw(mount::root_of(mounted.as_fd())?.as_fd())
         .or_fault(format_args!("thawing {}", file.display()))?;

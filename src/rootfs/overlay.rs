@@ -45,6 +45,8 @@ pub struct Rootfs {
     disk: PathBuf,
     /// Where the merged tree goes.
     target: PathBuf,
+    /// What the instance's table of mounts names it by: a disk's name inside.
+    source: PathBuf,
 }
 
 /// A way to make the overlay of its pieces.
@@ -60,13 +62,19 @@ impl Rootfs {
     /// What the instance boots: on its root disk, at `layout.rootfs()`.
     pub fn new(layers: Vec<PathBuf>, block: IdBlock, layout: InstanceLayout) -> Rootfs {
         let (disk, target) = (layout.disk_mount(), layout.rootfs());
-        Rootfs { layers, block, layout, disk, target }
+        Rootfs { layers, block, layout, disk, target, source: "/dev/vda".into() }
     }
 
     /// The same of another disk (its mount point), at another place.
     #[must_use]
     pub fn at(self, disk: PathBuf, target: PathBuf) -> Rootfs {
         Rootfs { disk, target, ..self }
+    }
+
+    /// The same by another name in the table of mounts.
+    #[must_use]
+    pub fn named(self, source: PathBuf) -> Rootfs {
+        Rootfs { source, ..self }
     }
 
     /// Mounts the merged tree at its place. The user namespace must be
@@ -178,7 +186,7 @@ impl Rootfs {
         let lower: Vec<OwnedFd> =
             parts.layers.iter().rev().map(|layer| open(layer, ".")).collect::<Result<_>>()?;
         let (upper, work) = (open(&parts.disk, UPPER)?, open(&parts.disk, WORK)?);
-        let mut options = vec![FsOption::Text("source", Path::new("berth"))];
+        let mut options = vec![FsOption::Text("source", &self.source)];
         options.extend(OPTIONS.map(|(name, value)| FsOption::Text(name, Path::new(value))));
         options.extend(lower.iter().map(|fd| FsOption::Fd("lowerdir+", fd.as_fd())));
         options.push(FsOption::Fd("upperdir", upper.as_fd()));
@@ -198,7 +206,8 @@ impl Rootfs {
             let target = &self.target;
             self.as_instance_root(|| {
                 thread::work_in(&self.parts_dir())?;
-                rustix::mount::mount("berth", target, "overlay", MountFlags::NODEV, data.as_c_str())
+                let (source, data) = (&self.source, data.as_c_str());
+                rustix::mount::mount(source, target, "overlay", MountFlags::NODEV, data)
                     .map_err(|errno| Refusal::new(errno, errno))
             })?;
             let writable = statvfs(target)

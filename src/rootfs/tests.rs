@@ -615,8 +615,8 @@ fn root_an_ephemeral_disk_is_mapped() {
     let layout = host.instance();
     ns::create_pinned(BLOCK, &layout.user_ns(), &layout.net_ns()).unwrap();
     host.disks.create(&layout.ephemeral_disk(), 64 * MIB).unwrap();
-    let device = host.disks.attach_ephemeral(&layout).unwrap();
-    assert_eq!(device, host.disks.attach_ephemeral(&layout).unwrap());
+    let device = host.disks.attach_ephemeral(&layout, Path::new("/dev/vdb")).unwrap();
+    assert_eq!(device, host.disks.attach_ephemeral(&layout, Path::new("/dev/vdb")).unwrap());
     let point = layout.ephemeral_mount();
     assert_eq!(fs::metadata(&point).unwrap().uid(), BLOCK.first);
     as_root_inside(|| fs::write(point.join("f"), "x")).unwrap();
@@ -644,7 +644,7 @@ fn seed() -> Seed {
 fn root_a_seed_is_written_once_and_belongs_to_the_instances_root() {
     let host = Host::new("ext4");
     let layer = host.layer("l");
-    fs::create_dir(layer.join("etc")).unwrap();
+    fs::create_dir_all(layer.join("etc/cloud/cloud.cfg.d")).unwrap();
     fs::write(layer.join("etc/machine-id"), "of the image").unwrap();
     symlink("/run/systemd/resolve/stub-resolv.conf", layer.join("etc/resolv.conf")).unwrap();
     let rootfs = host.rootfs(vec![layer], 64 * MIB);
@@ -658,6 +658,7 @@ fn root_a_seed_is_written_once_and_belongs_to_the_instances_root() {
     assert_eq!(read("etc/machine-id"), "00000000000000000000000000000007\n");
     assert_eq!(read("srv/new/file"), "hello");
     assert!(read("etc/systemd/network/99-berth.network").contains("Name=eth*\n"));
+    assert!(read("etc/cloud/cloud.cfg.d/00-berth.cfg").contains("\nresize_rootfs: false\n"));
     let on_disk = rootfs.layout.disk_mount().join("upper/srv/new");
     for path in [on_disk.clone(), on_disk.join("file")] {
         let meta = fs::metadata(&path).unwrap();
@@ -680,6 +681,8 @@ fn root_an_image_without_etc_gets_one() {
     rootfs.seed(&seed()).unwrap();
     assert!(rootfs.layout.rootfs().join("etc/hostname").exists());
     assert!(rootfs.layout.rootfs().join("etc/machine-id").exists());
+    // What is for cloud-init alone is for images that have it.
+    assert!(!rootfs.layout.rootfs().join("etc/cloud").exists());
     take_down(&host, &rootfs);
 }
 

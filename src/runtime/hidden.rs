@@ -32,7 +32,7 @@ pub struct Narrowed {
 /// Of sysfs.
 pub const SYS: Hidden = Hidden {
     mount_point: "/sys",
-    emptied: &["block", "bus", "hypervisor", "kernel/iommu_groups", "kernel/slab"],
+    emptied: &["bus", "hypervisor", "kernel/iommu_groups", "kernel/slab"],
     narrowed: &[
         Narrowed { path: "class", kept: &["net", "tty"], emptied: &["block"] },
         Narrowed { path: "dev", kept: &[], emptied: &["block", "char"] },
@@ -50,6 +50,25 @@ pub const PROC: Hidden = Hidden {
     narrowed: &[],
 };
 
+/// Where sysfs has disks, and which of its directories have a link to each: by name, by number.
+pub const DISKS: &str = "devices/virtual/block";
+/// See [`DISKS`].
+pub const LINKS_TO_DISKS: [(&str, DiskLink); 3] =
+    [("block", DiskLink::Name), ("class/block", DiskLink::Name), ("dev/block", DiskLink::Number)];
+
+/// What a link to a disk is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskLink {
+    /// As the disk.
+    Name,
+    /// As its device.
+    Number,
+}
+
+/// What a disk has of the kernel's own below sysfs: sizes and counts as they are. Nothing there
+/// names the host's device.
+pub const LIVE: [&str; 3] = ["queue", "size", "stat"];
+
 /// A file of proc that says something else than the kernel's.
 #[derive(Debug)]
 pub struct Replaced {
@@ -59,15 +78,14 @@ pub struct Replaced {
     pub content: String,
 }
 
-/// What an instance reads instead of what its host would say. What lxcfs covers stays as that has it.
+/// What an instance reads instead of what its host would say. What lxcfs covers stays as that has
+/// it. The tables of disks are [`super::disks`]'s.
 pub fn replaced(command_line: &str, boot_id: Uuid) -> Vec<Replaced> {
     [
         ("cmdline", format!("{command_line}\n")),
-        ("diskstats", String::new()),
         ("iomem", String::new()),
         ("ioports", String::new()),
         ("mdstat", "Personalities : \nunused devices: <none>\n".into()),
-        ("partitions", "major minor  #blocks  name\n\n".into()),
         ("swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into()),
         ("sys/kernel/random/boot_id", format!("{boot_id}\n")),
     ]

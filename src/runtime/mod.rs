@@ -10,6 +10,7 @@
 //!   and [`lines`] knows where they have somebody log in.
 //! * [`lxcfs`] finds what lxcfs offers.
 //! * [`view`] hides, in a created container, what is [`hidden`] of the kernel's files.
+//! * [`disks`] says how an instance sees its disks, and [`dev`] makes its `/dev`.
 //! * [`terminals`] mounts an instance's, and [`tmpfs`] bounds what systemd mounts inside.
 //! * [`apparmor`] has a profile for each role.
 //! * [`targets`] looks where the mounts go, before a program does.
@@ -29,6 +30,8 @@ pub mod asking;
 pub mod capabilities;
 pub mod chosen;
 pub mod cli;
+pub mod dev;
+pub mod disks;
 pub mod hidden;
 pub mod init;
 pub mod lines;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::chosen::Chosen;
 use super::cli::CliRuntime;
 use super::native::{self, Native};
-use super::{Create, PROGRAMS, Runtime as _};
+use super::{Create, PROGRAMS, Runtime as _, dev};
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::ids::IdBlock;
@@ -246,6 +246,7 @@ impl Trial {
         fs::write(rootfs.join("init"), "#!/init\n").or_fault(&doing)?;
         fs::set_permissions(rootfs.join("init"), fs::Permissions::from_mode(0o755))
             .or_fault(&doing)?;
+        dev::mount(&self.dir.join("dev"), block, &[])?;
         for path in [&rootfs, &rootfs.join("proc"), &rootfs.join("dev"), &rootfs.join("init")] {
             std::os::unix::fs::chown(path, Some(block.first), Some(block.first))
                 .or_fault(&doing)?;
@@ -265,7 +266,8 @@ impl Trial {
                 "cwd": "/",
             },
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
-                       {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
+                       {"destination": "/dev", "type": "bind", "source": self.dir.join("dev"),
+                        "options": ["bind", "nosuid", "noexec"]}],
             "linux": {
                 "cgroupsPath": format!("/{}", self.id),
                 "uidMappings": map,
@@ -286,6 +288,7 @@ impl Drop for Trial {
         let _ = ns::unpin(&self.dir.join("user"));
         let _ = ns::unpin(&self.dir.join("net"));
         let _ = mount::unmount(&self.dir.join("rootfs"));
+        let _ = mount::unmount(&self.dir.join("dev"));
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-    LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, Process, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, User, UserBuilder,
+    Linux, LinuxBuilder, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount, MountBuilder, Process,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
+use super::dev;
+use super::disks::Disk;
 use super::role::Role;
 use super::walls::Walls;
 use super::{capabilities, seccomp};
@@ -67,6 +68,8 @@ pub struct SpecInput<'a> {
     pub rescued: bool,
     /// Its AppArmor profile.
     pub apparmor: Option<&'a str>,
+    /// Its disks.
+    pub disks: &'a [Disk],
 }
 
 /// The specification.
@@ -186,7 +189,7 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
     let shm = format!("size={}m", (memory / 2).max(1));
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"])?,
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        bind(&input.layout.dev(), Path::new("/dev"), &["bind", "nosuid", "noexec", "rw"])?,
         bind(
             &input.layout.terminals(),
             Path::new("/dev/pts"),
@@ -250,7 +253,7 @@ fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, Oc
 }
 
 fn linux(input: &SpecInput<'_>, role: Role, walls: Walls) -> Result<Linux, OciSpecError> {
-    let resources = LinuxResourcesBuilder::default().devices(devices()?).build()?;
+    let resources = LinuxResourcesBuilder::default().devices(dev::rules(input.disks)?).build()?;
     let mapping = vec![mapping(input.block)?];
     LinuxBuilder::default()
         .namespaces(namespaces(input.layout)?)
@@ -292,32 +295,6 @@ fn namespaces(layout: &InstanceLayout) -> Result<Vec<LinuxNamespace>, OciSpecErr
     new.chain(joined).collect()
 }
 
-/// Nothing but the usual character devices, and terminals.
-fn devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
-    let allow = |major: i64, minor: Option<i64>| {
-        let device = LinuxDeviceCgroupBuilder::default()
-            .allow(true)
-            .typ(LinuxDeviceType::C)
-            .major(major)
-            .access("rwm");
-        match minor {
-            Some(minor) => device.minor(minor).build(),
-            None => device.build(),
-        }
-    };
-    let mut devices = vec![all];
-    // null, zero, full, random, urandom; tty, console, ptmx; pts/*.
-    for minor in [3, 5, 7, 8, 9] {
-        devices.push(allow(1, Some(minor))?);
-    }
-    for minor in [0, 1, 2] {
-        devices.push(allow(5, Some(minor))?);
-    }
-    devices.push(allow(136, None)?);
-    Ok(devices)
-}
-
 fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(ToString::to_string).collect()
 }
@@ -346,8 +323,9 @@ const READ_ONLY: [&str; 2] = ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trig
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::DeviceNumber;
     use crate::store::layout::Layout;
-    use oci_spec::runtime::Capability;
+    use oci_spec::runtime::{Capability, LinuxDeviceType};
     use serde_json::{Value, json};
 
     fn definition(extra: Value) -> Definition {
@@ -380,6 +358,7 @@ mod tests {
             lxcfs,
             rescued: false,
             apparmor: None,
+            disks: &[],
         })
     }
 
@@ -537,6 +516,8 @@ mod tests {
         let definition = definition(flavor);
         let image = ImageConfig { cmd: texts(&["x"]), ..Default::default() };
         let layout = Layout::new("/var/lib/berth", "/run/berth").instance(uuid::Uuid::nil());
+        let device = DeviceNumber { major: 7, minor: 3 };
+        let disks = [Disk { name: "vda".into(), device, serial: "root".into() }];
         let input = SpecInput {
             definition: &definition,
             image: &image,
@@ -549,6 +530,7 @@ mod tests {
             lxcfs: &[],
             rescued: true,
             apparmor: Some("berth-application"),
+            disks: &disks,
         };
         let rescued = build(&input).unwrap();
         let ordinary = build(&SpecInput { rescued: false, ..input }).unwrap();
@@ -559,10 +541,19 @@ mod tests {
         };
         let (terminals, ephemeral) = (layout.terminals(), layout.ephemeral_mount());
         let pts = (terminals, PathBuf::from("/dev/pts"));
-        assert_eq!(mounts(&ordinary), [pts.clone(), (ephemeral.clone(), "/mnt".into())]);
+        let dev = (layout.dev(), PathBuf::from("/dev"));
+        assert_eq!(
+            mounts(&ordinary),
+            [dev.clone(), pts.clone(), (ephemeral.clone(), "/mnt".into())]
+        );
         assert_eq!(
             mounts(&rescued),
-            [pts, (layout.own_rootfs(), OWN_ROOT.into()), (ephemeral, "/mnt/ephemeral".into())]
+            [
+                dev,
+                pts,
+                (layout.own_rootfs(), OWN_ROOT.into()),
+                (ephemeral, "/mnt/ephemeral".into())
+            ]
         );
         // Nothing else is different: the walls are those of every instance.
         assert_eq!(rescued.linux(), ordinary.linux());
@@ -570,6 +561,14 @@ mod tests {
         let process = ordinary.process().as_ref().unwrap();
         assert_eq!(process.apparmor_profile().as_deref(), Some("berth-application"));
         assert_eq!(rescued.root(), ordinary.root());
+        // The last rule: who wrote to a mounted disk's blocks would attack the host's kernel.
+        let devices = ordinary.linux().as_ref().unwrap().resources().as_ref().unwrap().devices();
+        let disk = devices.as_ref().unwrap().last().unwrap();
+        assert_eq!(
+            (disk.typ(), disk.major(), disk.minor()),
+            (Some(LinuxDeviceType::B), Some(7), Some(3))
+        );
+        assert!(disk.allow() && disk.access().as_deref() == Some("r"));
     }
 
     #[test]

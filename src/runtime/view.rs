@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use rustix::mount::MountPropagationFlags as Propagation;
 use uuid::Uuid;
 
-use super::hidden::{self, Hidden, Narrowed};
+use super::disks::{self, Disk};
+use super::hidden::{self, DiskLink, Hidden, Narrowed};
 use crate::fault::{Fault, OrFault, Result};
 use crate::sys::mount::{self, Attributes, FsOption};
 use crate::sys::thread::{self, MountNamespace};
@@ -37,6 +38,8 @@ pub struct View<'a> {
     pub stage: &'a Path,
     /// Whether root inside can take away what hides, and mount proc and sysfs anew.
     pub locked: bool,
+    /// Its disks.
+    pub disks: &'a [Disk],
 }
 
 /// Gives the container whose first process is `init` its view. To be called between the runtime's
@@ -111,16 +114,18 @@ impl Work<'_> {
         ];
         let stage = mount::create("tmpfs", &options, Attributes::empty()).or_fault(doing)?;
         mount::attach(stage.as_fd(), self.view.stage)?;
-        for name in ["empty", "tree", "root", "peer"] {
+        for name in ["block", "empty", "tree", "root", "peer"] {
             make_dir(&self.stage(name))?;
         }
-        Ok(())
+        write(&self.stage("zero"), b"0\n")
     }
 
     /// The whole of a file system, with what is hidden covered.
     fn hide(&self, hidden: &Hidden, tree: OwnedFd) -> Result<OwnedFd> {
         let top = self.stage("tree");
         mount::attach(tree.as_fd(), &top)?;
+        let sys = hidden.mount_point == hidden::SYS.mount_point;
+        let live = if sys { self.live(&top)? } else { Vec::new() };
         for path in hidden.emptied {
             let place = top.join(path);
             if place.is_dir() {
@@ -131,7 +136,9 @@ impl Work<'_> {
         for narrowed in hidden.narrowed {
             self.narrow(&top, narrowed)?;
         }
-        if hidden.mount_point == hidden::PROC.mount_point {
+        if sys {
+            self.show_disks(&top, live)?;
+        } else {
             self.replace(&top)?;
         }
         let complete = mount::clone_trees(&top)?;
@@ -158,7 +165,9 @@ impl Work<'_> {
     }
 
     fn replace(&self, proc: &Path) -> Result<()> {
-        for file in hidden::replaced(self.view.command_line, self.view.boot_id) {
+        let of_boot = hidden::replaced(self.view.command_line, self.view.boot_id);
+        let sizes = self.view.disks.iter().map(sectors).collect::<Result<Vec<_>>>()?;
+        for file in of_boot.into_iter().chain(disks::tables(self.view.disks, &sizes)) {
             let place = proc.join(file.path);
             if !place.is_file() || mount::is_mount_point(&place)? {
                 continue;
@@ -170,13 +179,73 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// What stays of the kernel's own for each disk, while it can still be found.
+    fn live<'a>(&self, sys: &Path) -> Result<Vec<Live<'a>>> {
+        let of_disk = |disk: &Disk| {
+            let place = sys.join(format!("dev/block/{}", disk.device));
+            let place = fs::canonicalize(&place)
+                .or_fault(format_args!("looking for {}", place.display()))?;
+            let tree = |name| mount::clone_tree(&place.join(name)).map(|tree| (name, tree));
+            hidden::LIVE.into_iter().map(tree).collect()
+        };
+        self.view.disks.iter().map(of_disk).collect()
+    }
+
+    /// Puts the instance's disks where sysfs has disks.
+    fn show_disks(&self, sys: &Path, live: Vec<Live<'_>>) -> Result<()> {
+        let top = sys.join("block");
+        if top.is_dir() {
+            uncover(&top)?;
+            self.cover(&self.stage("block"), &top)?;
+        }
+        for (disk, live) in self.view.disks.iter().zip(live) {
+            let of_disk = self.staged(hidden::DISKS).join(&disk.name);
+            self.describe(disk, &of_disk)?;
+            for (path, link) in hidden::LINKS_TO_DISKS {
+                let name = match link {
+                    DiskLink::Name => disk.name.clone(),
+                    DiskLink::Number => disk.device.to_string(),
+                };
+                let up = "../".repeat(path.split('/').count());
+                let to = format!("{up}{}/{}", hidden::DISKS, disk.name);
+                make_link(&to, &self.staged(path).join(name))?;
+            }
+            let place = sys.join(hidden::DISKS).join(&disk.name);
+            for (name, tree) in live {
+                mount::set_attributes(tree.as_fd(), covers(), None)?;
+                mount::attach(tree.as_fd(), &place.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where on the stage that is which stands for `path`, a directory below a narrowed one.
+    fn staged(&self, path: &str) -> PathBuf {
+        match path.rsplit_once('/') {
+            Some((narrowed, name)) => self.stage(&narrowed.replace('/', "-")).join(name),
+            None => self.stage(path),
+        }
+    }
+
+    fn describe(&self, disk: &Disk, dir: &Path) -> Result<()> {
+        make_dir(dir)?;
+        write(&dir.join("dev"), format!("{}\n", disk.device).as_bytes())?;
+        // As virtio has it: without an end of the line.
+        write(&dir.join("serial"), disk.serial.as_bytes())?;
+        write(&dir.join("uevent"), disk.uevent().as_bytes())?;
+        for name in ["alignment_offset", "discard_alignment", "hidden", "removable", "ro"] {
+            // One page for them all.
+            fs::hard_link(self.stage("zero"), dir.join(name))
+                .or_fault(format_args!("making {name}"))?;
+        }
+        make_link("../../../../class/block", &dir.join("subsystem"))?;
+        make_dir(&dir.join("queue"))?;
+        ["size", "stat"].iter().try_for_each(|name| write(&dir.join(name), b""))
+    }
+
     fn cover(&self, with: &Path, place: &Path) -> Result<()> {
         let cover = mount::clone_tree(with)?;
-        let attributes = Attributes::MOUNT_ATTR_RDONLY
-            | Attributes::MOUNT_ATTR_NOSUID
-            | Attributes::MOUNT_ATTR_NODEV
-            | Attributes::MOUNT_ATTR_NOEXEC;
-        mount::set_attributes(cover.as_fd(), attributes, None)?;
+        mount::set_attributes(cover.as_fd(), covers(), None)?;
         mount::attach(cover.as_fd(), place)
     }
 
@@ -205,6 +274,25 @@ impl Work<'_> {
     }
 }
 
+/// What stays of the kernel's own for a disk: names, and what is to be mounted there.
+type Live<'a> = Vec<(&'a str, OwnedFd)>;
+
+/// A disk's size.
+fn sectors(disk: &Disk) -> Result<u64> {
+    let doing = || format!("asking for the size of {}", disk.name);
+    let text =
+        fs::read_to_string(format!("/sys/dev/block/{}/size", disk.device)).or_fault(doing())?;
+    text.trim().parse().or_fault(doing())
+}
+
+/// The attributes of a mount that stands for something of proc or sysfs.
+fn covers() -> Attributes {
+    Attributes::MOUNT_ATTR_RDONLY
+        | Attributes::MOUNT_ATTR_NOSUID
+        | Attributes::MOUNT_ATTR_NODEV
+        | Attributes::MOUNT_ATTR_NOEXEC
+}
+
 /// Takes away what is mounted at a place.
 fn uncover(place: &Path) -> Result<()> {
     if mount::is_mount_point(place)? { mount::unmount(place) } else { Ok(()) }
@@ -216,6 +304,10 @@ fn open(path: &Path) -> Result<OwnedFd> {
 
 fn make_dir(path: &Path) -> Result<()> {
     DirBuilder::new().mode(0o555).create(path).or_fault(format_args!("making {}", path.display()))
+}
+
+fn make_link(to: &str, path: &Path) -> Result<()> {
+    std::os::unix::fs::symlink(to, path).or_fault(format_args!("making {}", path.display()))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {

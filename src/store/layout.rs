@@ -196,6 +196,10 @@ impl InstanceLayout {
     pub fn ephemeral_mount(&self) -> PathBuf {
         self.run.join("ephemeral")
     }
+    /// Where its `/dev` is mounted.
+    pub fn dev(&self) -> PathBuf {
+        self.run.join("dev")
+    }
     /// Where its terminals are mounted.
     pub fn terminals(&self) -> PathBuf {
         self.run.join("terminals")

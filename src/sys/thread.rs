@@ -2,12 +2,13 @@
 //! and mount namespace, file system ids) and what must therefore never be set on a
 //! thread of a pool.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{chroot, fchdir};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, LinkNameSpaceType, capabilities,
     move_into_link_name_space, set_capabilities, set_capabilities_secure_bits, set_thread_res_uid,
@@ -91,6 +92,16 @@ pub fn work_in(directory: &Path) -> Result<()> {
         .map_err(std::io::Error::from)
         .and_then(|()| std::env::set_current_dir(directory))
         .or_fault(format_args!("working in {}", directory.display()))
+}
+
+/// Runs `f` on a new thread whose root directory is an open one.
+pub fn in_root<T: Send>(root: BorrowedFd<'_>, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_own_thread(|| {
+        let doing = "changing a thread's root directory";
+        unshare(CloneFlags::CLONE_FS).map_err(std::io::Error::from).or_fault(doing)?;
+        fchdir(root).and_then(|()| chroot(".")).or_fault(doing)?;
+        f()
+    })
 }
 
 /// Runs `f` on a new thread that lacks a right which this one has: what the kernel notes of

@@ -13,6 +13,7 @@ use crate::instance::stats;
 use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec, ViewSpec};
 use crate::runtime::chosen::Chosen;
+use crate::runtime::disks::{self, Disk};
 use crate::runtime::native::seccomp;
 use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
@@ -68,8 +69,10 @@ fn boot(parts: &HostParts, record: &Record) -> Result<Live> {
     let devices = parts.mount(record)?;
     stats::set_baseline(&paths.block_baseline(), &devices)?;
     parts.placement.place(record);
-    write_bundle(parts, record)?;
-    let monitor = monitor::launch(&monitor_spec(parts, record, &devices)?, &parts.monitor_program)?;
+    let disks = disks::disks(record.id, record.disk_kinds(), &devices);
+    write_bundle(parts, record, &disks)?;
+    let spec = monitor_spec(parts, record, &devices, disks)?;
+    let monitor = monitor::launch(&spec, &parts.monitor_program)?;
     let (_, messages) = monitor.subscribe()?;
     let init = monitor.start()?.init.ok_or_else(|| {
         Fault::new(FaultKind::RuntimeFailed, "the first process ended before it was started")
@@ -82,6 +85,7 @@ fn monitor_spec(
     parts: &HostParts,
     record: &Record,
     devices: &[DeviceNumber],
+    disks: Vec<Disk>,
 ) -> Result<MonitorSpec> {
     let group = parts.group(record);
     let boot = record.boot();
@@ -108,6 +112,7 @@ fn monitor_spec(
             .then_some(boot.definition.flavor.memory_mb),
         block: record.id_block,
         init: init::of_lines(role),
+        disks,
     })
 }
 
@@ -125,7 +130,7 @@ fn lxcfs_files(parts: &HostParts, record: &Record) -> Vec<(PathBuf, PathBuf)> {
     }
 }
 
-fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
+fn write_bundle(parts: &HostParts, record: &Record, disks: &[Disk]) -> Result<()> {
     let paths = parts.paths(record);
     let boot = record.boot();
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
@@ -148,6 +153,7 @@ fn write_bundle(parts: &HostParts, record: &Record) -> Result<()> {
         lxcfs: &lxcfs,
         rescued: record.rescue.is_some(),
         apparmor: parts.apparmor.profile(role)?,
+        disks,
     })?;
     targets::follow_links(&mut spec, &paths.rootfs())?;
     std::fs::create_dir_all(paths.bundle()).or_fault("making the bundle")?;

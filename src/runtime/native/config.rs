@@ -288,12 +288,17 @@ impl Config {
         if !absolute {
             return Err(refused("root.path, process.cwd and destinations must be absolute"));
         }
-        // All that reaches the kernel is put on file systems of the runtime's own making.
-        for (place, kind) in [("/proc", "proc"), ("/dev", "tmpfs")] {
+        // All that reaches the kernel is put on file systems that are no image's.
+        let kind = |place: &str| {
             let found = self.mounts.iter().find(|mount| mount.destination == Path::new(place));
-            if found.and_then(|mount| mount.kind.as_deref()) != Some(kind) {
-                return Err(refused(format!("mounts: {place} must be a {kind}")));
-            }
+            found.and_then(|mount| mount.kind.as_deref())
+        };
+        if kind("/proc") != Some("proc") {
+            return Err(refused("mounts: /proc must be a proc"));
+        }
+        // A tmpfs is that of a container which an earlier version has made: it only runs on.
+        if !matches!(kind("/dev"), Some("bind" | "tmpfs")) {
+            return Err(refused("mounts: /dev must be a bind"));
         }
         Ok(())
     }
@@ -320,7 +325,7 @@ mod tests {
             "root": {"path": "/r"},
             "process": {"terminal": true, "user": {"uid": 0, "gid": 0}, "args": ["/i"], "cwd": "/"},
             "mounts": [{"destination": "/proc", "type": "proc"},
-                       {"destination": "/dev", "type": "tmpfs"}],
+                       {"destination": "/dev", "type": "bind"}],
             "linux": {"namespaces": [
                 {"type": "pid"}, {"type": "mount"}, {"type": "uts"}, {"type": "ipc"},
                 {"type": "cgroup"}, {"type": "user", "path": "/u"}, {"type": "network", "path": "/n"},
@@ -382,7 +387,7 @@ mod tests {
         assert!(refusal(&time).starts_with("linux.namespaces: "));
         for index in 0..2 {
             let mut config = config();
-            config["mounts"][index]["type"] = json!("bind");
+            config["mounts"][index]["type"] = json!("ext4");
             assert!(refusal(&config).starts_with("mounts: "), "{index}");
         }
     }

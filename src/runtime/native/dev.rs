@@ -1,36 +1,17 @@
-//! /dev: nodes that are the host's, links, and the console. It is a file system of the
-//! runtime's own; no device is made or taken from the image's.
+//! /dev, which is a file system of the host's ([`crate::runtime::dev`]), terminals, and the
+//! console; no device is made or taken from the image's.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, fstatfs, makedev, openat, symlinkat};
+use rustix::fs::{FileType, OFlags, fstat, fstatfs, makedev};
 
 use super::config::refused;
 use super::mounts::open;
 use crate::fault::{OrFault, Result};
+use crate::runtime::dev::CONSOLE;
 use crate::sys::mount::{self, Attributes};
 use crate::sys::pty;
-
-/// Devices that every instance has: name, major and minor number.
-const DEVICES: [(&str, u32, u32); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
-
-/// Links that every instance has.
-const LINKS: [(&str, &str); 6] = [
-    ("fd", "/proc/self/fd"),
-    ("stdin", "/proc/self/fd/0"),
-    ("stdout", "/proc/self/fd/1"),
-    ("stderr", "/proc/self/fd/2"),
-    ("core", "/proc/kcore"),
-    ("ptmx", "pts/ptmx"),
-];
 
 /// Type of a file system as statfs(2) gives it.
 pub(super) const TMPFS: i64 = 0x0102_1994;
@@ -45,33 +26,18 @@ pub(super) struct Console {
     pub peer: OwnedFd,
 }
 
-/// Fills /dev, and gives it.
-pub(super) fn fill(root: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let doing = "making /dev";
+/// Opens /dev, which the host has filled.
+pub(super) fn filled(root: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let doing = "opening /dev";
     let dev = open(root, Path::new("dev"), OFlags::PATH | OFlags::DIRECTORY).or_fault(doing)?;
     is_of_type(dev.as_fd(), TMPFS, "/dev")?;
-    let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
-    for (name, major, minor) in DEVICES {
-        let doing = || format!("making /dev/{name}");
-        let tree = mount::clone_tree_at(CWD, &Path::new("/dev").join(name)).or_fault(doing())?;
-        let found = fstat(&tree).or_fault(doing())?;
-        let is_character = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
-        if !is_character || found.st_rdev != makedev(major, minor) {
-            return Err(refused(format!("the host's /dev/{name} is not {major}:{minor}")));
-        }
-        mount::change(tree.as_fd(), attributes, Attributes::empty(), false).or_fault(doing())?;
-        let place = file(dev.as_fd(), name, 0o666).or_fault(doing())?;
-        mount::attach_on(tree.as_fd(), place.as_fd(), "").or_fault(doing())?;
-    }
-    for (name, to) in LINKS {
-        symlinkat(to, &dev, name).or_fault(format_args!("making /dev/{name}"))?;
+    let null = open(dev.as_fd(), Path::new("null"), OFlags::PATH).or_fault(doing)?;
+    let found = fstat(&null).or_fault(doing)?;
+    let is_character = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
+    if !is_character || found.st_rdev != makedev(1, 3) {
+        return Err(refused("/dev/null in the instance is none"));
     }
     Ok(dev)
-}
-
-fn file(dev: BorrowedFd<'_>, name: &str, mode: u32) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(dev, name, flags, Mode::from_raw_mode(mode))
 }
 
 /// Makes a terminal in the instance's own devpts, and shows it at /dev/console.
@@ -83,7 +49,7 @@ pub(super) fn console(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<Conso
     let tree = mount::clone_tree_at(pts.as_fd(), Path::new(&name)).or_fault(doing)?;
     let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
     mount::change(tree.as_fd(), attributes, Attributes::empty(), false).or_fault(doing)?;
-    let place = file(dev, "console", 0o620).or_fault(doing)?;
+    let place = open(dev, Path::new(CONSOLE), OFlags::PATH).or_fault(doing)?;
     mount::attach_on(tree.as_fd(), place.as_fd(), "").or_fault(doing)?;
     Ok(Console { master: terminal.master, peer: terminal.peer })
 }

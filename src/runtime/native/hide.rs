@@ -10,7 +10,7 @@ use super::mounts::open;
 use crate::fault::{OrFault, Result};
 use crate::sys::mount::{self, Attributes, FsOption};
 
-/// Covers files with the host's /dev/null, of which a copy is in `dev`, and directories with an
+/// Covers files with the null device that is in `dev`, and directories with an
 /// empty one that nobody can write to. What is absent needs none.
 pub(super) fn mask(root: BorrowedFd<'_>, dev: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<()> {
     let attributes = Attributes::MOUNT_ATTR_RDONLY

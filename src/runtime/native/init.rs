@@ -40,7 +40,7 @@ fn make(plan: &Plan, line: &Line) -> Result<Option<Program>> {
     for mount in &config.mounts {
         mounts::mount(root.as_fd(), mount, &plan.v1)?;
     }
-    let dev = dev::fill(root.as_fd())?;
+    let dev = dev::filled(root.as_fd())?;
     let console = dev::console(root.as_fd(), dev.as_fd())?;
     process::set_sysctls(root.as_fd(), &config.linux.sysctl)?;
     hide::mask(root.as_fd(), dev.as_fd(), &config.linux.masked_paths)?;

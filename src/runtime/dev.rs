@@ -1,0 +1,208 @@
+//! An instance's `/dev`: a file system of the host's, which belongs to the instance's root.
+//!
+//! On one that was mounted inside no device would open, whoever makes its node, for the kernel
+//! takes the mounter's word for nothing there. Here the host makes the nodes, also later in a
+//! running instance, and nobody inside can make one. What may be opened the cgroup of devices
+//! says all the same.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mkdirat, mknodat, openat,
+    symlinkat,
+};
+
+use super::disks::Disk;
+use crate::fault::{OrFault, Result};
+use crate::sys::ids::IdBlock;
+use crate::sys::mount::{self, Attributes, FsOption};
+
+/// What fits into it: it is for nodes and links, and counts as the instance's memory.
+const SIZE: &str = "64m";
+
+/// Devices that every instance has: name, major and minor number.
+const CHARACTERS: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+/// Links that every instance has.
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// What other file systems are mounted on; runc gives these the directory's mode.
+const PLACES: [(&str, u32); 3] = [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)];
+
+/// What the console is mounted on; crun makes none where it finds a /dev.
+pub(super) const CONSOLE: &str = "console";
+
+/// The group `disk` inside, as every distribution numbers it.
+const DISK: u32 = 6;
+
+/// Which may be opened: nothing but the usual character devices, terminals, and its disks to read.
+pub fn rules(disks: &[Disk]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    let all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
+    let allow = |major: u32, minor: Option<u32>| {
+        let device = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::C)
+            .major(major)
+            .access("rwm");
+        match minor {
+            Some(minor) => device.minor(minor).build(),
+            None => device.build(),
+        }
+    };
+    let mut devices = vec![all];
+    for (_, major, minor) in CHARACTERS {
+        devices.push(allow(major, Some(minor))?);
+    }
+    // console, ptmx; pts/*.
+    for minor in [1, 2] {
+        devices.push(allow(5, Some(minor))?);
+    }
+    devices.push(allow(136, None)?);
+    for Disk { device, .. } in disks {
+        let disk = LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .typ(LinuxDeviceType::B)
+            .major(device.major)
+            .minor(device.minor)
+            .access("r");
+        devices.push(disk.build()?);
+    }
+    Ok(devices)
+}
+
+/// Mounts a new one at a directory, which is made; one that is there has been another boot's.
+pub fn mount(point: &Path, block: IdBlock, disks: &[Disk]) -> Result<()> {
+    let doing = || format!("mounting the instance's /dev at {}", point.display());
+    fs::create_dir_all(point).or_fault(doing())?;
+    mount::unmount(point)?;
+    let owner = block.first.to_string();
+    let options = [
+        ("source", "tmpfs"),
+        ("mode", "0755"),
+        ("size", SIZE),
+        ("uid", owner.as_str()),
+        ("gid", owner.as_str()),
+    ];
+    let options = options.map(|(name, value)| FsOption::Text(name, Path::new(value)));
+    let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
+    let made = mount::create("tmpfs", &options, attributes).or_fault(doing())?;
+    let root = mount::root_of(made.as_fd())?;
+    fill(&Dev { root, block }, disks).or_fault(doing())?;
+    mount::attach(made.as_fd(), point)
+}
+
+fn fill(dev: &Dev, disks: &[Disk]) -> rustix::io::Result<()> {
+    for (name, major, minor) in CHARACTERS {
+        dev.node(name, FileType::CharacterDevice, makedev(major, minor), 0o666, 0)?;
+    }
+    LINKS.iter().try_for_each(|(name, to)| dev.link(to, name))?;
+    PLACES.iter().try_for_each(|(name, mode)| dev.directory(name, *mode))?;
+    dev.file(CONSOLE)?;
+    if disks.is_empty() {
+        return Ok(());
+    }
+    ["disk", "disk/by-id"].iter().try_for_each(|name| dev.directory(name, 0o755))?;
+    disks.iter().try_for_each(|disk| {
+        let device = makedev(disk.device.major, disk.device.minor);
+        dev.node(&disk.name, FileType::BlockDevice, device, 0o660, DISK)?;
+        dev.link(&format!("../../{}", disk.name), &format!("disk/by-id/{}", disk.id()))
+    })
+}
+
+/// Where nothing of the instance's has run yet.
+struct Dev {
+    root: OwnedFd,
+    block: IdBlock,
+}
+
+impl Dev {
+    fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    fn node(
+        &self,
+        name: &str,
+        kind: FileType,
+        device: u64,
+        mode: u32,
+        group: u32,
+    ) -> rustix::io::Result<()> {
+        mknodat(self.root(), name, kind, Mode::empty(), device)?;
+        self.own(name, group)?;
+        chmodat(self.root(), name, Mode::from_raw_mode(mode), AtFlags::empty())
+    }
+
+    fn file(&self, name: &str) -> rustix::io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        openat(self.root(), name, flags, Mode::from_raw_mode(0o600))?;
+        self.own(name, 0)
+    }
+
+    fn directory(&self, name: &str, mode: u32) -> rustix::io::Result<()> {
+        mkdirat(self.root(), name, Mode::empty())?;
+        self.own(name, 0)?;
+        chmodat(self.root(), name, Mode::from_raw_mode(mode), AtFlags::empty())
+    }
+
+    fn link(&self, to: &str, name: &str) -> rustix::io::Result<()> {
+        symlinkat(to, self.root(), name)?;
+        self.own(name, 0)
+    }
+
+    fn own(&self, name: &str, group: u32) -> rustix::io::Result<()> {
+        let (user, group) =
+            (Uid::from_raw(self.block.first), Gid::from_raw(self.block.first + group));
+        chownat(self.root(), name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::DeviceNumber;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    const BLOCK: IdBlock = IdBlock { first: 3_000_000_000, size: 65_536 };
+
+    #[test]
+    fn root_every_boot_has_a_new_one_that_belongs_to_the_instance() {
+        let dir = tempfile::tempdir().unwrap();
+        let point = dir.path().join("dev");
+        let device = DeviceNumber { major: 7, minor: 123 };
+        let disk = Disk { name: "vda".into(), device, serial: "root-1".into() };
+        mount(&point, BLOCK, &[disk]).unwrap();
+        let seen = |name: &str| fs::symlink_metadata(point.join(name));
+        let vda = seen("vda").unwrap();
+        assert!(vda.file_type().is_block_device() && vda.rdev() == makedev(7, 123));
+        assert_eq!((vda.uid(), vda.gid()), (BLOCK.first, BLOCK.first + DISK));
+        assert_eq!(vda.mode() & 0o7777, 0o660);
+        let by_id = point.join("disk/by-id/virtio-root-1");
+        assert_eq!(fs::canonicalize(by_id).unwrap(), point.join("vda"));
+        fs::write(point.join("null"), "nothing").unwrap();
+        mount(&point, BLOCK, &[]).unwrap();
+        let again = ["", "null", "fd", "pts"].map(|name| seen(name).unwrap().uid());
+        assert_eq!(again, [BLOCK.first; 4]);
+        let gone = seen("vda").is_err() && seen("disk").is_err();
+        mount::unmount(&point).unwrap();
+        assert!(gone && !point.join("null").exists());
+    }
+}
