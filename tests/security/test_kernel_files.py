@@ -125,8 +125,10 @@ def make_node(instance, path: Path, kind: int, number: int) -> None:
 
 @pytest.mark.parametrize("name", raw_devices())
 @pytest.mark.parametrize("place", ["dev", "root"])
-def test_a_node_of_a_raw_device_opens_nothing(prisoner, reach_file, tmp_path, name, place):
+def test_a_node_of_a_raw_device_opens_nothing(prisoner, runtime, reach_file, tmp_path, name, place):
     """The host's root puts it there, which nobody inside can."""
+    if (runtime, name) == ("runc", "net/tun"):
+        pytest.skip("runc lets it be opened whatever it is told: its interfaces are of a network namespace")
     try:
         kind, number = number_of(name)
     except FileNotFoundError:

@@ -41,13 +41,8 @@ DIFFERENT = [
     ),
     (
         "runc",
-        r"mount /sys(/class/(net|tty)|/devices/(system/node|virtual/(net|tty)))? super",
+        r"mount /sys(/class/(net|tty)|/devices/(system/node|virtual/(net|tty|block/.*)))? super",
         "native: the mounts are read-only, the file system is not",
-    ),
-    (
-        "runc",
-        r"mount /dev/(null|zero|full|random|urandom|tty) options",
-        "native: as crun, no set-id, no programs",
     ),
     ("crun", r"mount /dev/console options", "native: as runc, no set-id, no programs"),
     ("crun", r"mount /proc/(bus|fs|irq|sys|sys/.*) options", "native: as runc, it keeps what /proc has"),
@@ -57,11 +52,15 @@ DIFFERENT = [
         "native: no set-id, no programs on what hides",
     ),
     (
+        "crun",
+        r"mount /proc/(interrupts|keys|timer_list) (type|source|super)",
+        "crun hides files with the host's null device, the others with the instance's",
+    ),
+    (
         "runc",
         rf"mount {HIDDEN} (options|super)",
         "native: no set-id, no programs, and read-only also what hides a file",
     ),
-    ("runc", r"file /dev/core", "as crun; it leads to what is hidden"),
     ("runc", r"file /dev/mqueue", "runc makes the IPC namespace before it is root inside"),
     ("runc", r"device c 10:200 rwm", "runc allows tun, which berth does not ask for"),
     ("crun", r"keyrings", "a name for show"),
@@ -97,6 +96,9 @@ class Made:
 def normal(text: str, made: Instance, block: int) -> str:
     """Without what is another in each instance."""
     text = re.sub(r"\b(uid|gid)=(\d+)", lambda m: f"{m[1]}=+{int(m[2]) - block}", text)
+    # Its disk: the device that the host has for it, and its serial number.
+    text = re.sub(r"\bloop\d+\b|\b7:[0-9a-f]+\b", "LOOP", text)
+    text = re.sub(r"virtio-root-[0-9a-f]{15}", "SERIAL", text)
     return text.replace(made.id, "ID").replace(made.id[:8], "ID").replace(made.service.cgroup, "CGROUP")
 
 
@@ -168,13 +170,14 @@ def look(made: Instance, block: int) -> Made:
     facts |= mounts(result.first, made, block)
     facts |= process(result.first, "first", made, block)
     for line in made.sh(LOOK).splitlines():
+        line = normal(line, made, block)
         path = line.split()[1]
         if not path.startswith("/dev/pts/"):
             # Directories' sizes and times are not asked for, links' own modes are all the same.
             facts[f"file {path}"] = line
     rules = (made.cgroup("devices") / "devices.list") if made.cgroup("devices").is_dir() else None
     for rule in rules.read_text().splitlines() if rules and rules.exists() else []:
-        facts[f"device {rule}"] = "allowed"
+        facts[f"device {normal(rule, made, block)}"] = "allowed"
     facts["keyrings"] = keyrings(made, block)
     running = subprocess.Popen(
         [made.service.program, "exec", "--socket", made.service.socket, made.id, "--", "sleep", "4711"],
