@@ -134,7 +134,7 @@ test-scale: build ## the cloud up, a hundred servers while what carries them is 
 
 .PHONY: test-foreign
 test-foreign: build ## other people's clients and tests against the cloud, everything logged; not in test-long: not all of them pass yet (root)
-	@scripts/deps run images openstack
+	@scripts/deps run images openstack foreign
 	@$(OPENSTACK) foreign
 
 .PHONY: test-devstack

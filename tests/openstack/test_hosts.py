@@ -73,13 +73,42 @@ def server_on(cloud: Any, admin: Any, wanted: compute.Compute, name: str) -> Ite
 def test_servers_of_both_reach_each_other_and_are_reached(admin: Any, demo: Any) -> None:
     with server_on(demo, admin, FIRST, "one") as one, server_on(demo, admin, SECOND, "two") as two:
         for here, there in ((one, two), (two, one)):
-            ssh("root", here.access_ipv4, f"ping -c 1 -W 5 {fixed_address(there)}")
+            # The first packet of a tunnel asks where its other end is, and is lost.
+            ssh("root", here.access_ipv4, f"ping -c 5 -W 5 {fixed_address(there)}")
             # With Geneve's header it must still go through whole.
             ssh("root", here.access_ipv4, f"ping -c 1 -W 5 -s 1400 {fixed_address(there)}")
             told = ssh(
                 "root", here.access_ipv4, "wget -q -O- http://169.254.169.254/latest/meta-data/hostname"
             )
             assert told.split(".")[0] == here.name
+
+
+def test_a_server_goes_to_the_other_host_and_back(admin: Any, demo: Any) -> None:
+    with server_on(demo, admin, FIRST, "moves") as made:
+        ssh("root", made.access_ipv4, "echo here > /root/said; ln /root/said /root/again")
+        admin.compute.migrate_server(made)
+        eventually("its move", lambda: demo.compute.get_server(made.id).status == "VERIFY_RESIZE", 120)
+        assert host_of(admin, made) == SECOND.host.name
+        assert ssh("root", made.access_ipv4, "cat /root/again; stat -c %h /root/said").split() == [
+            "here",
+            "2",
+        ]
+        # Back, as if nothing had been: what was written meanwhile goes with the copy.
+        ssh("root", made.access_ipv4, "echo there > /root/said")
+        demo.compute.revert_server_resize(made)
+        eventually("its return", lambda: demo.compute.get_server(made.id).status == "ACTIVE", 120)
+        assert host_of(admin, made) == FIRST.host.name and not has(SECOND, made)
+        assert ssh("root", made.access_ipv4, "cat /root/said").strip() == "here"
+        # Again, and to stay, with another flavor.
+        with only(admin, SECOND):
+            demo.compute.resize_server(made, "micro")
+            eventually("its move", lambda: demo.compute.get_server(made.id).status == "VERIFY_RESIZE", 120)
+        demo.compute.confirm_server_resize(made)
+        eventually("its end", lambda: demo.compute.get_server(made.id).status == "ACTIVE", 120)
+        assert host_of(admin, made) == SECOND.host.name
+        eventually("the rest to go", lambda: not has(FIRST, made), 60)
+        seen = ssh("root", made.access_ipv4, "cat /root/said; awk '/MemTotal/ {print $2}' /proc/meminfo")
+        assert seen.split() == ["here", str(128 * 1024)]
 
 
 def test_what_was_evacuated_is_deleted_by_the_host_that_returns(admin: Any, demo: Any) -> None:

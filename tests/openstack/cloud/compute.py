@@ -17,6 +17,7 @@ from .place import BERTH, DEBUG, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
 from .processes import Failure, Program, run, step, together, wait_until
 
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+from harness.certificates import Authority  # noqa: E402
 from harness.hosts import return_hugetlb, unified_dir, unmount  # noqa: E402
 from hoststate import cgroup_hierarchies, mount_points  # noqa: E402
 
@@ -25,6 +26,9 @@ LXCFS_PROGRAM = Program("lxcfs")
 SERVICE, NOVA_COMPUTE = "berth", "nova-compute"
 # Apart from the default's, which an installed berth has; each host's apart from another's.
 ID_MAP_FIRST, ID_MAPS = 0x3000_0000, 0x800_0000
+# Where the services listen for each other: the driver's default.
+MIGRATION_PORT = 8788
+AUTHORITY = ETC / "tls"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Compute:
                 "run_dir": str(self.host.run_dir / "i"),
                 "log_level": "trace" if DEBUG else "info",
             },
+            **self._moves(),
             "instances": {
                 "id_map_first": ID_MAP_FIRST + (self.host.number - 1) * ID_MAPS,
                 "lxcfs": str(LXCFS),
@@ -82,6 +87,19 @@ class Compute:
         )
         self.service.start(BERTH, "serve", "--config", file)
         wait_until(self.service.name, self._service_answers, 60, self.service)
+
+    def _moves(self) -> dict[str, dict[str, object]]:
+        """Between hosts, each of which has a certificate of its name."""
+        others = [host.name for host in hosts.ALL if host != self.host]
+        if not others:
+            return {}
+        tls = {
+            "listen": f"{self.host.address}:{MIGRATION_PORT}",
+            "client_ca": str(AUTHORITY / "ca.pem"),
+            "certificate": str(AUTHORITY / f"{self.host.name}.pem"),
+            "private_key": str(AUTHORITY / f"{self.host.name}.key"),
+        }
+        return {"service.tls": tls, "migration": {"peers": others}}
 
     def berth(self, *words: str) -> str:
         """What berth's command line answers."""
@@ -148,12 +166,22 @@ class Compute:
                 self.berth("delete", *names)
 
 
+def make_certificates() -> None:
+    """Of the hosts, for what their services say to each other."""
+    if len(ALL) == 1 or (AUTHORITY / "ca.pem").exists():
+        return
+    authority = Authority(AUTHORITY)
+    for host in hosts.ALL:
+        authority.sign(host.name, host.address)
+
+
 ALL = [Compute(host) for host in hosts.ALL]
 FIRST = ALL[0]
 
 
 def start() -> None:
     """Starts the services and nova-computes, and maps the hosts into Nova's cell."""
+    make_certificates()
     together([compute.start for compute in ALL])
     run(commands.PLACE / "nova-manage", "cell_v2", "discover_hosts")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from subunit import ByteStreamToStreamResult
 
-from . import config, identity
+from . import config, hosts, identity
 from .lists import lines
 from .place import DATA, KEYSTONE, PASSWORD, REGION, ROOT, STATE, VENV, environment
 from .processes import Failure, run
@@ -43,8 +43,9 @@ FEATURES = {
     "change_password": True,
     "snapshot": True,
     "shelve": True,
-    # On the same host; to another it is `cold_migration`.
     "resize": True,
+    # To another host.
+    "cold_migration": len(hosts.ALL) > 1,
     "rescue": True,
     "stable_rescue": True,
     "vnc_console": True,
@@ -52,7 +53,6 @@ FEATURES = {
     # There is no IDE bus in a container.
     "ide_bus": False,
     # A later issue's.
-    "cold_migration": False,
     "live_migration": False,
     "block_migration_for_live_migration": False,
     "attach_encrypted_volume": False,
@@ -90,7 +90,7 @@ def configure() -> None:
                 "image_ref_alt": other,
                 "flavor_ref": "nano",
                 "flavor_ref_alt": "micro",
-                "min_compute_nodes": 1,
+                "min_compute_nodes": len(hosts.ALL),
                 "max_microversion": "latest",
                 "build_timeout": 120,
                 "build_interval": 1,
