@@ -619,6 +619,9 @@ fn root_an_ephemeral_disk_is_mapped() {
     assert_eq!(device, host.disks.attach_ephemeral(&layout, Path::new("/dev/vdb")).unwrap());
     let point = layout.ephemeral_mount();
     assert_eq!(fs::metadata(&point).unwrap().uid(), BLOCK.first);
+    // By the instance's name for it, which this host may have for another device.
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(mounts.contains(&format!("/dev/vdb {} ext4 ", point.display())), "{mounts}");
     as_root_inside(|| fs::write(point.join("f"), "x")).unwrap();
     assert_eq!(fs::metadata(point.join("f")).unwrap().uid(), BLOCK.first);
     host.disks.detach(&layout.ephemeral_disk(), &point).unwrap();
