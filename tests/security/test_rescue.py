@@ -67,8 +67,13 @@ def test_its_walls_are_those_of_any_instance(prisoner, plain):
     for mapping in ("uid_map", "gid_map"):
         lines = Path(f"/proc/{pid}/{mapping}").read_text().split()
         assert lines == ["0", str(shown["id_map_first"]), "65536"]
-    listed = [instance.sh("find /dev | grep -v /dev/pts/ | sort") for instance in (prisoner, plain)]
-    assert listed[0] == listed[1]
+    listed = [
+        set(instance.sh("find /dev | grep -v -e /dev/pts/ -e /dev/disk/by-id/").split())
+        for instance in (prisoner, plain)
+    ]
+    assert listed[0] == listed[1] | {"/dev/vdb", "/dev/vdc"}
+    links = [instance.sh("ls /dev/disk/by-id").split() for instance in (prisoner, plain)]
+    assert (len(links[0]), len(links[1])) == (3, 1)
 
 
 def mounts(instance) -> dict[str, tuple[str, set[str]]]:
@@ -78,7 +83,10 @@ def mounts(instance) -> dict[str, tuple[str, set[str]]]:
 
 def test_it_sees_its_own_two_file_systems_more_and_nothing_else(prisoner, plain):
     seen, usual = mounts(prisoner), mounts(plain)
-    assert set(seen) - set(usual) == {OWN, "/mnt/ephemeral"}
+    disks = {
+        f"/sys/devices/virtual/block/{d}/{file}" for d in ("vdb", "vdc") for file in ("queue", "size", "stat")
+    }
+    assert set(seen) - set(usual) == {OWN, "/mnt/ephemeral"} | disks
     assert set(usual) <= set(seen)
     assert str(prisoner.service.base) not in prisoner.sh("cat /proc/mounts /proc/self/mountinfo")
     for point in ("/", OWN, "/mnt/ephemeral"):
