@@ -144,6 +144,8 @@ pub struct Instances {
     pub console_log_bytes: u64,
     /// Mount point of lxcfs; empty: instances see the host's /proc/meminfo and the like.
     pub lxcfs: PathBuf,
+    /// Whether an instance is not started while lxcfs does not answer.
+    pub lxcfs_required: bool,
     /// Program of the monitor; empty: `berth-monitor` beside the `berth` program.
     pub monitor: PathBuf,
     /// Name of the cgroup under which instances live.
@@ -304,6 +306,7 @@ impl Default for Instances {
             processes: 4096,
             console_log_bytes: 1 << 20,
             lxcfs: "/var/lib/lxcfs".into(),
+            lxcfs_required: false,
             monitor: PathBuf::new(),
             cgroup: "berth".into(),
         }

@@ -17,7 +17,7 @@ use super::operation::OperationHandle;
 use super::ops;
 use super::record;
 use super::shared::Shared;
-use super::{arrivals, exec, host_report, image_jobs, recovery, stats, validate};
+use super::{arrivals, exec, host_report, image_jobs, lxcfs_watch, recovery, stats, validate};
 use crate::cgroup::CgroupLimits;
 use crate::config::Config;
 use crate::console::{self, ConsoleFiles};
@@ -53,6 +53,7 @@ impl Manager {
         recovery::take_up_all(&shared)?;
         image_jobs::expire_unused(&shared);
         arrivals::expire_idle(&shared);
+        lxcfs_watch::start(&shared)?;
         Ok(Manager { shared, checks, started_at })
     }
 

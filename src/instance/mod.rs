@@ -8,6 +8,7 @@
 //! service starts; [`image_jobs`] is what needs no actor. [`arrivals`] become instances
 //! when another host gives them away, and are [`coming`] until then; what goes along is an
 //! [`export`], and what the records say of it is in [`moved`].
+//! [`lxcfs_watch`] gives instances back what they see by lxcfs.
 
 pub mod action;
 pub mod actor;
@@ -24,6 +25,7 @@ pub mod host_parts;
 pub mod host_report;
 pub mod image_jobs;
 pub mod live;
+pub mod lxcfs_watch;
 pub mod manager;
 pub mod moved;
 pub mod operation;

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
+use crate::runtime::lxcfs;
 use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
 use crate::types::ExitStatus;
@@ -410,6 +411,10 @@ impl Server {
         }
         self.on_exit = ExitAction::Guest;
         network::boot_again(&self.spec.layout())?;
+        if !self.spec.lxcfs.as_os_str().is_empty() {
+            // What is refused at a start is not here: root inside has asked for a reboot, not for an end.
+            lxcfs::offer_again(&self.spec.layout().bundle(), &self.spec.lxcfs)?;
+        }
         let mut container = container::create(&self.spec, &self.setup)?;
         let init = container.init;
         if let Err(fault) = container.start(&self.spec) {

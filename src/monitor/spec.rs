@@ -50,6 +50,9 @@ pub struct MonitorSpec {
     /// Its disks, in its `/dev` and in what it is shown.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// Where lxcfs is mounted when it is; empty: the bundle has nothing of it.
+    #[serde(default)]
+    pub lxcfs: PathBuf,
     /// What it is shown of the kernel's files; none: what the runtime program mounts.
     #[serde(default)]
     pub view: Option<ViewSpec>,

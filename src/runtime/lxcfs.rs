@@ -1,15 +1,24 @@
 //! What lxcfs offers: files of /proc and /sys that show the instance, not the host.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{Mount, Spec};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use super::spec::bind;
+use crate::fault::{OrFault, Result};
+use crate::store::atomic;
+
 /// Files and directories below lxcfs's mount point, which are also the paths
 /// below the instance's root that they cover.
 ///
 /// Its `proc/diskstats` is not among them: without a hierarchy for blkio that is the host's.
-const OFFERED: [&str; 7] = [
+pub(super) const OFFERED: [&str; 7] = [
     "proc/cpuinfo",
     "proc/loadavg",
     "proc/meminfo",
@@ -26,16 +35,28 @@ const MOST: usize = 64;
 /// Whether lxcfs is mounted there, and answers: whoever touches one of its
 /// files, the runtime program too, waits for its daemon as long as that pleases.
 pub fn answers(mount_point: &Path) -> bool {
-    // Attributes alone could come from the kernel's cache.
+    device(mount_point).is_some()
+}
+
+/// The device number of its file system, which another start of its daemon has anew; `None` when
+/// it does not answer.
+pub fn device(mount_point: &Path) -> Option<u64> {
+    let path = mount_point.to_owned();
+    within(ANSWER, move || ask(&path).ok())?
+}
+
+/// Asks its daemon, which may not answer, for a file.
+///
+/// First for its root, by which alone one that is gone is known: of a name that is looked up
+/// below, and not found, the kernel takes away whatever is mounted on it anywhere, and has nothing
+/// mounted on it any more. Instances have mounts of these names, to be covered by those of its next
+/// start.
+pub fn ask(mount_point: &Path) -> std::io::Result<u64> {
+    statx(CWD, mount_point, AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS)?;
     let file = mount_point.join("proc/meminfo");
-    within(ANSWER, move || std::fs::read(file).is_ok()).unwrap_or_else(|| {
-        tracing::warn!(
-            path = %mount_point.display(),
-            "lxcfs does not answer: until it does, instances start without it and see the host's \
-             /proc/meminfo and the like; restart it"
-        );
-        false
-    })
+    // Attributes alone could come from the kernel's cache.
+    std::fs::read(&file)?;
+    Ok(std::fs::metadata(&file)?.dev())
 }
 
 /// What is there to be bind-mounted: source on the host, and destination inside.
@@ -50,6 +71,27 @@ fn offered(mount_point: &Path) -> Vec<(PathBuf, PathBuf)> {
         .map(|path| (mount_point.join(path), Path::new("/").join(path)))
         .filter(|(source, _)| source.exists())
         .collect()
+}
+
+/// How the bundle has what it offers.
+pub(super) fn mounts(files: &[(PathBuf, PathBuf)]) -> Result<Vec<Mount>, OciSpecError> {
+    let options = ["bind", "nosuid", "noexec", "nodev", "ro"];
+    files.iter().map(|(source, to)| bind(source, to, &options)).collect()
+}
+
+/// Has a bundle, of which an instance is to boot again, offer what lxcfs offers now. Without its
+/// daemon the bundle's mounts could not be made.
+pub fn offer_again(bundle: &Path, mount_point: &Path) -> Result<()> {
+    let file = bundle.join("config.json");
+    let doing = "renewing the bundle";
+    let mut spec = Spec::load(&file).or_fault(doing)?;
+    let mut all = spec.mounts().clone().unwrap_or_default();
+    all.retain(|mount| !mount.source().as_ref().is_some_and(|from| from.starts_with(mount_point)));
+    if answers(mount_point) {
+        all.extend(mounts(&files(mount_point)).or_fault(doing)?);
+    }
+    spec.set_mounts(Some(all));
+    atomic::write_json(&file, &spec)
 }
 
 /// Asks a daemon that may not answer; `None` when it does not in time. The

@@ -30,6 +30,7 @@ pub mod asking;
 pub mod capabilities;
 pub mod chosen;
 pub mod cli;
+pub mod cover;
 pub mod dev;
 pub mod disks;
 pub mod hidden;

@@ -19,7 +19,7 @@ use super::dev;
 use super::disks::Disk;
 use super::role::Role;
 use super::walls::Walls;
-use super::{capabilities, seccomp};
+use super::{capabilities, lxcfs, seccomp};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::store::layout::InstanceLayout;
 use crate::sys::ids::IdBlock;
@@ -205,9 +205,7 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
         let size = format!("size={}m", (memory / 5).max(4));
         mounts.push(mount("/run", "tmpfs", "tmpfs", &["nosuid", "nodev", "mode=755", &size])?);
     }
-    for (source, destination) in input.lxcfs {
-        mounts.push(bind(source, destination, &["bind", "nosuid", "noexec", "nodev", "ro"])?);
-    }
+    mounts.extend(lxcfs::mounts(input.lxcfs)?);
     if input.rescued {
         // As when it boots from it: a program run there by chroot(1) is no less than it was.
         let source = input.layout.own_rootfs();
@@ -243,7 +241,11 @@ fn mount(to: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, 
         .build()
 }
 
-fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, OciSpecError> {
+pub(super) fn bind(
+    source: &Path,
+    destination: &Path,
+    options: &[&str],
+) -> Result<Mount, OciSpecError> {
     MountBuilder::default()
         .destination(destination)
         .typ("bind")

@@ -85,6 +85,23 @@ pub fn in_own_mounts<T: Send>(
     })
 }
 
+/// Runs `f` on a new thread that may go to the mount namespace `other` (`/proc/PID/ns/mnt`) and back
+/// to the host's. It is given that of the host and the other.
+pub fn between_mounts<T: Send>(
+    other: &Path,
+    f: impl FnOnce(MountNamespace, MountNamespace) -> Result<T> + Send,
+) -> Result<T> {
+    on_own_thread(|| {
+        let other = MountNamespace::open(other)?;
+        let own = MountNamespace::open(Path::new("/proc/thread-self/ns/mnt"))?;
+        // Who shares its root directory with other threads goes nowhere.
+        unshare(CloneFlags::CLONE_FS)
+            .map_err(std::io::Error::from)
+            .or_fault("having a root directory of its own")?;
+        f(own, other)
+    })
+}
+
 /// Gives the thread a working directory that it shares with no other: only for
 /// a thread of its own.
 pub fn work_in(directory: &Path) -> Result<()> {

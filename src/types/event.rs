@@ -43,6 +43,10 @@ pub enum EventKind {
     GuestRebooted,
     /// The kernel killed processes of it for want of memory; its statistics count them.
     OutOfMemory,
+    /// lxcfs does not answer, so that `/proc/meminfo` and the like of it cannot be read or are the host's.
+    LxcfsLost,
+    /// They are its own again.
+    LxcfsRestored,
     /// It was made; it does not run yet.
     Created,
     /// Its limits or interfaces changed.

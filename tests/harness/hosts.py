@@ -48,6 +48,10 @@ class Lxcfs:
         self.mount_point.mkdir()
         self.directory.chmod(0o755)
         self._log = (self.directory / "log").open("wb")
+        self.start()
+
+    def start(self) -> None:
+        """Starts it and waits until it shows something."""
         self._process = subprocess.Popen(
             ["lxcfs", "-f", "-l", "--enable-cfs", "-p", self.directory / "pid", self.mount_point],
             stdin=subprocess.DEVNULL,
@@ -67,6 +71,17 @@ class Lxcfs:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    def kill(self) -> None:
+        """Ends it as a crash does, its mount left dead."""
+        self._process.kill()
+        self._process.wait()
+
+    def be_there(self) -> None:
+        """Starts it again if it was killed, the dead mount taken away before as its unit does."""
+        if self._process.poll() is not None:
+            unmount(self.mount_point)
+            self.start()
 
     def close(self) -> None:
         """Ends it by its process id and takes its directory away."""

@@ -19,7 +19,7 @@ use crate::cgroup::{Group, Hierarchy};
 use crate::config::Config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::PROGRAMS;
-use crate::runtime::lxcfs::{ANSWER as ANSWERS, within};
+use crate::runtime::lxcfs::{ANSWER as ANSWERS, ask, within};
 use crate::runtime::native::NAME;
 use crate::types::Check;
 
@@ -317,8 +317,8 @@ fn lxcfs(path: &Path, mountinfo: &str) -> Check {
     if !mounted {
         return warning("lxcfs", format!("not mounted on {}", path.display()), remedy);
     }
-    let file = path.join("proc/uptime");
-    match within(ANSWERS, move || fs::read(file)) {
+    let asked = path.to_owned();
+    match within(ANSWERS, move || ask(&asked)) {
         Some(Ok(_)) => ok("lxcfs", format!("mounted on {}", path.display())),
         Some(Err(e)) => warning("lxcfs", format!("does not answer: {e}"), remedy),
         None => warning("lxcfs", "does not answer: it hangs", remedy),
@@ -434,7 +434,7 @@ mod tests {
         assert_eq!(lxcfs(dir.path(), &line("ext4")).status, Warning);
         assert_eq!(lxcfs(dir.path(), &line("fuse.lxcfs")).status, Warning);
         fs::create_dir(dir.path().join("proc")).unwrap();
-        fs::write(dir.path().join("proc/uptime"), "1 1").unwrap();
+        fs::write(dir.path().join("proc/meminfo"), "1 1").unwrap();
         assert_eq!(lxcfs(dir.path(), &line("fuse.lxcfs")).status, Fine);
     }
 }

@@ -111,6 +111,7 @@ fn monitor_spec(
         systemd_memory_mb: (role == Role::System(InitKind::Systemd))
             .then_some(boot.definition.flavor.memory_mb),
         block: record.id_block,
+        lxcfs: parts.config.instances.lxcfs.clone(),
         init: init::of_lines(role),
         disks,
     })
@@ -119,14 +120,31 @@ fn monitor_spec(
 /// What lxcfs offers. It writes below `/sys/devices/system/cpu` as the host's root for whoever opens a
 /// file there, and what a runtime mounts read-only, root inside mounts writable again; so all
 /// of lxcfs is made read-only. One that cannot be is not for instances.
-fn lxcfs_files(parts: &HostParts, record: &Record) -> Vec<(PathBuf, PathBuf)> {
-    let Some(path) = parts.lxcfs() else { return Vec::new() };
-    match mount::make_fuse_read_only(&path) {
-        Ok(()) => lxcfs::files(&path),
-        Err(fault) => {
-            tracing::warn!(instance = %record.id, fault = %fault.in_full(), "it gets nothing of lxcfs");
-            Vec::new()
+fn lxcfs_files(parts: &HostParts, record: &Record) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let instances = &parts.config.instances;
+    if instances.lxcfs.as_os_str().is_empty() {
+        return Ok(Vec::new());
+    }
+    let found = parts.lxcfs().ok_or_else(|| {
+        Fault::new(FaultKind::HostUnsupported, "lxcfs does not answer: start it again")
+    });
+    match found.and_then(|path| mount::make_fuse_read_only(&path).map(|()| lxcfs::files(&path))) {
+        Err(fault) if instances.lxcfs_required => {
+            let detail = format!(
+                "without lxcfs no instance is started here (instances.lxcfs_required): {}",
+                fault.detail
+            );
+            Err(Fault { detail, ..fault })
         }
+        Err(fault) => {
+            tracing::warn!(
+                instance = %record.id,
+                fault = %fault.in_full(),
+                "it starts without what lxcfs shows and sees the host's /proc/meminfo and the like"
+            );
+            Ok(Vec::new())
+        }
+        Ok(files) => Ok(files),
     }
 }
 
@@ -135,7 +153,7 @@ fn write_bundle(parts: &HostParts, record: &Record, disks: &[Disk]) -> Result<()
     let boot = record.boot();
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
     let user = crate::image::resolve_user(&layers, &boot.config.user)?;
-    let lxcfs = lxcfs_files(parts, record);
+    let lxcfs = lxcfs_files(parts, record)?;
     let role = boot.role();
     let cgroup_view = match parts.hierarchy.layout() {
         CgroupLayout::V1 => CgroupView::V1,
