@@ -25,6 +25,9 @@ pub const OPAQUE_VALUE: &[u8] = b"y";
 /// The attribute, empty, that makes overlayfs look for deletions in a directory that no
 /// other layer has. Without it, they are listed there.
 pub const ORIGIN_XATTR: &str = "trusted.overlay.origin";
+/// The attribute of a directory of an upper directory, by which overlayfs has renamed it: it is the
+/// name that lower layers have for it in the same directory, or its path there, with a slash first.
+pub const REDIRECT_XATTR: &str = "trusted.overlay.redirect";
 /// What the names of overlayfs's own attributes begin with.
 pub const OWN: &[u8] = b"trusted.overlay.";
 /// The same of those that are data.

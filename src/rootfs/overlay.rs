@@ -27,10 +27,13 @@ pub(super) const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// The kernel's limit is 500 lower layers.
 const MOST_LAYERS: usize = 500;
-/// Renamed directories and metadata-only copies would be kept in attributes
-/// that a later image of the upper directory could not carry.
+/// A directory of the image that is renamed inside is one in the upper directory that names where
+/// the layers have it: only the kernel can write that there, and no layer holds any, for what an
+/// image has of overlayfs's own attributes is data ([`crate::image::whiteout`]). Whoever reads the
+/// upper directory follows it, as [`crate::snapshot::Tree`] does. Copies of metadata only, which
+/// name a file's content in that way, gain nothing that would be worth it.
 const OPTIONS: [(&str, &str); 4] =
-    [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("xino", "auto")];
+    [("redirect_dir", "on"), ("metacopy", "off"), ("index", "off"), ("xino", "auto")];
 
 /// One instance's root file system.
 #[derive(Clone, Debug)]

@@ -73,16 +73,14 @@ fn write_docker<W: Write>(
     progress: &dyn Fn(u64, u64),
 ) -> Result<()> {
     let doing = "writing the archive";
-    let sizes = contents
-        .layers
-        .iter()
-        .map(|t| tree_tar::size(Files::Layer(t)))
-        .collect::<Result<Vec<_>>>()?;
+    let layer = |number: usize| Files::Layer(&contents.layers[..=number]);
+    let numbers = 0..contents.layers.len();
+    let sizes = numbers.map(|number| tree_tar::size(layer(number))).collect::<Result<Vec<_>>>()?;
     let total = sizes.iter().sum();
     let mut archive = TarWriter::new(encoder(sink).or_fault(doing)?);
     let (mut diff_ids, mut names) = (Vec::new(), Vec::new());
     let mut before = 0;
-    for (number, (tree, size)) in contents.layers.iter().zip(&sizes).enumerate() {
+    for (number, size) in sizes.iter().enumerate() {
         let name = format!("layers/{number}.tar");
         archive.begin(&Head::file(&name, *size)).or_fault(doing)?;
         let mut hashed = Hashed {
@@ -91,7 +89,7 @@ fn write_docker<W: Write>(
             report: &|done| progress(before + done, total),
             done: 0,
         };
-        let written = tree_tar::write(Files::Layer(tree), &mut hashed)?;
+        let written = tree_tar::write(layer(number), &mut hashed)?;
         let digest = hashed.hasher.finish()?;
         if written != *size {
             return Err(io::Error::other("a layer changed while it was read")).or_fault(doing);

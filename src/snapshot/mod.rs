@@ -6,7 +6,7 @@
 //!
 //! The archive is what `docker save` writes: the base image's layers and, last,
 //! what the instance changed. Or it is the root file system as the instance
-//! sees it, in one tarball ([`merged`] lays the trees on each other). Everything
+//! sees it, in one tarball ([`walk`] lays the trees on each other). Everything
 //! is read from trees that no longer change, so a first walk tells how large each
 //! layer will be, and the second streams it. What a walk must keep on its way,
 //! names of files with several and of full directories, it keeps in a file, as
@@ -16,11 +16,11 @@
 pub mod disk;
 mod image_archive;
 mod links;
-mod merged;
 mod names;
 mod scratch;
 mod tree;
 mod tree_tar;
+mod walk;
 
 pub use image_archive::{Contents, write};
 pub use scratch::Scratches;
@@ -31,5 +31,7 @@ pub fn write_layer(layer: &Tree, sink: impl std::io::Write) -> crate::fault::Res
     tree_tar::write(tree_tar::Files::Layer(layer), sink)
 }
 
+#[cfg(test)]
+mod renamed_tests;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,9 @@ use super::names::Unsorted;
 use super::scratch::{Scratch, Scratches};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::image::refusal::printable;
-use crate::image::whiteout::{self, DEVICE_VALUE, DEVICE_XATTR, OPAQUE_VALUE, OPAQUE_XATTR};
+use crate::image::whiteout::{
+    self, DEVICE_VALUE, DEVICE_XATTR, OPAQUE_VALUE, OPAQUE_XATTR, REDIRECT_XATTR,
+};
 use crate::image::xattr;
 
 /// Longest path that the kernel takes.
@@ -37,6 +39,8 @@ pub struct Tree {
     root: OwnedFd,
     left_out: BTreeSet<Vec<u8>>,
     scratch: Scratches,
+    /// Whether directories may be renamed ones of lower trees.
+    renames: bool,
 }
 
 /// One file of a tree.
@@ -80,13 +84,15 @@ pub(super) enum NodeKind {
 }
 
 /// What a tree has at a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Here {
     Nothing,
     /// It hides what lower trees have there.
     Whiteout,
     Directory {
         opaque: bool,
+        /// Where lower trees have it: [`REDIRECT_XATTR`].
+        renamed: Option<Vec<u8>>,
     },
     /// Anything else.
     File,
@@ -96,43 +102,19 @@ impl Tree {
     /// The tree below a directory. `left_out` are paths without a leading slash;
     /// `scratch` is for files without a name.
     pub fn new(root: OwnedFd, left_out: BTreeSet<Vec<u8>>, scratch: Scratches) -> Tree {
-        Tree { root, left_out, scratch }
+        Tree { root, left_out, scratch, renames: false }
+    }
+
+    /// The upper directory of an instance: the kernel alone writes its own marks there, and renames
+    /// directories of the trees below it.
+    #[must_use]
+    pub fn upper(self) -> Tree {
+        Tree { renames: true, ..self }
     }
 
     /// For what a walk keeps.
     pub(super) fn scratch(&self) -> Scratch {
         Scratch::new(&self.scratch)
-    }
-
-    /// Shows each file with its content, the directory before what is in it,
-    /// names in the order of their bytes: always the same.
-    pub(super) fn walk(&self, visit: &mut Visit<'_>) -> Result<()> {
-        let scratch = self.scratch();
-        let mut links = Links::new(&scratch);
-        let enter = |path: Vec<u8>, visit: &mut Visit<'_>| -> Result<_> {
-            let mut names = Unsorted::new(&scratch);
-            self.directory(&path, &mut names, visit)?;
-            Ok((path, names.sorted()?))
-        };
-        let mut open = vec![enter(Vec::new(), visit)?];
-        while let Some((path, names)) = open.last_mut() {
-            let Some(name) = names.next()? else {
-                open.pop();
-                continue;
-            };
-            let path = match path.as_slice() {
-                b"" => name,
-                parent => [parent, b"/", &name].concat(),
-            };
-            if self.left_out.contains(&path) {
-                continue;
-            }
-            too_long(&path)?;
-            if self.file(&path, &mut links, visit)? {
-                open.push(enter(path, visit)?);
-            }
-        }
-        Ok(())
     }
 
     /// What it has at a path.
@@ -149,7 +131,8 @@ impl Tree {
             Ok(match FileType::from_raw_mode(stat.st_mode) {
                 FileType::Directory => {
                     let fd = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-                    Here::Directory { opaque: is_opaque(&fd)? }
+                    let renamed = if self.renames { redirect(&fd)? } else { None };
+                    Here::Directory { opaque: is_opaque(&fd)?, renamed }
                 }
                 FileType::CharacterDevice if stat.st_rdev == 0 => Here::Whiteout,
                 _ => Here::File,
@@ -158,19 +141,19 @@ impl Tree {
         look().or_fault(format_args!("reading /{}", printable(path)))
     }
 
-    /// Shows a directory, and adds the names in it.
-    pub(super) fn directory(
-        &self,
-        path: &[u8],
-        names: &mut Unsorted<'_>,
-        visit: &mut Visit<'_>,
-    ) -> Result<()> {
+    /// The directory that it has at `at`, as one at `path`.
+    pub(super) fn directory(&self, at: &[u8], path: &[u8], opaque: bool) -> Result<Node> {
         let doing = || format!("reading the directory /{}", printable(path));
-        let directory = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY).or_fault(doing())?;
+        let directory = self.open(at, OFlags::RDONLY | OFlags::DIRECTORY).or_fault(doing())?;
         let stat = fstat(&directory).or_fault(doing())?;
-        let opaque = is_opaque(&directory).or_fault(doing())?;
         let xattrs = xattrs(&directory, path)?;
-        visit(&Node::new(path, NodeKind::Directory { opaque }, &stat, xattrs), None)?;
+        Ok(Node::new(path, NodeKind::Directory { opaque }, &stat, xattrs))
+    }
+
+    /// Adds the names in a directory.
+    pub(super) fn names(&self, at: &[u8], names: &mut Unsorted<'_>) -> Result<()> {
+        let doing = || format!("reading the directory /{}", printable(at));
+        let directory = self.open(at, OFlags::RDONLY | OFlags::DIRECTORY).or_fault(doing())?;
         for entry in Dir::read_from(&directory).or_fault(doing())? {
             let entry = entry.or_fault(doing())?;
             let name = entry.file_name().to_bytes();
@@ -181,36 +164,35 @@ impl Tree {
         Ok(())
     }
 
-    /// Shows anything but a directory; whether it is one.
+    /// Shows what it has at `at`, which is no directory, as at `path`.
     pub(super) fn file(
         &self,
+        at: &[u8],
         path: &[u8],
         links: &mut Links<'_>,
         visit: &mut Visit<'_>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let doing = || format!("reading /{}", printable(path));
-        let fd = self.open(path, OFlags::PATH).or_fault(doing())?;
+        let fd = self.open(at, OFlags::PATH).or_fault(doing())?;
         let stat = fstat(&fd).or_fault(doing())?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return Ok(true),
             FileType::RegularFile => {
                 if stat.st_nlink > 1
                     && let Some(first) = links.first((stat.st_dev, stat.st_ino), path)?
                 {
                     let kind = NodeKind::Hardlink(first);
-                    visit(&Node::new(path, kind, &stat, Vec::new()), None)?;
-                    return Ok(false);
+                    return visit(&Node::new(path, kind, &stat, Vec::new()), None);
                 }
-                let file = File::from(self.open(path, OFlags::RDONLY).or_fault(doing())?);
+                let file = File::from(self.open(at, OFlags::RDONLY).or_fault(doing())?);
                 let size = stat.st_size.unsigned_abs();
                 if size == 0 && is_no_device(&file).or_fault(doing())? {
                     let node = Node::new(path, NodeKind::NoDevice, &stat, Vec::new());
-                    return visit(&node, None).map(|()| false);
+                    return visit(&node, None);
                 }
                 let pieces = pieces(&file, &stat).or_fault(doing())?;
                 let xattrs = xattrs(&file, path)?;
                 let node = Node::new(path, NodeKind::File { size, pieces }, &stat, xattrs);
-                return visit(&node, Some(&file)).map(|()| false);
+                return visit(&node, Some(&file));
             }
             FileType::Symlink => {
                 let target = readlinkat(&fd, "", Vec::new()).or_fault(doing())?;
@@ -219,10 +201,9 @@ impl Tree {
             FileType::Fifo => NodeKind::Fifo,
             FileType::CharacterDevice if stat.st_rdev == 0 => NodeKind::Whiteout,
             // Sockets end with their process; devices no instance can make.
-            _ => return Ok(false),
+            _ => return Ok(()),
         };
-        visit(&Node::new(path, kind, &stat, Vec::new()), None)?;
-        Ok(false)
+        visit(&Node::new(path, kind, &stat, Vec::new()), None)
     }
 
     fn open(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
@@ -262,6 +243,15 @@ fn is_opaque(directory: &impl AsFd) -> rustix::io::Result<bool> {
     match attribute(directory, OPAQUE_XATTR.as_bytes()) {
         Ok(value) => Ok(value == OPAQUE_VALUE),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Where lower trees have a directory that was renamed.
+fn redirect(directory: &impl AsFd) -> rustix::io::Result<Option<Vec<u8>>> {
+    match attribute(directory, REDIRECT_XATTR.as_bytes()) {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
         Err(e) => Err(e),
     }
 }

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use tar::EntryType;
 
-use super::merged;
 use super::tree::{Node, NodeKind, Tree, Visit};
+use super::walk;
 use crate::fault::{OrFault, Result};
 use crate::image::acl::{ACCESS, AccessList, DEFAULT};
 use crate::image::tar_reader::{DELETION, LINK, NAME};
@@ -23,8 +23,8 @@ const PIECE: usize = 1 << 17;
 /// What an archive is written from.
 #[derive(Clone, Copy)]
 pub(super) enum Files<'a> {
-    /// One tree, with its marks for what it hides.
-    Layer(&'a Tree),
+    /// The last of trees, the lowest first, with its marks for what it hides of the others.
+    Layer(&'a [Tree]),
     /// What trees, the lowest first, look like on each other.
     Merged(&'a [Tree]),
 }
@@ -48,8 +48,8 @@ impl Files<'_> {
 
     pub(super) fn walk(self, visit: &mut Visit<'_>) -> Result<()> {
         match self {
-            Files::Layer(tree) => tree.walk(visit),
-            Files::Merged(trees) => merged::walk(trees, visit),
+            Files::Layer(trees) => walk::layer(trees, visit),
+            Files::Merged(trees) => walk::merged(trees, visit),
         }
     }
 }

@@ -163,6 +163,31 @@ def test_another_host_boots_it_and_the_other_disks_are_not_in_it(
     assert not left, "\n".join(left)
 
 
+#: mv(1) would copy what cannot be renamed.
+RENAME = "perl -e 'rename($ARGV[0], $ARGV[1]) or die \"$!\\n\"' "
+SHARE = "find /usr/old-share -type f -exec sha256sum {} + | sed s/old-// | sort"
+
+
+@pytest.mark.parametrize("form", ["docker-archive", "rootfs-tar"])
+def test_a_directory_of_the_image_that_was_renamed_is_whole(service, debian, glance, made, form):
+    """Renamed as on a machine's disk, in a boot after it too, and in what boots from a snapshot of it."""
+    made.append(service.spawn(debian, flavor={"memory_mb": 300, "root_gb": 2}))
+    instance = made[-1]
+    before = instance.sh(SHARE.replace("old-", "", 1))
+    assert before.count("\n") > 100
+    instance.sh(f"{RENAME} /usr/share /usr/old-share && {RENAME} /usr/old-share/doc /srv/doc")
+    instance.sh("mkdir /usr/share && echo new > /usr/share/new && echo more > /usr/old-share/more")
+    instance.sh(f"{RENAME} /srv/doc /usr/old-share/doc && rm /usr/old-share/more")
+    instance.action("reboot", type="HARD")
+    assert instance.sh(SHARE) == before
+    assert instance.sh("ls /usr/share") == "new"
+    file = snapshot(instance, glance, format=form)
+    copy = boot(service, made, file, flavor={"memory_mb": 300, "root_gb": 2})
+    assert copy.sh(SHARE) == before
+    assert copy.sh("ls /usr/share") == "new"
+    copy.sh(f"{RENAME} /usr/old-share /usr/share.again")
+
+
 @pytest.mark.each_runtime
 def test_an_application_starts_as_its_image_says(service, application, glance, made):
     instance = service.spawn(application)

@@ -93,7 +93,7 @@ pub fn snapshot<S, T>(
     let seed = create::seed(record, vec![]);
     let left_out = seed.untouched(upper.as_fd(), &record.written_files, &record.seal_key);
     let mut layers = base_layers(parts, record)?;
-    layers.push(Tree::new(upper, left_out, scratches(parts)));
+    layers.push(Tree::new(upper, left_out, scratches(parts)).upper());
     let config = record.image_config.clone();
     let contents = Contents { layers, config, created: Utc::now() };
     let disk = disk.map(|kept| {
