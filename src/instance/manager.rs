@@ -17,7 +17,9 @@ use super::operation::OperationHandle;
 use super::ops;
 use super::record;
 use super::shared::Shared;
-use super::{arrivals, exec, host_report, image_jobs, lxcfs_watch, recovery, stats, validate};
+use super::{
+    arrivals, disk_watch, exec, host_report, image_jobs, lxcfs_watch, recovery, stats, validate,
+};
 use crate::cgroup::CgroupLimits;
 use crate::config::Config;
 use crate::console::{self, ConsoleFiles};
@@ -54,6 +56,7 @@ impl Manager {
         image_jobs::expire_unused(&shared);
         arrivals::expire_idle(&shared);
         lxcfs_watch::start(&shared)?;
+        disk_watch::start(&shared)?;
         Ok(Manager { shared, checks, started_at })
     }
 

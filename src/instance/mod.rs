@@ -8,7 +8,8 @@
 //! service starts; [`image_jobs`] is what needs no actor. [`arrivals`] become instances
 //! when another host gives them away, and are [`coming`] until then; what goes along is an
 //! [`export`], and what the records say of it is in [`moved`].
-//! [`lxcfs_watch`] gives instances back what they see by lxcfs.
+//! [`lxcfs_watch`] gives instances back what they see by lxcfs, [`disk_watch`] room to remove files
+//! by on a full disk.
 
 pub mod action;
 pub mod actor;
@@ -17,6 +18,7 @@ pub mod allocations;
 pub mod arrivals;
 pub mod backend;
 pub mod coming;
+pub mod disk_watch;
 pub mod event;
 pub mod exec;
 pub mod export;

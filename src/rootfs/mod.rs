@@ -11,6 +11,7 @@ mod disks;
 pub mod idmap;
 mod mounting;
 pub mod overlay;
+pub mod reserve;
 pub mod rest;
 pub mod seed;
 mod still;
