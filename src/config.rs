@@ -136,8 +136,10 @@ pub enum AppArmor {
 pub struct Instances {
     /// First host id of the blocks.
     pub id_map_first: u32,
-    /// Number of blocks of 65,536 ids.
+    /// Number of blocks.
     pub id_map_blocks: u32,
+    /// Ids in a block, for instances made from now on.
+    pub id_map_size: u32,
     /// Processes and threads that an instance may have, unless the flavor's `berth:processes` says otherwise.
     pub processes: u64,
     /// Bytes of console output that are kept, the first 64 KiB of them for ever.
@@ -298,11 +300,19 @@ impl Default for Runtime {
     }
 }
 
+impl Instances {
+    /// Ids in all blocks.
+    pub fn ids(&self) -> u64 {
+        u64::from(self.id_map_blocks) * u64::from(self.id_map_size)
+    }
+}
+
 impl Default for Instances {
     fn default() -> Self {
         Instances {
             id_map_first: 1_879_048_192,
             id_map_blocks: 4096,
+            id_map_size: 65_536,
             processes: 4096,
             console_log_bytes: 1 << 20,
             lxcfs: "/var/lib/lxcfs".into(),
@@ -479,9 +489,14 @@ impl Config {
             "must be 1 to 32768",
         )?;
         check(
-            u64::from(i.id_map_first) + u64::from(i.id_map_blocks) * 65_536 <= u64::from(u32::MAX),
+            i.id_map_size >= 65_536 && i.id_map_size.is_multiple_of(65_536),
+            "instances.id_map_size",
+            "must be a multiple of 65536, at least that",
+        )?;
+        check(
+            u64::from(i.id_map_first) + i.ids() <= u64::from(u32::MAX),
             "instances.id_map_blocks",
-            "the last id must be below 4294967295; take fewer blocks or a lower id_map_first",
+            "the last id must be below 4294967295; take fewer or smaller blocks or a lower id_map_first",
         )?;
         check(
             (16..=4_194_304).contains(&i.processes),

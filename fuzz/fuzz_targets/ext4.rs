@@ -9,7 +9,7 @@ use berth::image::tar_reader::TarReader;
 use berth::image::unpack::UnpackLimits;
 use libfuzzer_sys::fuzz_target;
 
-const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20, ids: 65_536 };
 
 fuzz_target!(|bytes: &[u8]| {
     let mut archive = Vec::new();

@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../shared/journal.rs"]
 mod journal;
 
-const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 64, bytes: 1 << 20, ids: 65_536 };
 
 fuzz_target!(|bytes: &[u8]| {
     let journal::Laid { before, after } = journal::lay(bytes);

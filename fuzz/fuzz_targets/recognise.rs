@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
         let parent = if Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" };
         let directory = tempfile::tempdir_in(parent).unwrap();
         let root = File::open(directory.path()).unwrap().into();
-        let limits = UnpackLimits { entries: 64, bytes: 1 << 20 };
+        let limits = UnpackLimits { entries: 64, bytes: 1 << 20, ids: 65_536 };
         is_root_file_system(bytes);
         if let Ok(staged) = stage(&root, Cursor::new(bytes), limits) {
             staged.members.keys().for_each(|name| drop(staged.find(name)));

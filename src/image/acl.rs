@@ -8,8 +8,6 @@
 use super::refusal::{printable, unacceptable};
 use crate::fault::Result;
 
-/// Ids that an instance has, from 0.
-pub const IDS: u64 = 65_536;
 /// The attribute that holds who may do what with a file.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The attribute of a directory that new files in it get.
@@ -123,14 +121,14 @@ impl AccessList {
         Ok(())
     }
 
-    /// The kernel's form. Entries for ids that no instance has are left out:
+    /// The kernel's form. Entries for ids from `ids` on, which no instance has, are left out:
     /// nobody there is meant by them. `None` for a list that the kernel would not take.
-    pub fn to_kernel(&self) -> Option<Vec<u8>> {
+    pub fn to_kernel(&self, ids: u64) -> Option<Vec<u8>> {
         let mut entries = Vec::new();
         for entry in &self.0 {
             match entry.who {
                 Who::Nobody => entries.push((entry.tag, NO_ID, entry.permissions)),
-                Who::Id(id) if id >= IDS => {}
+                Who::Id(id) if id >= ids || u32::try_from(id).is_err() => {}
                 Who::Id(id) => entries.push((entry.tag, id as u32, entry.permissions)),
                 Who::Name(_) => return None,
             }
@@ -244,6 +242,7 @@ fn number(text: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    const IDS: u64 = 65_536;
     use super::*;
 
     struct Known;
@@ -285,10 +284,10 @@ mod tests {
         ] {
             let mut list = AccessList::from_text(text).unwrap();
             list.look_up(&mut Known).unwrap();
-            assert_eq!(list.to_kernel().unwrap(), wanted, "{}", text.escape_ascii());
+            assert_eq!(list.to_kernel(IDS).unwrap(), wanted, "{}", text.escape_ascii());
             let again = AccessList::from_kernel(&wanted).unwrap();
             let text = again.to_text();
-            assert_eq!(AccessList::from_text(&text).unwrap().to_kernel().unwrap(), wanted);
+            assert_eq!(AccessList::from_text(&text).unwrap().to_kernel(IDS).unwrap(), wanted);
         }
         let mut unknown = AccessList::from_text(b"user:absent:rwx").unwrap();
         let fault = unknown.look_up(&mut Known).unwrap_err();
@@ -309,7 +308,7 @@ mod tests {
         }
         for bad in [&b"user::rwx"[..], b"u::r--,g::r--,o::r--,u:7:r--", b"u::r,u::r,g::r,o::r"] {
             let list = AccessList::from_text(bad).unwrap();
-            assert!(list.to_kernel().is_none(), "{}", bad.escape_ascii());
+            assert!(list.to_kernel(IDS).is_none(), "{}", bad.escape_ascii());
         }
         for bad in [kernel(&[(3, 7, 0)]), kernel(&[(1, 8, 0)]), vec![2, 0, 0, 0, 1], vec![]] {
             assert!(AccessList::from_kernel(&bad).is_none());
@@ -320,7 +319,7 @@ mod tests {
     fn entries_for_ids_that_no_instance_has_are_left_out() {
         let rest = [(1, 6, NONE), (4, 5, NONE), (0x10, 5, NONE), (0x20, 0, NONE)];
         let list = kernel(&[rest[0], (2, 4, 70_000), rest[1], rest[2], rest[3]]);
-        let kept = AccessList::from_kernel(&list).unwrap().to_kernel().unwrap();
+        let kept = AccessList::from_kernel(&list).unwrap().to_kernel(IDS).unwrap();
         assert_eq!(kept, kernel(&rest));
     }
 }

@@ -204,7 +204,7 @@ mod tests {
     use crate::fault::FaultKind;
     use std::io::Cursor;
 
-    const LIMITS: UnpackLimits = UnpackLimits { entries: 1000, bytes: 1 << 20 };
+    const LIMITS: UnpackLimits = UnpackLimits { entries: 1000, bytes: 1 << 20, ids: 65_536 };
 
     /// A file's content, or a link's target.
     type TestMember<'a> = (&'a str, Result<&'a [u8], &'a str>);

@@ -21,6 +21,7 @@ use super::records::ImageRecord;
 use super::workspace::Workspace;
 use crate::config;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::rootfs::idmap::BLOCK_SIZE;
 use crate::store::atomic;
 use crate::store::layout::Layout;
 use crate::store::room::Room;
@@ -36,6 +37,8 @@ pub struct ImageStore {
     room: Arc<Room>,
     jail: Jail,
     layers: Layers,
+    /// Ids that instances have.
+    ids: u64,
     /// Imports under way that did not have to wait.
     running: Mutex<usize>,
     /// One of them ended.
@@ -47,6 +50,12 @@ impl ImageStore {
     pub fn open(layout: &Layout, config: &config::Images, room: Arc<Room>) -> Result<ImageStore> {
         // Not what it links to: after an upgrade that is another program, or none.
         ImageStore::open_with(layout, config, room, Jail::Program("/proc/self/exe".into()))
+    }
+
+    /// Of a host whose instances have so many ids each.
+    #[must_use]
+    pub fn for_ids(self, ids: u32) -> ImageStore {
+        ImageStore { ids: ids.into(), ..self }
     }
 
     /// [`ImageStore::open`] with another way into the jail than this program.
@@ -77,6 +86,7 @@ impl ImageStore {
             room,
             jail,
             layers: Layers::new(layout, Catalogue::load(layout)?),
+            ids: BLOCK_SIZE.into(),
             running: Mutex::new(0),
             landed: Condvar::new(),
         };
@@ -308,7 +318,7 @@ impl ImageStore {
 
     pub(super) fn means<'a>(&'a self, report: Listener<'a>) -> Means<'a> {
         let ImageStore { layout, config, room, jail, layers, .. } = self;
-        Means { layers, jail, config, room, layout, report }
+        Means { layers, jail, config, ids: self.ids, room, layout, report }
     }
 
     fn running(&self) -> MutexGuard<'_, usize> {

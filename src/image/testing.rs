@@ -104,7 +104,7 @@ impl Archive {
 }
 
 /// UnpackLimits that only a bomb meets.
-pub const LIMITS: UnpackLimits = UnpackLimits { entries: 2000, bytes: 64 << 20 };
+pub const LIMITS: UnpackLimits = UnpackLimits { entries: 2000, bytes: 64 << 20, ids: 65_536 };
 
 pub fn extract_bytes(
     bytes: &[u8],

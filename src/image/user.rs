@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use super::refusal::unacceptable;
 use super::stacked::StackedLayers;
 use crate::fault::{Fault, Result};
-use crate::rootfs::idmap::BLOCK_SIZE;
 use crate::types::ProcessUser;
 
 /// Most bytes of `/etc/passwd` and `/etc/group` that are read.
@@ -16,16 +15,16 @@ const MAX_FILE: u64 = 4 << 20;
 ///
 /// As Docker does: a number needs no entry; further groups are those of a
 /// user that has an entry, unless a group was given.
-pub fn resolve_user(layers: &[PathBuf], user: &str) -> Result<ProcessUser> {
+pub fn resolve_user(layers: &[PathBuf], user: &str, ids: u32) -> Result<ProcessUser> {
     let layers = StackedLayers::new(layers)?;
     let read = |path| -> Result<String> {
         let bytes = layers.read(path, MAX_FILE)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    resolve(&read("/etc/passwd")?, &read("/etc/group")?, user)
+    resolve(&read("/etc/passwd")?, &read("/etc/group")?, user, ids)
 }
 
-fn resolve(passwd: &str, group: &str, wanted: &str) -> Result<ProcessUser> {
+fn resolve(passwd: &str, group: &str, wanted: &str, ids: u32) -> Result<ProcessUser> {
     let (user, wanted_group) = match wanted.split_once(':') {
         Some((user, group)) => (user, Some(group)),
         None => (wanted, None),
@@ -52,8 +51,12 @@ fn resolve(passwd: &str, group: &str, wanted: &str) -> Result<ProcessUser> {
         _ => Vec::new(),
     };
     for id in additional_gids.iter().chain([&uid, &gid]) {
-        if *id >= BLOCK_SIZE {
-            return Err(unacceptable(format!("User {wanted:?} has the id {id}, above 65535")));
+        if *id >= ids {
+            return Err(unacceptable(format!(
+                "User {wanted:?} has the id {id}, and an instance the ids 0 to {}; raise \
+                 instances.id_map_size and make the instance anew",
+                ids - 1
+            )));
         }
     }
     let home = entry.and_then(|fields| fields.get(5).copied()).filter(|home| home.starts_with('/'));
@@ -117,20 +120,23 @@ mod tests {
             (":29", user(0, 29, &[], "/root")),
             ("odd", user(5, 6, &[], "/")),
         ] {
-            assert_eq!(resolve(PASSWD, GROUP, wanted).unwrap(), expected, "{wanted:?}");
+            assert_eq!(resolve(PASSWD, GROUP, wanted, 65_536).unwrap(), expected, "{wanted:?}");
         }
         for bad in ["nobody", "web:nogroup", "big", "65536", "-1", "+5", "99999999999"] {
-            assert!(resolve(PASSWD, GROUP, bad).is_err(), "{bad:?}");
+            assert!(resolve(PASSWD, GROUP, bad, 65_536).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn an_image_without_the_files_has_root() {
         let root = tempfile::tempdir().unwrap();
-        let user = resolve_user(&[root.path().to_owned()], "").unwrap();
+        let user = resolve_user(&[root.path().to_owned()], "", 65_536).unwrap();
         assert_eq!((user.uid, user.home.as_str()), (0, "/"));
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.path().join("etc/passwd")).unwrap();
-        assert!(resolve_user(&[root.path().to_owned()], "daemon").is_err(), "the host's was read");
+        assert!(
+            resolve_user(&[root.path().to_owned()], "daemon", 65_536).is_err(),
+            "the host's was read"
+        );
     }
 }

@@ -15,7 +15,7 @@ pub const NOBODY: u32 = 65_534;
 /// [`whiteout`] says how to store. Left out, because they belong to the host that
 /// wrote them and mean nothing inside a user namespace: labels and hashes of other
 /// security modules, `system.*` of other file systems, all else of `trusted.*`.
-pub fn kept(name: &[u8], value: &[u8], path: &[u8]) -> Result<Option<Vec<u8>>> {
+pub fn kept(name: &[u8], value: &[u8], path: &[u8], ids: u64) -> Result<Option<Vec<u8>>> {
     let refuse = |why: &str| {
         Fault::new(
             FaultKind::ImageUnacceptable,
@@ -31,7 +31,7 @@ pub fn kept(name: &[u8], value: &[u8], path: &[u8]) -> Result<Option<Vec<u8>>> {
         }
         ACCESS | DEFAULT => {
             let list = AccessList::from_kernel(value).ok_or_else(|| refuse("is no access list"))?;
-            match list.to_kernel() {
+            match list.to_kernel(ids) {
                 _ if list.is_empty() => Ok(None),
                 Some(value) => Ok(Some(value)),
                 None => Err(refuse("is no access list that Linux takes")),
@@ -66,6 +66,7 @@ fn capability(value: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    const IDS: u64 = 65_536;
     use super::*;
 
     fn cap(magic: u32, length: usize) -> Vec<u8> {
@@ -76,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_left_out_and_refused() {
-        let keep = |name: &str, value: &[u8]| kept(name.as_bytes(), value, b"f");
+        let keep = |name: &str, value: &[u8]| kept(name.as_bytes(), value, b"f", IDS);
         assert_eq!(keep("user.x", b"1").unwrap(), Some(b"1".to_vec()));
         for left_out in ["security.selinux", "security.ima", "trusted.x", "system.nfs4_acl", "x"] {
             assert_eq!(keep(left_out, b"1").unwrap(), None, "{left_out}");
@@ -91,11 +92,11 @@ mod tests {
     #[test]
     fn capabilities_become_revision_2() {
         let v3 = cap(0x0300_0001, 24);
-        let v2 = kept(b"security.capability", &v3, b"f").unwrap().unwrap();
+        let v2 = kept(b"security.capability", &v3, b"f", IDS).unwrap().unwrap();
         assert_eq!((v2.len(), &v2[..4]), (20, &[1, 0, 0, 2][..]));
-        assert_eq!(kept(b"security.capability", &v2, b"f").unwrap().unwrap(), v2);
+        assert_eq!(kept(b"security.capability", &v2, b"f", IDS).unwrap().unwrap(), v2);
         for bad in [cap(0x0200_0000, 19), cap(0x0300_0000, 20), cap(0x0400_0000, 20), vec![]] {
-            assert!(kept(b"security.capability", &bad, b"f").is_err());
+            assert!(kept(b"security.capability", &bad, b"f", IDS).is_err());
         }
     }
 
@@ -106,7 +107,7 @@ mod tests {
             let rest = [0x01, 0x04, 0x10, 0x20].map(|tag| entry(tag, u32::MAX)).concat();
             [&[2, 0, 0, 0][..], &rest, &named.concat()].concat()
         };
-        let keep = |value: &[u8]| kept(ACCESS, value, b"f");
+        let keep = |value: &[u8]| kept(ACCESS, value, b"f", IDS);
         let plain = list(&[]);
         assert_eq!(keep(&plain).unwrap(), Some(plain.clone()));
         assert_eq!(keep(&list(&[entry(2, 65_535)])).unwrap().map(|value| value.len()), Some(44));

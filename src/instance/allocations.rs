@@ -8,13 +8,14 @@ use uuid::Uuid;
 use super::record::Record;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::network::Network;
+use crate::sys::ids::IdBlock;
 use crate::types::Vif;
 
 /// Id blocks, dedicated CPUs, addresses, names of interfaces.
 #[derive(Debug, Default)]
 pub struct Allocations {
-    /// First ids of the blocks.
-    pub blocks: BTreeSet<u32>,
+    /// Blocks of ids.
+    pub blocks: BTreeSet<IdBlock>,
     /// Dedicated CPUs.
     pub cpus: BTreeSet<u32>,
     addresses: BTreeSet<IpAddr>,
@@ -24,7 +25,7 @@ pub struct Allocations {
 impl Allocations {
     /// Adds what an instance has.
     pub fn add(&mut self, record: &Record) {
-        self.blocks.insert(record.id_block.first);
+        self.blocks.insert(record.id_block);
         self.cpus.extend(record.pinned_cpus.iter().flatten().copied());
         for vif in &record.definition.vifs {
             self.addresses.extend(addresses(vif));
@@ -80,7 +81,7 @@ mod tests {
         owner.definition.vifs.push(vif.clone());
         let mut taken = Allocations::default();
         taken.add(&owner);
-        assert!(taken.blocks.contains(&owner.id_block.first));
+        assert!(taken.blocks.contains(&owner.id_block));
         let fault = taken.claim(&network, &mut vif.clone(), "vifs[0].", Uuid::nil()).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InterfaceExists);
         assert_eq!(fault.field.as_deref(), Some("vifs[0].devname"));

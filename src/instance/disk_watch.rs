@@ -63,7 +63,9 @@ impl Watch {
                 match reserve::look(&point) {
                     Ok(None) => {}
                     Ok(Some(overdue)) => self.settle(point, overdue),
-                    Err(fault) => warn!(instance = %handle.id, fault = %fault.in_full(), "its disk"),
+                    Err(fault) => {
+                        warn!(instance = %handle.id, fault = %fault.in_full(), "its disk")
+                    }
                 }
             }
         }

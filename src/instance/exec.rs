@@ -25,7 +25,11 @@ pub fn resolve(parts: &HostParts, record: &Record, request: &ExecRequest) -> Res
     }
     let layers: Vec<_> =
         record.boot().layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
-    let user = crate::image::resolve_user(&layers, request.user.as_deref().unwrap_or("0"))?;
+    let user = crate::image::resolve_user(
+        &layers,
+        request.user.as_deref().unwrap_or("0"),
+        record.id_block.size,
+    )?;
     let file = parts.paths(record).bundle().join("config.json");
     let spec = Spec::load(&file).or_fault(format_args!("reading {}", file.display()))?;
     let first = spec.process().clone().unwrap_or_default();

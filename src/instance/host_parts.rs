@@ -88,7 +88,8 @@ impl HostParts {
         let info = probe::probe(&config.runtime, layout.run(), trial_ids, &monitor_program)?;
         let room = Room::open(&layout, &config.storage);
         Ok(HostParts {
-            images: ImageStore::open(&layout, &config.images, Arc::clone(&room))?,
+            images: ImageStore::open(&layout, &config.images, Arc::clone(&room))?
+                .for_ids(config.instances.id_map_size),
             disks: Disks::new(&layout, &config.storage, Arc::clone(&room))?,
             room,
             network,

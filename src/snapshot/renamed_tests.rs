@@ -15,7 +15,7 @@ use crate::image::unpack::UnpackLimits;
 use crate::sys::mount::unmount;
 use crate::types::{ImageConfig, SnapshotFormat};
 
-const LIMITS: UnpackLimits = UnpackLimits { entries: 1000, bytes: 1 << 30 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 1000, bytes: 1 << 30, ids: 65_536 };
 
 /// An overlay of two layers and an upper directory, as berth mounts them.
 struct Overlay {

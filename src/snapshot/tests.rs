@@ -14,7 +14,7 @@ use crate::image::testing::extract_bytes;
 use crate::image::unpack::{TreeKind, UnpackLimits, extract};
 use crate::types::{ImageConfig, SnapshotFormat};
 
-const LIMITS: UnpackLimits = UnpackLimits { entries: 100, bytes: 1 << 30 };
+const LIMITS: UnpackLimits = UnpackLimits { entries: 100, bytes: 1 << 30, ids: 65_536 };
 
 /// The members of an archive, with their content.
 fn members(bytes: &[u8]) -> Vec<(String, MemberKind, Vec<u8>)> {

@@ -285,7 +285,7 @@ fn xattrs(file: &impl AsFd, path: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         }
         let value = attribute(file, name).or_fault(doing())?;
         let name = data.as_deref().unwrap_or(name);
-        if let Ok(Some(value)) = xattr::kept(name, &value, path) {
+        if let Ok(Some(value)) = xattr::kept(name, &value, path, u64::MAX) {
             bytes += name.len() + value.len() + RECORD;
             if bytes > MOST_ATTRIBUTES {
                 return Err(Fault::new(

@@ -12,7 +12,7 @@ const NAME: &str = "instance ids";
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
     let first = u64::from(config.instances.id_map_first);
-    let ids = first..first + u64::from(config.instances.id_map_blocks) * 65_536;
+    let ids = first..first + config.instances.ids();
     let text = |path: &str| fs::read_to_string(Path::new(path)).unwrap_or_default();
     vec![
         mapped(&ids, &text("/proc/self/uid_map")),

@@ -318,7 +318,7 @@ mod tests {
     fn members(directory: &std::path::Path) -> Vec<String> {
         let mounted = Mounted::new(OwnedFd::from(File::open(directory).unwrap())).unwrap();
         let mut tar = Vec::new();
-        let limits = UnpackLimits { entries: 100, bytes: 1 << 20 };
+        let limits = UnpackLimits { entries: 100, bytes: 1 << 20, ids: 65_536 };
         super::super::pack::write(&mounted, &mut tar, limits).unwrap();
         let mut archive = tar::Archive::new(&tar[..]);
         let name = |e: tar::Entry<'_, _>| e.path().unwrap().display().to_string();
@@ -386,9 +386,9 @@ mod tests {
         File::create(dir.path().join("f")).unwrap().set_len(2 << 20).unwrap();
         let mounted = Mounted::new(OwnedFd::from(File::open(dir.path()).unwrap())).unwrap();
         let write = |limits| super::super::pack::write(&mounted, std::io::sink(), limits);
-        let fault = write(UnpackLimits { entries: 9, bytes: 1 << 20 }).unwrap_err();
+        let fault = write(UnpackLimits { entries: 9, bytes: 1 << 20, ids: 65_536 }).unwrap_err();
         assert!(fault.detail.contains("max_unpacked_bytes"), "{fault}");
-        assert!(write(UnpackLimits { entries: 1, bytes: 1 << 30 }).is_err());
+        assert!(write(UnpackLimits { entries: 1, bytes: 1 << 30, ids: 65_536 }).is_err());
         use nix::errno::Errno;
         for (errno, kind) in [
             (Errno::ENODEV, FaultKind::HostUnsupported),

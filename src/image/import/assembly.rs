@@ -37,6 +37,8 @@ pub(in crate::image) struct Means<'a> {
     pub jail: &'a Jail,
     /// What is allowed.
     pub config: &'a config::Images,
+    /// Ids that instances have.
+    pub ids: u64,
     /// Who gives the space.
     pub room: &'a Arc<Room>,
     /// Where everything lies.
@@ -99,6 +101,7 @@ impl<'a> Assembly<'a> {
             left: UnpackLimits {
                 entries: means.config.max_entries,
                 bytes: means.config.max_unpacked_bytes,
+                ids: means.ids,
             },
             pending: Vec::new(),
             found: ImageInspection::default(),

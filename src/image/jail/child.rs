@@ -119,7 +119,7 @@ fn fill(root: OwnedFd, input: File) -> Result<()> {
     let doing = "filling the disk";
     // Opened before anything is written: it then tells of every write that fails later.
     let whole = root.try_clone().or_fault(doing)?;
-    let limits = UnpackLimits { entries: u64::MAX, bytes: u64::MAX };
+    let limits = UnpackLimits { entries: u64::MAX, bytes: u64::MAX, ids: u64::MAX };
     unpack::extract(root, input, TreeKind::FileSystem, limits)?;
     rustix::fs::syncfs(&whole).or_fault(doing)
 }

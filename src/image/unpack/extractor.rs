@@ -39,6 +39,8 @@ pub struct UnpackLimits {
     pub entries: u64,
     /// Bytes of all files, holes counted.
     pub bytes: u64,
+    /// Ids that instances have: a higher one becomes nobody's.
+    pub ids: u64,
 }
 
 /// What a layer turned out to hold.

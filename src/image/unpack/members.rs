@@ -137,7 +137,7 @@ impl Extractor {
             if member.size > 0 {
                 rustix::fs::ftruncate(&file, member.size)?;
             }
-            own_and_mode(&file, member)
+            own_and_mode(&file, member, self.limits.ids)
         };
         finish().or_fault(format_args!("finishing {}", member.name()))?;
         self.set_xattrs(member, &parent.child(name), |name, value| {
@@ -230,7 +230,8 @@ impl Extractor {
     /// A device 0/0, in the form in which it does nothing in an overlay.
     fn no_device(&mut self, member: &Member, parent: &Directory, name: &[u8]) -> Result<()> {
         let file = self.new_file(member, parent, name)?;
-        own_and_mode(&file, member).or_fault(format_args!("finishing {}", member.name()))?;
+        own_and_mode(&file, member, self.limits.ids)
+            .or_fault(format_args!("finishing {}", member.name()))?;
         let mark = whiteout::DEVICE_MARK.as_bytes();
         self.report.marks.add(&parent.child(name), mark, whiteout::DEVICE_VALUE)?;
         rustix::fs::futimens(&file, &times(member.mtime))

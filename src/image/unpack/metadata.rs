@@ -13,7 +13,7 @@ use rustix::process::fchdir;
 use super::extractor::{Directory, Extractor, Late, TreeKind};
 use super::names::{above, open_below};
 use crate::fault::{OrFault, Result};
-use crate::image::acl::{ACCESS, AccessList, DEFAULT, IDS, Names};
+use crate::image::acl::{ACCESS, AccessList, DEFAULT, Names};
 use crate::image::refusal::{printable, unacceptable};
 use crate::image::tar_reader::{Member, MemberKind};
 use crate::image::{whiteout, xattr};
@@ -28,7 +28,8 @@ impl Extractor {
         path: Vec<u8>,
         fd: BorrowedFd<'_>,
     ) -> Result<()> {
-        own_and_mode(fd, member).or_fault(format_args!("setting owner of {}", member.name()))?;
+        own_and_mode(fd, member, self.limits.ids)
+            .or_fault(format_args!("setting owner of {}", member.name()))?;
         let mut late = Late { mtime: Some(member.mtime), default_acl: None };
         self.named.forget(&path);
         self.set_xattrs(member, &path, |name, value| {
@@ -50,7 +51,7 @@ impl Extractor {
         name: &[u8],
     ) -> Result<()> {
         let fd = &*parent.fd;
-        let (uid, gid, _) = owner(member);
+        let (uid, gid, _) = owner(member, self.limits.ids);
         rustix::fs::chownat(fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .or_fault(format_args!("setting the owner of {}", member.name()))?;
         if member.kind != MemberKind::Symlink {
@@ -83,7 +84,9 @@ impl Extractor {
             ))
         };
         for (name, value) in &member.xattrs {
-            let Some(value) = xattr::kept(name, value, &member.path)? else { continue };
+            let Some(value) = xattr::kept(name, value, &member.path, self.limits.ids)? else {
+                continue;
+            };
             match name.starts_with(whiteout::OWN) {
                 false => set(name, &value)?,
                 true if !can_have_marks => {}
@@ -104,7 +107,7 @@ impl Extractor {
             if list.has_names() {
                 self.named.add(path, which, list)?;
             } else {
-                set(name, &in_kernels_form(list, path)?)?;
+                set(name, &in_kernels_form(list, path, self.limits.ids)?)?;
             }
         }
         Ok(())
@@ -117,7 +120,7 @@ impl Extractor {
             for (name, list) in [ACCESS, DEFAULT].into_iter().zip(lists) {
                 let Some(mut list) = list else { continue };
                 list.look_up(&mut accounts).map_err(|fault| fault.context(printable(&path)))?;
-                let value = in_kernels_form(&list, &path)?;
+                let value = in_kernels_form(&list, &path, self.limits.ids)?;
                 if name == DEFAULT {
                     self.late.entry(path.clone()).or_default().default_acl = Some(value);
                     continue;
@@ -152,8 +155,8 @@ impl Extractor {
     }
 }
 
-fn in_kernels_form(list: &AccessList, path: &[u8]) -> Result<Vec<u8>> {
-    list.to_kernel().ok_or_else(|| {
+fn in_kernels_form(list: &AccessList, path: &[u8], ids: u64) -> Result<Vec<u8>> {
+    list.to_kernel(ids).ok_or_else(|| {
         unacceptable(format!("{}: its access list is none that Linux takes", printable(path)))
     })
 }
@@ -211,8 +214,8 @@ fn ids_of(root: &OwnedFd, path: &[u8]) -> Result<HashMap<Vec<u8>, u64>> {
 
 /// Owner, group and mode. An id that no instance has is nobody's, and nobody
 /// becomes it by running the file.
-pub(super) fn owner(member: &Member) -> (Uid, Gid, Mode) {
-    let id = |id: u64| u32::try_from(id).ok().filter(|_| id < IDS);
+pub(super) fn owner(member: &Member, ids: u64) -> (Uid, Gid, Mode) {
+    let id = |id: u64| u32::try_from(id).ok().filter(|_| id < ids);
     let (uid, gid) = (id(member.uid), id(member.gid));
     let mut mode = Mode::from_raw_mode(member.mode);
     mode.set(Mode::SUID, mode.contains(Mode::SUID) && uid.is_some());
@@ -222,8 +225,8 @@ pub(super) fn owner(member: &Member) -> (Uid, Gid, Mode) {
 }
 
 /// Owner first: changing it clears the set-id bits and file capabilities.
-pub(super) fn own_and_mode(fd: impl AsFd, member: &Member) -> rustix::io::Result<()> {
-    let (uid, gid, mode) = owner(member);
+pub(super) fn own_and_mode(fd: impl AsFd, member: &Member, ids: u64) -> rustix::io::Result<()> {
+    let (uid, gid, mode) = owner(member, ids);
     rustix::fs::fchown(&fd, Some(uid), Some(gid))?;
     rustix::fs::fchmod(&fd, mode)
 }

@@ -30,7 +30,7 @@ const COMPLAINT: usize = 200;
 pub fn set(parts: &HostParts, record: &Record, wanted: &SetPassword) -> Result<()> {
     let root_path = parts.paths(record).rootfs();
     let root = File::open(&root_path).or_fault(format_args!("opening {}", root_path.display()))?;
-    crate::image::resolve_user(&[root_path], &wanted.user)
+    crate::image::resolve_user(&[root_path], &wanted.user, record.id_block.size)
         .map_err(|_| Fault::invalid("user", format!("the instance has no user {}", wanted.user)))?;
     let (command, input) = call(&root, wanted)?;
     let request = ExecRequest {

@@ -152,7 +152,7 @@ fn write_bundle(parts: &HostParts, record: &Record, disks: &[Disk]) -> Result<()
     let paths = parts.paths(record);
     let boot = record.boot();
     let layers: Vec<_> = boot.layers.iter().map(|digest| parts.images.layer_dir(digest)).collect();
-    let user = crate::image::resolve_user(&layers, &boot.config.user)?;
+    let user = crate::image::resolve_user(&layers, &boot.config.user, record.id_block.size)?;
     let lxcfs = lxcfs_files(parts, record)?;
     let role = boot.role();
     let cgroup_view = match parts.hierarchy.layout() {
