@@ -143,8 +143,10 @@ fn root_a_greedy_stream_is_refused() {
 #[test]
 fn root_the_child_has_given_up_its_privileges() {
     let dir = tempfile::tempdir().unwrap();
-    let work =
-        Work::Layer { kind: TreeKind::Layer, limits: UnpackLimits { entries: 10, bytes: 1 << 20 } };
+    let work = Work::Layer {
+        kind: TreeKind::Layer,
+        limits: UnpackLimits { entries: 10, bytes: 1 << 20, ids: 65_536 },
+    };
     let task = Task { work, directory: dir.path().to_owned() };
     let mut command = Command::new(BERTH);
     command
@@ -228,7 +230,7 @@ fn root_a_conversion_ends_once_it_may_not_go_on() {
         image: path("image"),
         format: DiskFormat::Vmdk,
         disk: path("disk"),
-        limits: UnpackLimits { entries: u64::MAX, bytes: 2 * DISK },
+        limits: UnpackLimits { entries: u64::MAX, bytes: 2 * DISK, ids: 65_536 },
     };
     let input = Input::File(fs::File::open(path("image")).unwrap());
     let jail = Jail::Program(BERTH.into()).start(path("jail"), work, input).unwrap();

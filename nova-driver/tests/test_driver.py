@@ -775,9 +775,13 @@ def test_set_admin_password(spawn, driver, service):
     assert service.body('POST', PATH + '/password')['user'] == 'debian'
 
 
-def test_a_crash_dump_is_refused_in_words(spawn, driver, context):
-    with pytest.raises(
-            exception.TriggerCrashDumpNotSupported, match='no kernel of its own'):
+def test_a_dump_goes_to_the_console(spawn, driver, context, service):
+    spawn()
+    service.extra[('POST', '.*/dump')] = None
+    driver.trigger_crash_dump(make_instance())
+    assert service.changes()[-1] == 'POST %s/dump' % PATH
+    service.faults[('POST', '.*/dump')] = Fault('instance-unsupported', 'stop and start it')
+    with pytest.raises(exception.TriggerCrashDumpNotSupported, match='stop and start it'):
         driver.trigger_crash_dump(make_instance())
 
 

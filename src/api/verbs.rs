@@ -253,6 +253,20 @@ verbs! {
         ]
     }
 
+    /// Writes what an instance is doing to its console: its processes with their memory and what
+    /// they wait for, the kernel's stacks of those that hang, the open files of the largest.
+    /// Nothing inside is disturbed, and nothing inside has to work for it.
+    post "/v1/instances/{id}/dump"
+    dump_instance(_: OptionalBody<Nothing>) {
+        Action::Dump;
+        200 "It is on its console, and in the log of that" Instance,
+        202 "It is being written",
+        faults [
+            InstanceNotFound, InstanceInvalidState, InstanceUnsupported, PayloadTooLarge,
+            UnsupportedMediaType, ServiceUnavailable, Timeout, ResourcesExhausted,
+        ]
+    }
+
     /// Freezes an instance's disks, so that what is on them is consistent. It
     /// stays RUNNING, and whoever writes to a disk waits; a stop thaws them.
     post "/v1/instances/{id}/quiesce"

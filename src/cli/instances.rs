@@ -84,6 +84,11 @@ pub(super) enum Command {
         /// Its id, a unique beginning of it, or its name.
         instance: String,
     },
+    /// Write what an instance is doing to its console: processes, what they wait for, open files
+    Dump {
+        /// Its id, a unique beginning of it, or its name.
+        instance: String,
+    },
     /// Change an instance's limits, also while it runs
     Resize(ResizeOptions),
     /// Drop what a resize with --keep kept
@@ -235,6 +240,7 @@ pub(super) async fn run(client: &Client, output: Output, command: Command) -> Re
         Command::Resume { instance } => {
             act(client, output, &instance, "resume", &json!({})).await?;
         }
+        Command::Dump { instance } => act(client, output, &instance, "dump", &json!({})).await?,
         Command::Resize(options) => resize(client, output, options).await?,
         Command::ResizeConfirm { instance } => {
             act(client, output, &instance, "resize/confirm", &json!({})).await?;

@@ -47,6 +47,8 @@ pub enum Action {
     DetachInterface(Uuid),
     /// Set a user's password inside it.
     SetPassword(SetPassword),
+    /// Write what it is doing to its console.
+    Dump,
     /// Freeze its disks.
     Quiesce,
     /// Thaw its disks.
@@ -80,6 +82,7 @@ impl Action {
             Action::RevertMigration(_) => Verb::RevertMigration,
             Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
             Action::SetPassword(_) => Verb::SetPassword,
+            Action::Dump => Verb::Dump,
             Action::Quiesce => Verb::Quiesce,
             Action::Unquiesce => Verb::Unquiesce,
             Action::Snapshot(_) => Verb::Snapshot,

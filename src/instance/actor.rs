@@ -214,6 +214,10 @@ impl Actor {
                 let record = self.record.clone();
                 self.shared.on_guest(move |parts| ops::password::set(parts, &record, &wanted)).await
             }
+            Action::Dump => {
+                let record = self.record.clone();
+                self.shared.on_guest(move |parts| ops::dump::dump(parts, &record)).await
+            }
             Action::ConfirmResize => self.change_in_place(ops::cold_resize::confirm).await,
             Action::RevertResize => self.revert_resize().await,
             Action::Quiesce => {

@@ -209,6 +209,7 @@ mod tests {
                 | Action::SetPassword(_)
                 | Action::Migrate(_)
                 | Action::RevertMigration(_)
+                | Action::Dump
                 | Action::Snapshot(_) => {}
             }
         }
@@ -300,6 +301,7 @@ mod tests {
             Action::RevertResize,
             Action::DetachInterface(Uuid::nil()),
             Action::SetPassword(SetPassword { user: "root".into(), password: "secret".into() }),
+            Action::Dump,
             Action::Quiesce,
             Action::Unquiesce,
             rescue(1),

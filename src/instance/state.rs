@@ -40,6 +40,8 @@ pub enum Verb {
     Network,
     /// Set a user's password inside it.
     SetPassword,
+    /// Write what it is doing to its console.
+    Dump,
     /// Make an image of its root file system.
     Snapshot,
     /// Freeze its disks.
@@ -81,6 +83,7 @@ impl Verb {
             Verb::RevertMigration => TaskState::RevertingMigration,
             Verb::Network => TaskState::Networking,
             Verb::SetPassword => TaskState::SettingPassword,
+            Verb::Dump => TaskState::Dumping,
             Verb::Snapshot => TaskState::Snapshotting,
             Verb::Quiesce => TaskState::Quiescing,
             Verb::Unquiesce => TaskState::Unquiescing,
@@ -107,6 +110,7 @@ impl Verb {
             Verb::RevertMigration => "instance.migrate.revert",
             Verb::Network => "instance.interface",
             Verb::SetPassword => "instance.password",
+            Verb::Dump => "instance.dump",
             Verb::Snapshot => "instance.snapshot",
             Verb::Quiesce => "instance.quiesce",
             Verb::Unquiesce => "instance.unquiesce",
@@ -151,6 +155,7 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
         (Verb::Stop, Running | Paused | Suspended) => Do,
         (Verb::Stop, Shutdown | Crashed | NoState) => Nothing,
         (Verb::SoftReboot | Verb::SetPassword, Running) => Do,
+        (Verb::Dump, Running | Paused | Suspended) => Do,
         (Verb::Pause, Running) => Do,
         (Verb::Pause, Paused) => Nothing,
         (Verb::Unpause, Paused) => Do,
@@ -242,6 +247,7 @@ mod tests {
             (Verb::RevertMigration, "NNNNNN"),
             (Verb::Network, "DDDDDD"),
             (Verb::SetPassword, "-D----"),
+            (Verb::Dump, "-DD--D"),
             (Verb::Snapshot, "DDDDDD"),
             (Verb::Quiesce, "-DDNND"),
             (Verb::Unquiesce, "-DDNND"),

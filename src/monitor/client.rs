@@ -177,6 +177,11 @@ impl Monitor {
         self.request(&Request::Signal { signal }).map(drop)
     }
 
+    /// Writes a text to the console and its log.
+    pub fn note(&self, text: &str) -> Result<()> {
+        self.request(&Request::Note { text: text.into() }).map(drop)
+    }
+
     /// Sets the size of the terminal.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         self.request(&Request::Resize { columns, rows }).map(drop)

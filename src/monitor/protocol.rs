@@ -46,6 +46,11 @@ pub enum Request {
         #[serde(default)]
         rows: u16,
     },
+    /// Writes a text to the console and its log, as if the instance had.
+    Note {
+        /// The text.
+        text: String,
+    },
     /// Sets the size of the terminal.
     Resize {
         /// Columns.

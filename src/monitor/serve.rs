@@ -239,11 +239,16 @@ impl Server {
         let kills = container.memory.kills();
         let word = if kills == 1 { "process" } else { "processes" };
         let note = format!("\r\n[out of memory: {kills} {word} killed since the boot]\r\n");
+        self.show(&note);
+        self.tell(&Message::OutOfMemory { kills });
+    }
+
+    /// Writes to the console and its log what the instance did not.
+    fn show(&mut self, note: &str) {
         self.log.write(note.as_bytes());
         for peer in self.peers.iter_mut().filter(|p| p.purpose == Purpose::Console) {
             peer.send_console(note.as_bytes());
         }
-        self.tell(&Message::OutOfMemory { kills });
     }
 
     fn accept(&mut self) {
@@ -307,6 +312,10 @@ impl Server {
                 Ok(())
             }
             Request::Signal { signal } => self.signal(signal),
+            Request::Note { text } => {
+                self.show(&text);
+                Ok(())
+            }
             Request::Attach { columns, rows } if columns == 0 || rows == 0 => {
                 self.container().map(drop)
             }

@@ -7,10 +7,9 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Mount, MountBuilder, Spec};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use super::spec::bind;
 use crate::fault::{OrFault, Result};
 use crate::store::atomic;
 
@@ -75,8 +74,12 @@ fn offered(mount_point: &Path) -> Vec<(PathBuf, PathBuf)> {
 
 /// How the bundle has what it offers.
 pub(super) fn mounts(files: &[(PathBuf, PathBuf)]) -> Result<Vec<Mount>, OciSpecError> {
-    let options = ["bind", "nosuid", "noexec", "nodev", "ro"];
-    files.iter().map(|(source, to)| bind(source, to, &options)).collect()
+    let options = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned);
+    let mount = |(source, to): &(PathBuf, PathBuf)| {
+        let mount = MountBuilder::default().source(source).destination(to).typ("bind");
+        mount.options(options.to_vec()).build()
+    };
+    files.iter().map(mount).collect()
 }
 
 /// Has a bundle, of which an instance is to boot again, offer what lxcfs offers now. Without its

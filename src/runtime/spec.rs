@@ -241,11 +241,7 @@ fn mount(to: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, 
         .build()
 }
 
-pub(super) fn bind(
-    source: &Path,
-    destination: &Path,
-    options: &[&str],
-) -> Result<Mount, OciSpecError> {
+fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, OciSpecError> {
     MountBuilder::default()
         .destination(destination)
         .typ("bind")

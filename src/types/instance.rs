@@ -227,6 +227,8 @@ pub enum TaskState {
     Networking,
     /// A user's password being set.
     SettingPassword,
+    /// What it is doing being written to its console.
+    Dumping,
     /// Its disk being copied for a snapshot.
     Snapshotting,
     /// Disks being frozen.

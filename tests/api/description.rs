@@ -79,6 +79,7 @@ fn these_operations_are_the_api() {
         "post /v1/incoming/{id}/acknowledge acknowledge_incoming",
         "delete /v1/incoming/{id} end_incoming",
         "post /v1/instances/{id}/password set_password",
+        "post /v1/instances/{id}/dump dump_instance",
         "post /v1/instances/{id}/quiesce quiesce_instance",
         "post /v1/instances/{id}/unquiesce unquiesce_instance",
         "post /v1/instances/{id}/snapshot snapshot_instance",

@@ -414,6 +414,7 @@ fn kind(action: &Action) -> &'static str {
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
         Action::SetPassword(_) => "instance.password",
+        Action::Dump => "instance.dump",
         Action::Quiesce => "instance.quiesce",
         Action::Unquiesce => "instance.unquiesce",
         Action::Snapshot(_) => "instance.snapshot",
@@ -483,7 +484,7 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             vifs.remove(index);
             (now, EventKind::Updated)
         }
-        Action::SetPassword(_) if now == running => return Ok(()),
+        Action::SetPassword(_) | Action::Dump if now == running => return Ok(()),
         Action::Snapshot(_) => return Ok(()),
         Action::Quiesce if now == running => {
             instance.quiesced = true;

@@ -6,7 +6,7 @@ import pytest
 from harness import wait_for
 
 #: Takes all that there is, to the last block.
-FILL = "dd if=/dev/zero of=/root/full bs=1M 2>/dev/null; dd if=/dev/zero of=/root/rest bs=4k 2>/dev/null; sync"
+FILL = "for size in 1M 4k; do dd if=/dev/zero of=/root/full-$size bs=$size 2>/dev/null; done; sync"
 FREE = "df -k / | awk 'NR == 2 {print $4}'"
 
 
@@ -40,7 +40,7 @@ def test_files_of_the_image_can_be_removed(spawn, debian, held):
     assert 0 < held(instance) < whole
     # Nobody inside sees what is held, and all is held again once there is room.
     assert instance.run("/bin/sh", "-c", "ls -a / | grep -w reserve").returncode != 0
-    instance.sh("rm /root/full /root/rest")
+    instance.sh("rm /root/full-1M /root/full-4k")
     wait_for("room to be held again", lambda: held(instance) == whole)
 
 
@@ -51,7 +51,7 @@ def test_one_that_goes_on_writing_gets_no_more_than_was_held(spawn, held):
     instance.sh("(while :; do cat /dev/zero >> /root/more; sleep 0.05; done) 2>/dev/null >&2 &")
     wait_for("it to take all", lambda: held(instance) == 0, timeout=90)
     # What it wrote itself goes without any.
-    instance.sh("rm /root/full")
+    instance.sh("rm /root/full-1M")
     assert instance.state == "RUNNING"
 
 

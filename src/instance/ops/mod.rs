@@ -5,6 +5,7 @@
 pub mod cold_resize;
 pub mod create;
 pub mod destroy;
+pub mod dump;
 pub mod flavor_change;
 pub mod freeze;
 pub mod interface;
