@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, PoisonError};
 
 use chrono::{DateTime, Utc};
+use tracing::warn;
 use uuid::Uuid;
 
 use super::action::{Action, Created, ExecRequest, RequestContext};
@@ -20,7 +21,7 @@ use super::shared::Shared;
 use super::{
     arrivals, disk_watch, exec, host_report, image_jobs, lxcfs_watch, recovery, stats, validate,
 };
-use crate::cgroup::CgroupLimits;
+use crate::cgroup::{CgroupLayout, CgroupLimits};
 use crate::config::Config;
 use crate::console::{self, ConsoleFiles};
 use crate::fault::{Fault, FaultKind, Result};
@@ -52,6 +53,13 @@ impl Manager {
     pub fn open(config: Config, checks: Vec<Check>) -> Result<Manager> {
         let shared = Arc::new(Shared::open(config)?);
         let started_at = Utc::now();
+        if shared.parts.hierarchy.layout() != CgroupLayout::V2 {
+            warn!(
+                "limits of units inside (MemoryMax=, CPUQuota=, TasksMax=) do nothing on this host: its \
+                 controllers are on cgroup v1, which no instance is given; boot it with \
+                 systemd.unified_cgroup_hierarchy=1"
+            );
+        }
         recovery::take_up_all(&shared)?;
         image_jobs::expire_unused(&shared);
         arrivals::expire_idle(&shared);
