@@ -36,7 +36,7 @@ impl Allocations {
     /// Whether something that an instance is to have is another's.
     pub fn has(&self, record: &Record) -> bool {
         let vifs = &record.definition.vifs;
-        self.blocks.contains(&record.id_block.first)
+        self.blocks.iter().any(|block| block.meets(&record.id_block))
             || record.pinned_cpus.iter().flatten().any(|cpu| self.cpus.contains(cpu))
             || vifs.iter().any(|vif| self.devnames.contains_key(&vif.devname))
             || vifs.iter().flat_map(addresses).any(|address| self.addresses.contains(&address))

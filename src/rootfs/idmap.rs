@@ -19,12 +19,7 @@ pub fn trial(config: &config::Instances) -> IdBlock {
 /// configuration was changed.
 pub fn allocate(config: &config::Instances, used: &BTreeSet<IdBlock>) -> Result<IdBlock> {
     let size = config.id_map_size;
-    let end = |block: &IdBlock| u64::from(block.first) + u64::from(block.size);
-    let is_free = |block: &IdBlock| {
-        !used
-            .iter()
-            .any(|other| u64::from(other.first) < end(block) && u64::from(block.first) < end(other))
-    };
+    let is_free = |block: &IdBlock| !used.iter().any(|other| other.meets(block));
     (0..config.id_map_blocks)
         .map(|n| IdBlock { first: config.id_map_first + n * size, size })
         .find(is_free)

@@ -28,7 +28,7 @@ pub use tree::Tree;
 
 /// Writes a layer as an archive of its own, with its marks for what it hides.
 pub fn write_layer(layer: &Tree, sink: impl std::io::Write) -> crate::fault::Result<u64> {
-    tree_tar::write(tree_tar::Files::Layer(layer), sink)
+    tree_tar::write(tree_tar::Files::Layer(std::slice::from_ref(layer)), sink)
 }
 
 #[cfg(test)]

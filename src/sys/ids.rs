@@ -10,3 +10,11 @@ pub struct IdBlock {
     /// Number of ids.
     pub size: u32,
 }
+
+impl IdBlock {
+    /// Whether any id is in both.
+    pub fn meets(&self, other: &IdBlock) -> bool {
+        let end = |block: &IdBlock| u64::from(block.first) + u64::from(block.size);
+        u64::from(self.first) < end(other) && u64::from(other.first) < end(self)
+    }
+}

@@ -32,6 +32,6 @@ def test_namespaces_inside(service, debian, made, column, specs):
     instance = service.spawn(debian, flavor=flavor)
     made.append(instance)
     wait_for("systemd", lambda: instance.run("systemctl", "is-system-running").stdout.strip() == "running")
-    instance.sh("useradd -m one; mount -t tmpfs t /mnt; mkdir /mnt/u /mnt/w /mnt/m; mkdir -p /on/u /on/w /on/m")
+    instance.sh("useradd -m one; mount -t tmpfs t /mnt; mkdir -p /mnt/u /mnt/w /mnt/m /on/u /on/w /on/m")
     found = {command: instance.run("/bin/sh", "-c", command).returncode == 0 for command in TRIED}
     assert found == {command: works[column] for command, works in TRIED.items()}
