@@ -100,6 +100,16 @@ def state(driver):
     return driver.get_info(make_instance()).state
 
 
+def test_a_port_is_bound_again_before_it_is_plugged(nova, instance, os_vif_calls):
+    """A port that stayed plugged would be told of when Nova binds it, and waited for in vain."""
+    nova.migrate(instance)
+    assert os_vif_calls[-1][0] == 'unplug'
+    CONF.set_override('host', 'here')
+    nova.here.finish_revert_migration(
+        nova.context, instance, nova.vifs, mock.Mock(), None, True)
+    assert os_vif_calls[-1][0] == 'plug'
+
+
 @pytest.mark.parametrize('power_on', [True, False])
 def test_a_confirmed_move(nova, driver, driver_there, service, other, instance, os_vif_calls, power_on):
     if not power_on:

@@ -92,6 +92,7 @@ def steps(driver, context, instance):
             ('instance_on_disk', (instance(),)), ('get_available_nodes', ()),
             ('get_available_resource', ('compute1',)), ('update_provider_tree', (tree, 'compute1')),
             ('get_volume_connector', (instance(),)), ('get_host_ip_addr', ()),
+            ('default_root_device_name', (instance(), META, None)),
             ('get_host_uptime', ()), ('get_host_cpu_stats', ()),
             ('process_instances_at_startup', (context, [])),
             ('set_admin_password', (instance(), SECRETS['newpass'])),

@@ -664,8 +664,9 @@ class BerthDriver(driver.ComputeDriver):
                                    flavor, network_info,
                                    block_device_info=None,
                                    timeout=0, retry_interval=0):
-        """GET /v1/instances/{id}; POST …/resize with `keep`, or …/migrate to another host.
-        The ports stay plugged.
+        """GET /v1/instances/{id}; POST …/resize with `keep`, and the ports stay plugged. Or
+        …/migrate to another host, and os-vif unplugs them: OVN would tell Nova of ports that
+        are there still when a revert binds them, before `finish_revert_migration` waits for it.
 
         When it fails, the instance is put back, and Nova told that it is as it was.
         """
@@ -693,6 +694,8 @@ class BerthDriver(driver.ComputeDriver):
         except exception.NovaException as error:
             self._undo_resize(instance, *undo)
             raise _as_it_was(faults.detail_of(error)) from error
+        if verb == 'migrate':
+            ports.unplug_all(instance, network_info)
         return ''
 
     def _forget_last_resize(self, instance):

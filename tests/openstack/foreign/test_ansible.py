@@ -78,7 +78,7 @@ def test_a_playbook_done_again_changes_nothing(demo: Any, repository: Path, tmp_
         assert play("person.yaml", address, tmp_path, **known)["changed"] > 10
         assert play("person.yaml", address, tmp_path, **known)["changed"] == 0
         fixed = next(port["addr"] for port in made.addresses["private"])
-        play("reboot.yaml", address, tmp_path, vcpus=1, memory_mb=512, address=fixed)
+        play("reboot.yaml", address, tmp_path, vcpus=1, memory_mb=512, fixed_address=fixed)
         # The user logs in by the key that it was given, and the service runs again.
         assert ssh("operator", address, "id -u; systemctl is-active berth-hello").split() == [
             "1500",
