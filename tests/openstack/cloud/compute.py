@@ -158,6 +158,7 @@ class Compute:
                     Path(path).rmdir()
 
     def _delete_instances(self) -> None:
+        self.host.start()  # its power may be off
         self.start_service()
         listed = json.loads(self.berth("--json", "list"))
         names = [instance["id"] for instance in listed["instances"]]

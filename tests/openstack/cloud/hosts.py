@@ -19,6 +19,9 @@ CONTROL, TUNNELS = "10.98.0", "10.99.0"
 NFT_TABLE = "berth_openstack_hosts"
 #: What each host has of its own.
 LOCAL = ("ovsdb",)
+PORTS_OF_THE_FIRST = ", ".join(str(port) for name, port in PORTS.items() if name not in LOCAL)
+#: The bridge on the first host that the cables for the cloud's programs end at.
+HUB = "berth-ctl"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Host:
 
     @property
     def _control_cable(self) -> str:
-        return f"berth-ctl{self.number}"
+        return f"{HUB}{self.number}"
 
     @property
     def _namespaces(self) -> Program:
@@ -94,6 +97,8 @@ class Host:
         """Makes its namespaces and cables."""
         for directory in (self.state, self.run_dir, self.ovs_run):
             directory.mkdir(parents=True, exist_ok=True)
+        if self.is_first:
+            _make_hub()
         if self.is_first or self._namespaces.pid:
             return
         ready, cgroup = self.state / "ready", self.state / "cgroup"
@@ -123,40 +128,21 @@ class Host:
         pid, first = self._namespaces.pid, Host(1)
         for device, other in ((self._control_cable, "control"), (self.cable, "external")):
             run("ip", "link", "add", device, "type", "veth", "peer", "name", other, "netns", pid)
-        for host, device in ((first, self._control_cable), (self, "control")):
-            inside = host.inside()
-            run(*inside, "ip", "address", "replace", f"{host.address}/24", "dev", device)
-            run(*inside, "sysctl", "-qw", f"net.ipv4.conf.{device}.route_localnet=1")
-            run(*inside, "ip", "link", "set", device, "up")
+        run("ip", "link", "set", self._control_cable, "master", HUB, "up")
+        _set_up(self, "control")
         run("ip", "link", "set", self.cable, "up")
         run(*self.inside(), "ip", "link", "set", "external", "up")
         run(*self.inside(), "ip", "route", "add", EXTERNAL_ADDRESS, "via", first.address)
-        ports = ", ".join(str(port) for name, port in PORTS.items() if name not in LOCAL)
-        run(
-            "nft",
-            "-f",
-            "-",
-            stdin=_table(f"""
-            chain prerouting {{
-                type nat hook prerouting priority dstnat
-                iifname "berth-ctl*" ip daddr {first.address} tcp dport {{ {ports} }} dnat to {LOOPBACK}
-            }}"""),
-        )
-        run(
-            *self.inside(),
-            "nft",
-            "-f",
-            "-",
-            stdin=_table(f"""
+        rules = _table(f"""
             chain output {{
                 type nat hook output priority -100
-                ip daddr {LOOPBACK} tcp dport {{ {ports} }} dnat to {first.address}
+                ip daddr {LOOPBACK} tcp dport {{ {PORTS_OF_THE_FIRST} }} dnat to {first.address}
             }}
             chain postrouting {{
                 type nat hook postrouting priority srcnat
                 oifname "control" masquerade
-            }}"""),
-        )
+            }}""")
+        run(*self.inside(), "nft", "-f", "-", stdin=rules)
 
     def stop(self) -> None:
         """Ends its namespaces; what is in them goes with them."""
@@ -166,6 +152,25 @@ class Host:
         for device in (self._control_cable, self.cable):
             if Path("/sys/class/net", device).exists():
                 run("ip", "link", "delete", device)
+
+
+def _make_hub() -> None:
+    if HOSTS == 1 or Path("/sys/class/net", HUB).exists():
+        return
+    run("ip", "link", "add", HUB, "type", "bridge")
+    _set_up(FIRST, HUB)
+    rules = _table(f"""
+        chain prerouting {{
+            type nat hook prerouting priority dstnat
+            iifname "{HUB}" ip daddr {FIRST.address} tcp dport {{ {PORTS_OF_THE_FIRST} }} dnat to {LOOPBACK}
+        }}""")
+    run("nft", "-f", "-", stdin=rules)
+
+
+def _set_up(host: Host, device: str) -> None:
+    run(*host.inside(), "ip", "address", "replace", f"{host.address}/24", "dev", device)
+    run(*host.inside(), "sysctl", "-qw", f"net.ipv4.conf.{device}.route_localnet=1")
+    run(*host.inside(), "ip", "link", "set", device, "up")
 
 
 def _table(chains: str) -> str:
@@ -187,5 +192,7 @@ def stop() -> None:
     """Ends the others."""
     for host in ALL:
         host.stop()
-    with contextlib.suppress(Failure):  # there is none of one host
-        run("nft", "delete", "table", "ip", NFT_TABLE)
+    if Path("/sys/class/net", HUB).exists():
+        run("ip", "link", "delete", HUB)
+        with contextlib.suppress(Failure):  # a start that failed has not come to it
+            run("nft", "delete", "table", "ip", NFT_TABLE)
