@@ -172,6 +172,8 @@ bench-openstack: openstack ## a server's way to ACTIVE, beside Nova's fake drive
 style: ## formatting and compiler lints
 	cargo fmt --check
 	cargo clippy --locked --all-targets --quiet -- -D warnings
+	@# What the fuzzers build.
+	cargo clippy --locked --lib --no-default-features --quiet -- -D warnings
 
 .PHONY: lint
 lint: style ## formatting and compiler lints, licences, unused dependencies, shell and Python

@@ -52,6 +52,7 @@ mod records;
 pub mod refusal;
 #[cfg(feature = "service")]
 mod source;
+#[cfg(feature = "service")]
 mod space;
 pub(crate) mod sparse;
 pub mod stacked;

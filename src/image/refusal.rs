@@ -74,6 +74,7 @@ pub fn of_archive(archive: ArchiveKind) -> Fault {
 }
 
 /// The fault for a tar archive of several disks.
+#[cfg(feature = "service")]
 pub(super) fn of_disks(names: &[&str]) -> Fault {
     let shown: Vec<_> = names.iter().take(8).map(|name| printable(name.as_bytes())).collect();
     unacceptable(format!(

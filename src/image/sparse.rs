@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+#[cfg(any(feature = "service", test))]
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
@@ -40,6 +41,7 @@ pub(crate) fn write_sparsely(file: impl AsFd, offset: u64, data: &[u8]) -> rusti
 }
 
 /// Whether a file has nothing but a hole in these bytes, of which none are written meanwhile.
+#[cfg(any(feature = "service", test))]
 pub(crate) fn is_hole(file: impl AsFd, offset: u64, length: usize) -> bool {
     match seek(file, SeekFrom::Data(offset)) {
         Ok(data) => data >= offset + length as u64,
