@@ -65,9 +65,9 @@ pub enum DiskLink {
     Number,
 }
 
-/// What a disk has of the kernel's own below sysfs: sizes and counts as they are. Nothing there
-/// names the host's device.
-pub const LIVE: [&str; 3] = ["queue", "size", "stat"];
+/// What a disk has of the kernel's own below sysfs: sizes as they are. Nothing there names the
+/// host's device. Its counts are not among them, since they go on from those of earlier instances.
+pub const LIVE: [&str; 2] = ["queue", "size"];
 
 /// A file of proc that says something else than the kernel's.
 #[derive(Debug)]

@@ -240,7 +240,8 @@ impl Work<'_> {
         }
         make_link("../../../../class/block", &dir.join("subsystem"))?;
         make_dir(&dir.join("queue"))?;
-        ["size", "stat"].iter().try_for_each(|name| write(&dir.join(name), b""))
+        write(&dir.join("stat"), Disk::counts().as_bytes())?;
+        write(&dir.join("size"), b"")
     }
 
     fn cover(&self, with: &Path, place: &Path) -> Result<()> {
