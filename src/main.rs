@@ -9,7 +9,7 @@ use berth::fault::{OrFault, Result};
 use berth::image::jail;
 use berth::instance::backend::Backend;
 use berth::instance::{Manager, host_report};
-use berth::rootfs::rest;
+use berth::rootfs::{reserve, rest};
 use berth::types::Check;
 
 /// What `serve` found before it opened the manager, which reports it.
@@ -21,7 +21,10 @@ const ACTOR_THREADS: usize = 2;
 fn main() -> ExitCode {
     // Children first: they must not start anything of the service.
     let arguments = || std::env::args_os().skip(1);
-    if let Some(code) = jail::main(arguments()).or_else(|| rest::main(arguments())) {
+    let child = jail::main(arguments())
+        .or_else(|| rest::main(arguments()))
+        .or_else(|| reserve::main(arguments()));
+    if let Some(code) = child {
         return code;
     }
     berth::sys::process::share_heaps();

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::handle::View;
 use super::shared::Shared;
 use crate::fault::{OrFault, Result};
-use crate::rootfs::reserve::{self, Overdue};
+use crate::rootfs::reserve;
 
 /// Between two looks: somebody who has filled the disk takes longer to type.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -60,9 +60,9 @@ impl Watch {
                 if self.busy.contains(&point) {
                     continue;
                 }
-                match reserve::look(&point) {
-                    Ok(None) => {}
-                    Ok(Some(overdue)) => self.settle(point, overdue),
+                match reserve::is_due(&point) {
+                    Ok(false) => {}
+                    Ok(true) => self.settle(point),
                     Err(fault) => {
                         warn!(instance = %handle.id, fault = %fault.in_full(), "its disk")
                     }
@@ -72,10 +72,10 @@ impl Watch {
         Some(())
     }
 
-    fn settle(&mut self, point: PathBuf, overdue: Overdue) {
+    fn settle(&mut self, point: PathBuf) {
         let (say, at) = (self.say.clone(), point.clone());
         let work = move || {
-            if let Err(fault) = overdue.settle() {
+            if let Err(fault) = reserve::settle(&at) {
                 warn!(disk = %at.display(), fault = %fault.in_full(), "its room was not kept");
             }
             // The watch may have ended.

@@ -7,9 +7,16 @@
 //! written, so a program that goes on writing takes that, too; but a piece at a time, until all is
 //! given. Once there is room again, the file takes its own.
 
+//!
+//! A disk that is frozen, or about to be, holds who writes to it, and no signal ends that wait. So a
+//! child does it: this program, with a hidden first argument ([`COMMAND`]), as for [`super::rest`].
+//! The service can end, and looks after other disks, whatever the child waits for.
+
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, StatxAttributes, StatxFlags, fallocate, fstatvfs,
@@ -17,8 +24,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::fault::{OrFault, Result};
+use crate::fault::{Fault, OrFault, Result};
 
+/// The hidden first argument by which the program knows that it is the child.
+const COMMAND: &str = "reserve";
 /// The file on the disk.
 pub(super) const RESERVE: &str = "reserve";
 /// What is given at once: more than the deepest tree of directories or a transaction of xfs takes.
@@ -41,16 +50,60 @@ enum Due {
     Take(u64),
 }
 
-/// A mounted disk whose file is to give or to take.
-#[derive(Debug)]
-pub struct Overdue {
-    file: File,
-    due: Due,
+/// Whether something is to be done on the disk that is mounted at `point`; nothing is if none is. Waits
+/// for nobody, be the disk frozen or not.
+pub fn is_due(point: &Path) -> Result<bool> {
+    Ok(look(point)?.is_some())
 }
 
-/// Looks at the disk that is mounted at `point`; nothing if it is not, or nothing is to be done. Waits
-/// for nobody, be the disk frozen or not.
-pub fn look(point: &Path) -> Result<Option<Overdue>> {
+/// Does it, in a child. Waits as long as the disk is frozen.
+pub fn settle(point: &Path) -> Result<()> {
+    let child = Command::new("/proc/self/exe")
+        .arg(COMMAND)
+        .arg(point)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .output()
+        .or_fault(DOING)?;
+    if child.status.success() {
+        return Ok(());
+    }
+    Err(Fault::internal(DOING, String::from_utf8_lossy(&child.stderr).trim()))
+}
+
+/// The child: `None` for the program's other lives.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    if arguments.next()? != COMMAND {
+        return None;
+    }
+    let point = arguments.next()?;
+    Some(match act(Path::new(&point)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("{fault}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn act(point: &Path) -> Result<()> {
+    let Some((disk, held, due)) = look(point)? else { return Ok(()) };
+    let file = open(&disk, held == 0)?;
+    match due {
+        Due::Nothing => Ok(()),
+        Due::Give(rest) => file.set_len(rest).or_fault(DOING),
+        Due::Take(all) => match fallocate(file.as_fd(), FallocateFlags::empty(), 0, all) {
+            // Somebody inside was faster.
+            Err(Errno::NOSPC) => Ok(()),
+            other => other.or_fault(DOING),
+        },
+    }
+}
+
+/// The disk, what is held on it, and what is to be done.
+fn look(point: &Path) -> Result<Option<(OwnedFd, u64, Due)>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let disk = match openat(CWD, point, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(None),
@@ -66,10 +119,10 @@ pub fn look(point: &Path) -> Result<Option<Overdue>> {
         Err(Errno::NOENT) => 0,
         other => other.or_fault(DOING)?.stx_size,
     };
-    match due(size, free, held) {
-        Due::Nothing => Ok(None),
-        due => Ok(Some(Overdue { file: open(&disk, held == 0)?, due })),
-    }
+    Ok(match due(size, free, held) {
+        Due::Nothing => None,
+        due => Some((disk, held, due)),
+    })
 }
 
 fn open(disk: &OwnedFd, make: bool) -> Result<File> {
@@ -77,21 +130,6 @@ fn open(disk: &OwnedFd, make: bool) -> Result<File> {
     flags.set(OFlags::CREATE, make);
     let file = openat(disk, RESERVE, flags, Mode::from_raw_mode(0o600));
     file.map(File::from).or_fault(DOING)
-}
-
-impl Overdue {
-    /// Does it. Waits as long as the disk is frozen.
-    pub fn settle(self) -> Result<()> {
-        match self.due {
-            Due::Nothing => Ok(()),
-            Due::Give(rest) => self.file.set_len(rest).or_fault(DOING),
-            Due::Take(all) => match fallocate(self.file.as_fd(), FallocateFlags::empty(), 0, all) {
-                // Somebody inside was faster.
-                Err(Errno::NOSPC) => Ok(()),
-                other => other.or_fault(DOING),
-            },
-        }
-    }
 }
 
 fn due(size: u64, free: u64, held: u64) -> Due {
@@ -134,8 +172,8 @@ mod tests {
     #[test]
     fn what_is_not_mounted_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(look(dir.path()).unwrap().is_none());
-        assert!(look(&dir.path().join("absent")).unwrap().is_none());
+        assert!(!is_due(dir.path()).unwrap());
+        assert!(!is_due(&dir.path().join("absent")).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
