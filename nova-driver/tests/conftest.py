@@ -118,6 +118,16 @@ def driver(service, virtapi, nova_service, os_vif_calls, monkeypatch):
     made.cleanup_host('host')
 
 
+@pytest.fixture
+def instance(driver, context, service):
+    """One that runs, with something on its disk."""
+    made = make_instance()
+    driver.spawn(context, made, objects.ImageMeta(id=IMAGE), [], None, {}, [make_vif()])
+    service.instances[UUID]['disk'] = 'old data'
+    service.requests.clear()
+    return made
+
+
 def make_flavor(**values):
     defaults = dict(
         name='m1.tiny', flavorid='1', vcpus=2, memory_mb=512, root_gb=3, ephemeral_gb=0, swap=0,

@@ -45,15 +45,6 @@ def driver_there(other, virtapi, nova_service, driver):
 
 
 @pytest.fixture
-def instance(driver, context, service):
-    made = make_instance()
-    driver.spawn(context, made, META, [], None, {}, [make_vif()])
-    service.instances[UUID]['disk'] = 'old data'
-    service.requests.clear()
-    return made
-
-
-@pytest.fixture
 def nova(driver, driver_there, context):
     return Nova(driver, driver_there, context)
 

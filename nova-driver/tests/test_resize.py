@@ -22,15 +22,6 @@ META = objects.ImageMeta(id=IMAGE)
 
 
 @pytest.fixture
-def instance(driver, context, service):
-    made = make_instance()
-    driver.spawn(context, made, META, [], None, {}, [make_vif()])
-    service.instances[UUID]['disk'] = 'old data'
-    service.requests.clear()
-    return made
-
-
-@pytest.fixture
 def nova(driver, context):
     return Nova(driver, context)
 

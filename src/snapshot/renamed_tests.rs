@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use chrono::Utc;
 use rustix::mount::{MountFlags, mount};
 
+use super::tests::members;
 use super::*;
-use crate::image::tar_reader::TarReader;
 use crate::image::testing::extract_bytes;
 use crate::image::unpack::UnpackLimits;
 use crate::sys::mount::unmount;
@@ -102,21 +102,8 @@ fn seen(root: &Path) -> BTreeMap<PathBuf, (u32, u32, Option<String>)> {
 
 /// The last layer of what `docker save` writes.
 fn last_layer(archive: &[u8]) -> Vec<u8> {
-    let mut reader = TarReader::new(archive);
-    let mut last = Vec::new();
-    while let Some(member) = reader.next().unwrap() {
-        let mut content = Vec::new();
-        reader
-            .copy(&member, |_, data| {
-                content.extend_from_slice(data);
-                Ok(())
-            })
-            .unwrap();
-        if member.name().starts_with("layers/") {
-            last = content;
-        }
-    }
-    last
+    let is_layer = |(name, ..): &(String, _, _)| name.starts_with("layers/");
+    members(archive).into_iter().rfind(is_layer).unwrap().2
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::types::{ImageConfig, SnapshotFormat};
 const LIMITS: UnpackLimits = UnpackLimits { entries: 100, bytes: 1 << 30, ids: 65_536 };
 
 /// The members of an archive, with their content.
-fn members(bytes: &[u8]) -> Vec<(String, MemberKind, Vec<u8>)> {
+pub(super) fn members(bytes: &[u8]) -> Vec<(String, MemberKind, Vec<u8>)> {
     let mut reader = TarReader::new(bytes);
     let mut members = Vec::new();
     while let Some(member) = reader.next().unwrap() {

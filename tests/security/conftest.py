@@ -14,3 +14,12 @@ def ctrl_alt_del():
     before = file.read_text()
     yield
     file.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def neighbour(service, busybox):
+    """Another instance, of which nothing may be told or changed."""
+    instance = service.spawn(busybox)
+    instance.wait_console("is up")
+    yield instance
+    instance.discard()

@@ -34,14 +34,6 @@ def machine(service, busybox, probe):
     instance.discard()
 
 
-@pytest.fixture(scope="module")
-def neighbour(service, busybox):
-    instance = service.spawn(busybox)
-    instance.wait_console("is up")
-    yield instance
-    instance.discard()
-
-
 @pytest.fixture
 def spare(tmp_path: Path) -> Iterator[str]:
     """A loop device of the host's, on which everything may be tried."""

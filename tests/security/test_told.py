@@ -36,15 +36,6 @@ def machine(service, busybox, told_file):
     instance.discard()
 
 
-@pytest.fixture(scope="module")
-def neighbour(service, busybox):
-    """Another, of which nothing may be told."""
-    instance = service.spawn(busybox)
-    instance.wait_console("is up")
-    yield instance
-    instance.discard()
-
-
 def disks_of(instance) -> list[str]:
     """The host's names of its disks."""
     files = Path("/sys/block").glob("loop*/loop/backing_file")
