@@ -159,5 +159,11 @@ def test_util_linux_says_what_it_says_on_a_machine(spawn, debian):
     assert named == {"/dev/vda": "ext4", "/dev/vdb": "ext4"}
     assert instance.sh("findmnt -no SOURCE /; findmnt -no SOURCE /mnt").split() == ["/dev/vda", "/dev/vdb"]
     assert instance.sh("blockdev --getsize64 /dev/vda /dev/vdb").split() == [str(2 * GIB), str(GIB)]
+
+    def state() -> str:
+        """Empty while systemd does not yet listen."""
+        return instance.run("systemctl", "is-system-running", "--wait").stdout.strip()
+
     # No unit waits for a device, and none has failed.
-    assert instance.sh("systemctl is-system-running --wait") == "running"
+    failed = ("systemctl", "--failed", "--no-legend", "--plain")
+    assert wait_for("systemd", state, 120) == "running", instance.run(*failed).stdout
