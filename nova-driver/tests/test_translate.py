@@ -119,6 +119,19 @@ def test_addresses(subnet, meta, static, expected):
     assert body['devname'] == 'tap33333333-33'
 
 
+@pytest.mark.parametrize('details,offload', [
+    ({'datapath_type': 'netdev'}, False),
+    ({'datapath_type': 'system'}, None),
+    ({'datapath_type': ''}, None),
+    ({}, None),
+    (None, None),
+])
+def test_a_userspace_datapath_is_given_whole_packets(details, offload):
+    nova_vif = make_vif([make_subnet()])
+    nova_vif['details'] = details
+    assert translate.vif(nova_vif, static=True).get('checksum_offload') is offload
+
+
 def test_only_the_first_default_route_stays():
     first = make_vif([make_subnet(), make_subnet(version=6, ips=['fd00::5'])])
     second = make_vif([make_subnet(routes=[

@@ -34,6 +34,8 @@ pub struct VifPlan {
     pub mac: [u8; 6],
     /// Maximum transmission unit of both ends, bytes.
     pub mtu: u32,
+    /// Whether the instance's end leaves checksums to whatever takes its packets.
+    pub checksum_offload: bool,
     /// Static addresses with prefix length; empty when the instance's DHCP client is to act.
     pub addresses: Vec<(IpAddr, u8)>,
     /// Routes to set with them.
@@ -66,6 +68,7 @@ impl VifPlan {
             name,
             mac,
             mtu: vif.mtu,
+            checksum_offload: vif.checksum_offload,
             addresses,
             routes,
         })

@@ -45,6 +45,7 @@ pub fn vif(number: u8) -> Vif {
         address: format!("fa:16:3e:00:00:{number:02x}"),
         name: None,
         mtu: 1500,
+        checksum_offload: true,
         addresses: Vec::new(),
         routes: Vec::new(),
         bridge: false,

@@ -11,7 +11,7 @@ use crate::network::guard;
 use crate::network::netlink::{Link, Netlink, OrNetworkFault, Tolerant, Veth};
 use crate::network::plan::VifPlan;
 use crate::network::wire;
-use crate::sys::ethtool::Settings;
+use crate::sys::ethtool::{self, Settings};
 use crate::sys::thread::in_netns;
 
 /// What makes a host's end a port of our bridge.
@@ -235,6 +235,9 @@ fn configure_inside(plan: &VifPlan, inner: &str) -> Result<()> {
     let link = netlink.link(inner).or_network(doing())?.ok_or_else(|| {
         Fault::new(FaultKind::NetworkFailed, format!("{inner} has vanished from the instance"))
     })?;
+    if !plan.checksum_offload {
+        ethtool::fill_in_checksums(inner)?;
+    }
     netlink.set_up(link.index).or_network(doing())?;
     for (address, prefix) in &plan.addresses {
         netlink

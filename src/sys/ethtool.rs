@@ -10,6 +10,7 @@ use crate::fault::{Fault, FaultKind, OrFault, Result};
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const GET_FEATURES: u32 = 0x3a;
 const SET_FEATURES: u32 = 0x3b;
+const SET_TX_CHECKSUM: u32 = 0x17;
 const GET_CHANNELS: u32 = 0x3c;
 const SET_CHANNELS: u32 = 0x3d;
 /// More than any kernel has; each is of 32 features.
@@ -71,6 +72,13 @@ impl Settings {
         ask(device, &mut SetFeatures { command: SET_FEATURES, size: self.features.size, blocks })?;
         ask(device, &mut Channels { command: SET_CHANNELS, ..self.channels })
     }
+}
+
+/// Has a device in the calling thread's network namespace hand over packets with their checksums
+/// filled in, which rules out handing over segments to be cut, too.
+pub fn fill_in_checksums(device: &str) -> Result<()> {
+    // `struct ethtool_value`.
+    ask(device, &mut [SET_TX_CHECKSUM, 0])
 }
 
 /// One request, which the kernel reads and answers in place.

@@ -23,6 +23,12 @@ pub struct Vif {
     #[serde(default = "default_mtu")]
     #[schema(minimum = 68, maximum = 65_535)]
     pub mtu: u32,
+    /// Whether the instance's end leaves checksums and segmentation to whatever takes its packets
+    /// (`ethtool -K … tx on`), as the kernel's own switches want it. False where the host's end is
+    /// a port of Open vSwitch's userspace datapath (Neutron's `datapath_type` is `netdev`), which
+    /// drops such packets. In force from the next attach or boot.
+    #[serde(default = "default_checksum_offload", skip_serializing_if = "is_true")]
+    pub checksum_offload: bool,
     /// Static addresses with prefix length, IPv4 or IPv6, e.g. `10.0.0.5/24`.
     /// Empty: the instance's own DHCP client configures the interface.
     #[serde(default)]
@@ -50,4 +56,12 @@ pub struct Route {
 
 fn default_mtu() -> u32 {
     1500
+}
+
+fn default_checksum_offload() -> bool {
+    true
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
 }

@@ -1,6 +1,7 @@
 """Prints all that the kernel says of the network namespace that it runs in, as JSON.
 
-With arguments, changes settings of a device instead: `network_state.py offloads DEVICE`.
+With arguments, changes settings of a device instead: `network_state.py offloads DEVICE`,
+or `checksums`.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from pathlib import Path
 
 SIOCETHTOOL = 0x8946
 GET_FEATURES, SET_FEATURES, GET_CHANNELS, SET_CHANNELS = 0x3A, 0x3B, 0x3C, 0x3D
+SET_TX_CHECKSUM = 0x17
 # What differs from boot to boot, or from moment to moment, of a machine too.
 TRANSIENT_LINK = {"ifindex", "link_index", "link_netnsid", "operstate", "linkmode"}
 TRANSIENT_SYSCTL = (
@@ -98,5 +100,8 @@ def change_offloads(device: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["offloads"]:
         change_offloads(sys.argv[2])
+    elif sys.argv[1:2] == ["checksums"]:
+        # `ethtool -K … tx on`
+        ethtool(sys.argv[2], [SET_TX_CHECKSUM, 1])
     else:
         print(json.dumps(state(), sort_keys=True))

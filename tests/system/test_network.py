@@ -1,11 +1,16 @@
 """Interfaces: names, addresses, routes, hot plug, the bridge, what is left for a plugger."""
 
+import socket
+import struct
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
 import pytest
 from harness import Fault, wait_for
+
+STATE = Path(__file__).parent / "network_state.py"
 
 
 def inside(instance, command):
@@ -120,6 +125,55 @@ def test_an_application_is_served_over_the_network(spawn, service, application):
     answer = client.sh(f"printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 10 {address} 8080")
     assert answer.splitlines()[0].split()[1] == "200"
     assert answer.endswith("berth serves this page")
+
+
+def whole_checksum(instance, device: str, host: str) -> bool:
+    """Whether a TCP packet to the host's address has its checksum when it comes out at its end."""
+    # All kinds: what a bridge takes is shown only to who asks for that.
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)) as end:
+        end.bind((device, 0x0003))
+        end.settimeout(20)
+        instance.sh(f"nc -w 1 {host} 9 < /dev/null || true")
+        while True:
+            frame = end.recv(2000)
+            packet, is_ipv4 = frame[14:], frame[12:14] == b"\x08\x00"
+            if is_ipv4 and packet[9] == socket.IPPROTO_TCP and packet[16:20] == socket.inet_aton(host):
+                break
+    length = (packet[0] & 15) * 4
+    segment = packet[length : int.from_bytes(packet[2:4], "big")]
+    # RFC 9293, 3.1: the pseudo header, then all of it.
+    summed = packet[12:20] + struct.pack("!HH", socket.IPPROTO_TCP, len(segment)) + segment
+    total = sum(struct.unpack(f"!{(len(summed) + 1) // 2}H", summed + b"\0" * (len(summed) % 2)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total == 0xFFFF
+
+
+@pytest.mark.each_runtime
+def test_checksums_are_left_to_the_host_only_where_it_takes_that(spawn, service):
+    plain, careful, plugged = service.vif(), service.vif(checksum_offload=False), service.vif()
+    instance, host = spawn(vifs=[careful]), f"{service.subnet}.1"
+    assert instance.get()["vifs"][0]["checksum_offload"] is False
+    assert not whole_checksum(spawn(vifs=[plain]), plain["devname"], host)
+    assert whole_checksum(instance, careful["devname"], host)
+    for reboot in ("HARD", "inside"):
+        # Root inside may want it otherwise, until the next boot.
+        netns = f"--net=/proc/{instance.get()['pid']}/ns/net"
+        change = [sys.executable, STATE, "checksums", "eth0"]
+        subprocess.run(["nsenter", netns, *change], check=True, capture_output=True)
+        assert not whole_checksum(instance, careful["devname"], host)
+        if reboot == "HARD":
+            instance.action("reboot", type="HARD")
+        else:
+            instance.run("reboot", "-f")
+            wait_for("the reboot to be counted", lambda: instance.get()["guest_reboots"] == 1)
+        assert whole_checksum(instance, careful["devname"], host), reboot
+    # So is one that comes later.
+    other = {**plugged, "addresses": [], "routes": [], "checksum_offload": False}
+    service.client.put(f"{instance.path}/interfaces/{other['id']}", other)
+    address = plugged["addresses"][0]
+    instance.sh(f"ip link set eth0 down; ip addr add {address} dev eth1; ip link set eth1 up")
+    assert whole_checksum(instance, other["devname"], host)
 
 
 @pytest.mark.each_runtime

@@ -32,6 +32,8 @@ INITS = ('init', 'systemd')
 HOSTNAME_MAX = 64
 # Interface names as Nova makes them.
 DEVNAME_MAX = 14
+# Neutron's name of it in a binding's details.
+USERSPACE_DATAPATH = 'netdev'
 EVERYWHERE = {4: '0.0.0.0/0', 6: '::/0'}
 
 
@@ -196,6 +198,9 @@ def vif(nova_vif, static, name=None):
     }
     if mtu := network.get_meta('mtu'):
         body['mtu'] = mtu
+    # Open vSwitch's userspace datapath drops what is left to hardware.
+    if (nova_vif.get('details') or {}).get('datapath_type') == USERSPACE_DATAPATH:
+        body['checksum_offload'] = False
     if name:
         body['name'] = name
     # Nova's own switch ([DEFAULT] flat_injected) for guests that are told.
