@@ -5,13 +5,22 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Fault, Result};
 
 /// Moves of instances between hosts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Migration {
     /// Common names of the certificates of the other hosts' services; empty: no instance moves.
     pub peers: Vec<String>,
     /// MiB that a move sends in a second at most; 0: no limit.
     pub max_bandwidth_mb: u64,
+    /// Seconds after which an instance on its way here is given up if nothing more comes of it;
+    /// 10 to 86,400.
+    pub idle_timeout: u64,
+}
+
+impl Default for Migration {
+    fn default() -> Migration {
+        Migration { peers: Vec::new(), max_bandwidth_mb: 0, idle_timeout: 300 }
+    }
 }
 
 impl Migration {
@@ -33,6 +42,9 @@ impl Migration {
             _ if self.max_bandwidth_mb > 1 << 20 => {
                 invalid("max_bandwidth_mb", "must be 0 to 1048576")
             }
+            _ if !(10..=86_400).contains(&self.idle_timeout) => {
+                invalid("idle_timeout", "must be 10 to 86400")
+            }
             _ => Ok(()),
         }
     }
@@ -49,7 +61,7 @@ mod tests {
         };
         let peers = |names: &[&str]| Migration {
             peers: names.iter().map(|name| (*name).to_owned()).collect(),
-            max_bandwidth_mb: 0,
+            ..Migration::default()
         };
         for (migration, tls, good) in [
             (peers(&[]), None, true),
@@ -59,6 +71,8 @@ mod tests {
             (peers(&["compute2"]), Some(tls(&["nova", "compute2"])), false),
             (peers(&[""]), Some(tls(&[])), false),
             (Migration { max_bandwidth_mb: 1 << 21, ..peers(&[]) }, None, false),
+            (Migration { idle_timeout: 9, ..peers(&[]) }, None, false),
+            (Migration { idle_timeout: 86_401, ..peers(&[]) }, None, false),
         ] {
             let outcome = migration.validate(tls.as_deref());
             assert_eq!(outcome.is_ok(), good, "{migration:?} {outcome:?}");

@@ -32,10 +32,8 @@ use crate::types::{
     EventKind, Incoming, IncomingFile, IncomingInstance, IncomingOutcome, OperationStatus,
 };
 
-/// One of which nothing came for so long is given up.
-const IDLE: Duration = Duration::from_secs(300);
-/// Between two looks for such.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Between two looks for those of which nothing came for long.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Whoever has not asked for the end of a move by then does not any more.
 const REMEMBERED: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -115,6 +113,7 @@ fn plan(shared: &Arc<Shared>, move_id: Uuid, wanted: IncomingInstance) -> Result
         let _allocation = shared.registry.lock_allocations();
         shared.plan_record(id, "", definition)?
     };
+    export.check_ids(planned.id_block)?;
     let old = export.into_record(planned, move_id);
     let mut record = old.clone();
     record.definition.flavor = flavor;
@@ -330,6 +329,7 @@ fn remove(shared: &Shared, coming: &Coming) -> Result<()> {
 /// Gives up, from time to time, those of which nothing comes any more.
 pub fn expire_idle(shared: &Arc<Shared>) {
     forget_old(shared);
+    let most = Duration::from_secs(shared.parts.config.migration.idle_timeout);
     let (weak, runtime) = (Arc::downgrade(shared), shared.runtime.clone());
     shared.runtime.spawn(async move {
         loop {
@@ -340,7 +340,7 @@ pub fn expire_idle(shared: &Arc<Shared>) {
                 for coming in coming {
                     // A layer that takes long holds it, as does a commit.
                     let Ok(stage) = coming.stage.try_write() else { continue };
-                    if !coming.is_idle(IDLE) {
+                    if !coming.is_idle(most) {
                         continue;
                     }
                     warn!(instance = %coming.record.id, "nothing more comes of an instance from another host");

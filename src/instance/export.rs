@@ -10,9 +10,10 @@ use uuid::Uuid;
 use super::moved::Arrival;
 use super::record::Record;
 use crate::console::ConsoleFiles;
-use crate::fault::{Fault, OrFault, Result};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::rootfs::{SealKey, WrittenFile};
 use crate::store::layout::InstanceLayout;
+use crate::sys::ids::IdBlock;
 use crate::types::{Definition, ExitStatus, ImageConfig, IncomingFile};
 
 /// Version of [`Export`], and of what two services say to each other.
@@ -29,6 +30,9 @@ pub struct Export {
     image_config: ImageConfig,
     root_bytes: u64,
     ephemeral_bytes: u64,
+    /// How many ids it has; an earlier version does not say.
+    #[serde(default)]
+    id_map_size: u32,
     seeded: bool,
     created_at: DateTime<Utc>,
     exit: Option<ExitStatus>,
@@ -47,6 +51,7 @@ impl Export {
             image_config: record.image_config,
             root_bytes: record.root_bytes,
             ephemeral_bytes: record.ephemeral_bytes,
+            id_map_size: record.id_block.size,
             seeded: record.seeded,
             created_at: record.created_at,
             exit: record.exit,
@@ -80,6 +85,21 @@ impl Export {
     /// Digests of its layers, lowest first.
     pub fn layers(&self) -> &[String] {
         &self.layers
+    }
+
+    /// Refuses a block in which files of its may have no owner.
+    pub fn check_ids(&self, here: IdBlock) -> Result<()> {
+        if self.id_map_size <= here.size {
+            return Ok(());
+        }
+        Err(Fault::new(
+            FaultKind::ResourcesExhausted,
+            format!(
+                "the instance has {} ids and would have {} here: set instances.id_map_size of this \
+                 host to as many, or take another host",
+                self.id_map_size, here.size
+            ),
+        ))
     }
 
     /// The record that it has here, all that is the host's as in `planned`.

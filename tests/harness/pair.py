@@ -20,9 +20,15 @@ PORT = 8788
 class Pair:
     """A source and a destination, which are each other's peers."""
 
-    def __init__(self, runtime: str, lxcfs: Path | None, settings: dict[str, dict[str, Any]] | None = None):
+    def __init__(
+        self,
+        runtime: str,
+        lxcfs: Path | None,
+        settings: dict[str, dict[str, Any]] | None = None,
+        destination: Path | None = None,
+    ):
         self.source = Service(runtime, lxcfs, settings=settings)
-        self.destination = Service(runtime, lxcfs, settings=settings)
+        self.destination = Service(runtime, lxcfs, base=destination, settings=settings)
         token = self.source.token
         self.namespace, links = f"{token}ns", (f"m{token}", f"n{token}")
         number = int(token[1:], 16)

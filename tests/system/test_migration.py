@@ -8,7 +8,7 @@ import random
 import time
 
 import pytest
-from harness import Fault, Instance, wait_for
+from harness import Fault, Instance, small_file_system, wait_for
 from harness.pair import Pair
 
 ASYNC = {"Prefer": "respond-async"}
@@ -380,6 +380,84 @@ def test_a_destination_without_room_refuses_before_anything_is_touched(pair, spa
         pair.destination.start()
     assert (old.get()["pid"], old.get()["migration"]) == (pid, None)
     assert nothing_of(pair.destination, old)
+
+
+def test_a_host_that_gives_fewer_ids_is_refused(pair, spawn):
+    ids = pair.source.settings["instances"]
+    before = dict(ids)
+    ids |= {"id_map_size": 131_072, "id_map_blocks": 128}
+    pair.source.stop()
+    try:
+        pair.source.start()
+        old = spawn()
+        pid = old.get()["pid"]
+        assert "instances.id_map_size" in refused(lambda: migrate(pair, old), "resources-exhausted")
+        assert (old.get()["pid"], old.get()["migration"]) == (pid, None)
+        assert nothing_of(pair.destination, old)
+        old.delete()
+    finally:
+        pair.source.settings["instances"] = before
+        pair.source.stop()
+        pair.source.start()
+
+
+def test_what_came_goes_when_nothing_more_comes(pair, spawn):
+    old = spawn()
+    old.sh("dd if=/dev/urandom of=/root/data bs=1M count=60 2>/dev/null; sync")
+    pair.source.settings["migration"]["max_bandwidth_mb"] = 10
+    pair.destination.settings["migration"]["idle_timeout"] = 10
+    try:
+        for service in pair.services:
+            service.stop()
+            service.start()
+        operation = begin(pair, old)
+        wait_for("bytes", lambda: (pair.source.client.get(operation).get("bytes") or {}).get("processed"))
+        pair.source.kill()
+        assert not nothing_of(pair.destination, old)
+        wait_for("it to be given up", lambda: nothing_of(pair.destination, old), 60)
+    finally:
+        del pair.source.settings["migration"]["max_bandwidth_mb"]
+        del pair.destination.settings["migration"]["idle_timeout"]
+        for service in pair.services:
+            service.stop()
+            service.start()
+    assert (old.state, old.get()["migration"]) == ("RUNNING", None)
+    assert migrate(pair, old).state == "SHUTDOWN"
+
+
+def test_a_disk_there_that_fills_meanwhile(runtime, lxcfs, busybox_file, tmp_path):
+    with small_file_system(tmp_path / "disk", 900) as base:
+        pair = Pair(runtime, lxcfs.mount_point, destination=base / "b")
+        pair.source.settings["migration"]["max_bandwidth_mb"] = 20
+        try:
+            pair.start()
+            old = pair.source.spawn(pair.source.import_image(busybox_file))
+            old.sh("dd if=/dev/urandom of=/root/data bs=1M count=200 2>/dev/null; sync")
+            seen, pid = old.sh("md5sum /root/data"), old.get()["pid"]
+            operation = begin(pair, old)
+
+            def begun():
+                return (pair.source.client.get(operation).get("bytes") or {}).get("processed", 0) > 8 << 20
+
+            wait_for("bytes to be there", begun)
+            free = os.statvfs(base)
+            with (base / "other").open("wb") as other:
+                os.posix_fallocate(other.fileno(), 0, free.f_bavail * free.f_frsize - (2 << 20))
+            failed = ended(pair.source, operation)
+            assert (failed["status"], failed["fault"]["code"]) == ("failed", "resources-exhausted"), failed
+            assert "No space left on device" in failed["fault"]["detail"]
+            assert (old.get()["pid"], old.get()["migration"]) == (pid, None)
+            assert old.sh("md5sum /root/data") == seen
+            wait_for("what came to go", lambda: nothing_of(pair.destination, old))
+            (base / "other").unlink()
+            new = migrate(pair, old)
+            new.action("start")
+            assert new.sh("md5sum /root/data") == seen
+            new.delete()
+            old.delete()
+        finally:
+            left = pair.close()
+    assert not left, "left on the hosts:\n" + "\n".join(left)
 
 
 def test_a_line_that_breaks_for_a_moment(pair, spawn):
