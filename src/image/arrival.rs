@@ -516,7 +516,7 @@ mod tests {
             directory,
             request,
             max_bytes: 1 << 30,
-            space: &Space::new(&room, None)?,
+            space: &Space::new(&room)?,
             report: &|_| {},
         };
         let file = tempfile::tempfile_in(directory).unwrap();

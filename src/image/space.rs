@@ -1,5 +1,5 @@
-//! The room that an import takes: what its source says first, and then, since
-//! nobody knows what content becomes, a little more before each next step.
+//! The room that an import takes: as much as its content has, where that lies on the disk as it
+//! comes, and then, since nobody knows what content becomes, a little more before each next step.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -27,11 +27,19 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// Asks for what the content has, when that is known, before its first byte.
-    pub fn new(room: &Arc<Room>, size: Option<u64>) -> Result<Space> {
-        let size = size.unwrap_or(0);
-        let claim = room.for_files(size + ON_ITS_WAY, vec![], "the image")?;
-        Ok(Space { room: Arc::clone(room), state: Mutex::new((claim, size)) })
+    /// Asks for what may be on its way, before the first byte.
+    pub fn new(room: &Arc<Room>) -> Result<Space> {
+        let claim = room.for_files(ON_ITS_WAY, vec![], "the image")?;
+        Ok(Space { room: Arc::clone(room), state: Mutex::new((claim, 0)) })
+    }
+
+    /// Asks for what the content has, before any of it is written.
+    pub fn expect(&self, size: u64) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (claim, left) = &mut *state;
+        claim.raise(size + ON_ITS_WAY, "the image")?;
+        *left = size;
+        Ok(())
     }
 
     /// Asks for bytes that are written next.

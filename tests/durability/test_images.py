@@ -68,6 +68,16 @@ def disk(tmp_path_factory):
     return make
 
 
+@pytest.fixture
+def busybox_root(tmp_path):
+    """Its tree of files."""
+    root, tree = tmp_path / "root", imagelib.busybox_tree()
+    tree.symlink("sbin/init", "/bin/busybox")
+    root.mkdir()
+    subprocess.run(["tar", "-xf", "-", "-C", root], input=tree.tar(), check=True)
+    return root
+
+
 @pytest.fixture(scope="module")
 def settings():
     """Room for one image: every import removes the one before."""
@@ -201,6 +211,34 @@ def test_an_image_that_nobody_uses_goes_with_its_age_and_no_other(lxcfs, runtime
 def small_disk(tmp_path):
     with small_file_system(tmp_path / "disk", 128) as base:
         yield base
+
+
+def test_a_disk_of_holes_takes_no_more_than_its_data(runtime, lxcfs, tmp_path, busybox_root):
+    file = disklib.ext(tmp_path / "disk.raw", "3G", busybox_root, "-t", "ext4")
+    with small_file_system(tmp_path / "small", 400) as base:
+        service = Service(runtime, lxcfs.mount_point, base=base / "b")
+        try:
+            service.start()
+            with ImageSource(file) as glance:
+                images = [str(uuid.uuid4()), service.import_image(file)]
+                source = glance.source(size=file.stat().st_size)
+                service.client.put(f"/v1/images/{images[0]}", source)
+            # What lies on the disk as it comes is refused before it does.
+            archive = tmp_path / "root.tar"
+            subprocess.run(["tar", "-cf", archive, "-C", busybox_root, "."], check=True)
+            with archive.open("r+b") as content:
+                content.truncate(1 << 30)
+            with pytest.raises(Fault) as fault:
+                service.import_image(archive)
+            assert (fault.value.status, fault.value.code) == (507, "resources-exhausted")
+            assert fault.value.detail.startswith("the image takes 1024 MiB"), fault.value.detail
+            for image in images:
+                shown = service.client.get(f"/v1/images/{image}")
+                assert (shown["size"], shown["disk"]["size"]) == (3 << 30, 3 << 30)
+                service.spawn(image, flavor={"root_gb": 4}).delete()
+        finally:
+            left = service.close()
+    assert not left, "\n".join(left)
 
 
 def test_an_import_into_a_full_disk_leaves_nothing_and_names_the_remedy(runtime, lxcfs, small_disk, disk):

@@ -49,6 +49,14 @@ use super::unpack::UnpackLimits;
 use crate::fault::{Fault, FaultKind, Result};
 use crate::types::{DiskInspection, DiskMount, ImageFormat};
 
+/// Whether content of this kind has each of a disk's bytes at its place.
+pub fn is_raw(content: Content) -> bool {
+    matches!(
+        content,
+        Content::Disk(DiskFormat::RawGpt | DiskFormat::RawMbr) | Content::FileSystem(_)
+    )
+}
+
 /// Whether content of this kind is read here.
 pub fn reads(content: Content) -> bool {
     matches!(

@@ -186,7 +186,7 @@ struct Ready {
 /// Opens the source, and makes the place where all comes to lie.
 fn begin<'a>(means: Means<'a>, id: Uuid, request: &ImageImport) -> Result<(Source, Assembly<'a>)> {
     let source = Source::open(&request.source, id, means.config)?;
-    let space = Arc::new(Space::new(means.room, request.size.or(source.total()))?);
+    let space = Arc::new(Space::new(means.room)?);
     let assembly = Assembly::new(means, space)?;
     Ok((source, assembly))
 }
@@ -208,8 +208,9 @@ fn make_ready(
         space: &space,
         report: means.report,
     };
+    let total = request.size.or(source.total());
     let (content, arrived) =
-        arrival::receive(&reception, source, |arriving| take(assembly, arriving))?;
+        arrival::receive(&reception, source, |arriving| take(assembly, arriving, total))?;
     (assembly.found.size, assembly.found.hash) = (Some(content.size), Some(hash_of(&content)));
     let Made { format, mut config, remains } = match arrived {
         Arrived::Whole(made) => *made,
@@ -249,9 +250,19 @@ fn of_disk(kind: Content, remains: Remains) -> Made {
 /// Recognises content while it arrives, and makes of it what can be made of
 /// it before all is verified: a root file system is unpacked in one go, all
 /// else out of a file.
-fn take(assembly: &mut Assembly<'_>, arriving: &mut Arriving<'_>) -> Result<Arrived> {
+fn take(
+    assembly: &mut Assembly<'_>,
+    arriving: &mut Arriving<'_>,
+    total: Option<u64>,
+) -> Result<Arrived> {
     assembly.found.compression = arriving.compression();
-    match recognise::content(arriving.peek(recognise::HEAD)?) {
+    let kind = recognise::content(arriving.peek(recognise::HEAD)?);
+    // A disk as it is may be zeros nearly all: what it takes is seen as it comes.
+    let may_be_holes = assembly.found.compression.is_none() && disk::is_raw(kind);
+    if let Some(total) = total.filter(|_| !may_be_holes) {
+        assembly.space.expect(total)?;
+    }
+    match kind {
         Content::Tar if is_root_file_system(assembly, arriving.peek(LOOK)?)? => {
             assembly.found.format = Some(ImageFormat::RootfsTar);
             let (unpacked, digest) =

@@ -16,7 +16,7 @@ pub(in crate::image) fn receive_layer(
     opaque: bool,
     archive: &mut dyn Read,
 ) -> Result<()> {
-    let space = Arc::new(Space::new(means.room, None)?);
+    let space = Arc::new(Space::new(means.room)?);
     let mut assembly = Assembly::new(means, space)?;
     let doing = "receiving a layer";
     let read = |buffer: &mut [u8]| archive.read(buffer).or_kind(FaultKind::ImageCorrupt, doing);
