@@ -103,7 +103,7 @@ impl Manager {
                 if let Some(flavor) = &wanted.flavor {
                     validate::flavor("flavor", flavor)?;
                 }
-                Peer::new(&parts.config, &wanted.to)?;
+                Peer::check(&parts.config, &wanted.to)?;
             }
             Action::SetPassword(wanted) => validate::password(wanted)?,
             Action::Rescue(wanted) => {

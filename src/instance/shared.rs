@@ -111,10 +111,11 @@ impl Shared {
         work: impl FnOnce(&HostParts) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (said, says) = oneshot::channel();
-        let parts = self.parts.clone();
+        let (parts, runtime) = (self.parts.clone(), self.runtime.clone());
         std::thread::Builder::new()
             .name("berth-guest".into())
             .spawn(move || {
+                let _context = runtime.enter();
                 // The actor may be gone with the service.
                 let _ = said.send(work(&parts));
             })

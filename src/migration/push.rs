@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use hyper::Method;
 use uuid::Uuid;
 
 use super::chunks::{self, Hash, Known, Step};
 use super::layer::Sender;
-use super::peer::{Content, Line, PATIENCE, Peer};
+use super::peer::{Content, Line, Peer};
 use super::throttle::Throttle;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::types::{Incoming, IncomingEnd, IncomingFile, IncomingInstance, IncomingOutcome};
@@ -83,7 +85,7 @@ impl Push {
             processed: AtomicU64::new(0),
         };
         let body = serde_json::to_vec(instance).or_fault("describing an instance")?;
-        let incoming = push.line()?.request("PUT", &push.path(""), Content::Json(body))?;
+        let incoming = push.line()?.request(Method::PUT, &push.path(""), Content::Json(body))?;
         Ok((push, incoming))
     }
 
@@ -96,8 +98,8 @@ impl Push {
     ) -> Result<()> {
         watch.check()?;
         let line = &mut self.line()?;
-        line.set_patience(COMMIT)?;
-        line.stream("PUT", &self.path(&format!("/layers/{digest}")), |body| {
+        line.set_patience(COMMIT);
+        line.stream(Method::PUT, &self.path(&format!("/layers/{digest}")), |body| {
             let mut sender = Sender::new(Limited { to: body, throttle: &self.throttle });
             write(&mut sender)?;
             sender.finish().or_kind(FaultKind::PeerUnavailable, "sending a layer")
@@ -170,13 +172,13 @@ impl Push {
         let hash = match step.or_fault("reading a disk to send it")? {
             Step::Nothing => *known,
             Step::Clear(length) => {
-                self.put(line, &format!("{place}&zeros={length}"), &[], watch)?;
+                self.put(line, &format!("{place}&zeros={length}"), Bytes::new(), watch)?;
                 None
             }
             Step::Send(bytes, hash) => {
                 self.throttle.wait(bytes.len() as u64);
                 let path = format!("{place}&sha256={}", hex::encode(hash));
-                self.put(line, &path, &bytes, watch)?;
+                self.put(line, &path, bytes.into(), watch)?;
                 Some(hash)
             }
         };
@@ -190,17 +192,18 @@ impl Push {
         &self,
         line: &mut Option<Line>,
         path: &str,
-        bytes: &[u8],
+        bytes: Bytes,
         watch: &Watch<'_>,
     ) -> Result<()> {
         let deadline = Instant::now() + RETRY;
         let path = self.path(path);
         loop {
+            let content = Content::Bytes(bytes.clone());
             let sent = match line {
-                Some(line) => line.request("PUT", &path, Content::Bytes(bytes)),
+                Some(line) => line.request(Method::PUT, &path, content),
                 None => self
                     .line()
-                    .and_then(|new| line.insert(new).request("PUT", &path, Content::Bytes(bytes))),
+                    .and_then(|new| line.insert(new).request(Method::PUT, &path, content)),
             };
             match sent {
                 Err(fault)
@@ -218,8 +221,8 @@ impl Push {
     /// Tells the other side to take the instance. A fault does not say that it did not.
     pub fn commit(&self) -> Result<()> {
         let mut line = self.line()?;
-        line.set_patience(COMMIT)?;
-        line.request("POST", &self.path("/commit"), Content::Nothing)
+        line.set_patience(COMMIT);
+        line.request(Method::POST, &self.path("/commit"), Content::Nothing)
     }
 
     /// Ends the move, if it was not committed.
@@ -246,18 +249,17 @@ impl Push {
 pub fn end(peer: &Peer, id: Uuid, request_id: &str, revert: bool) -> Result<IncomingOutcome> {
     let mut line = peer.connect(request_id)?;
     // It may be at work on the commit.
-    line.set_patience(COMMIT)?;
+    line.set_patience(COMMIT);
     let query = if revert { "?revert=true" } else { "" };
     let path = format!("/v1/incoming/{id}{query}");
-    let end: IncomingEnd = line.request("DELETE", &path, Content::Nothing)?;
+    let end: IncomingEnd = line.request(Method::DELETE, &path, Content::Nothing)?;
     Ok(end.outcome)
 }
 
 /// Tells the other side that it is known here whose the instance is.
 pub fn acknowledge(peer: &Peer, id: Uuid, request_id: &str) -> Result<()> {
     let mut line = peer.connect(request_id)?;
-    line.set_patience(PATIENCE)?;
-    line.request("POST", &format!("/v1/incoming/{id}/acknowledge"), Content::Nothing)
+    line.request(Method::POST, &format!("/v1/incoming/{id}/acknowledge"), Content::Nothing)
 }
 
 /// Holds what is written to the rate of the move.
