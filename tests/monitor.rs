@@ -186,6 +186,7 @@ impl Instance {
             systemd_memory_mb: None,
             init: None,
             disks: Vec::new(),
+            devices: Vec::new(),
             view: Some(ViewSpec { command_line: "init=test".into(), locked: true }),
         };
         Instance { runtime, _dir: dir, layout, spec, rootfs, parent, _hugetlb: hugetlb }

@@ -319,9 +319,10 @@ impl Group {
         Ok(pids.into_iter().collect())
     }
 
-    /// Kills every process, frozen or not, until none is left. Bounded.
-    pub fn kill_all(&self) -> Result<()> {
-        tasks::kill_all(&self.places(), self.place(Controller::Freezer).as_ref())
+    /// Kills every process, frozen or not, until none is left. Bounded. Those that wait for a FUSE
+    /// file system of one of `ids` wait no longer.
+    pub fn kill_all(&self, ids: Option<IdBlock>) -> Result<()> {
+        tasks::kill_all(&self.places(), self.place(Controller::Freezer).as_ref(), ids)
     }
 
     /// Files with a line `oom_kill N`, for whoever watches the instance.

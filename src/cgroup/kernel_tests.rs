@@ -80,7 +80,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = self.group.kill_all();
+        let _ = self.group.kill_all(None);
         for child in &mut self.children {
             let _ = child.kill();
             let _ = child.wait();
@@ -168,7 +168,7 @@ fn root_a_fork_bomb_stops_at_its_limit() {
     scratch.spawn("for i in $(seq 40); do sleep 1000 & done; wait");
     eventually("the limit", || scratch.group.stats().unwrap().pids.current == 16);
     assert!(scratch.group.pids().unwrap().len() <= 16);
-    scratch.group.kill_all().unwrap();
+    scratch.group.kill_all(None).unwrap();
     assert!(scratch.group.pids().unwrap().is_empty());
 }
 
@@ -187,7 +187,7 @@ fn root_frozen_processes_stand_still_and_can_be_thawed_or_killed() {
     scratch.group.thaw().unwrap();
     eventually("the thaw", || scratch.cpu_ns() > frozen_at);
     scratch.group.freeze().unwrap();
-    scratch.group.kill_all().unwrap();
+    scratch.group.kill_all(None).unwrap();
     assert_eq!(scratch.children[hog].wait().unwrap().signal(), Some(libc::SIGKILL));
 }
 
@@ -317,7 +317,7 @@ fn root_the_write_rate_holds_for_write_back_too_and_leaves_no_rule() {
     scratch.group.update(&limits(1, 512, &[]).unwrap(), &scratch.devices).unwrap();
     assert!(!rules());
     scratch.group.update(&limited, &scratch.devices).unwrap();
-    scratch.group.kill_all().unwrap();
+    scratch.group.kill_all(None).unwrap();
     scratch.group.remove(&scratch.devices).unwrap();
     assert!(!rules());
 }
@@ -346,7 +346,7 @@ fn root_version_2_freezes_kills_and_removes_what_the_guest_nested() {
     scratch.group.thaw().unwrap();
     assert!(!scratch.group.is_frozen().unwrap());
     scratch.group.freeze().unwrap();
-    scratch.group.kill_all().unwrap();
+    scratch.group.kill_all(None).unwrap();
     assert_eq!(scratch.children[hog].wait().unwrap().signal(), Some(libc::SIGKILL));
     scratch.group.remove(&[]).unwrap();
     assert!(!dir.exists());

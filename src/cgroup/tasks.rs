@@ -11,9 +11,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::plan::{read, write};
 use super::{Place, Version, tree};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::sys::fuse;
+use crate::sys::ids::IdBlock;
 
 /// How long a freeze may take. A task in an uninterruptible wait cannot freeze.
 const FREEZE_WAIT: Duration = Duration::from_secs(10);
+/// How long killed processes may wait for a FUSE file system of their own.
+const FUSE_WAIT: Duration = Duration::from_millis(200);
 /// How long killed processes may take to be gone.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to let an empty cgroup go.
@@ -80,8 +84,14 @@ pub(super) fn is_frozen(place: &Place) -> io::Result<bool> {
 ///
 /// All hierarchies, because a runtime that died half-way may have put its
 /// process into some of them only. `freezer` stops a fork bomb from outrunning
-/// the signals; frozen processes die when thawed.
-pub(super) fn kill_all(dirs: &[Place], freezer: Option<&Place>) -> Result<()> {
+/// the signals; frozen processes die when thawed. One that waits for a FUSE file system whose
+/// server waits for it dies when the connection of `ids` is ended.
+pub(super) fn kill_all(
+    dirs: &[Place],
+    freezer: Option<&Place>,
+    ids: Option<IdBlock>,
+) -> Result<()> {
+    let begun = Instant::now();
     let emptied = poll(KILL_WAIT, || {
         let pids = pids(dirs)?;
         if pids.is_empty() {
@@ -97,6 +107,11 @@ pub(super) fn kill_all(dirs: &[Place], freezer: Option<&Place>) -> Result<()> {
         kill(&pids, dirs)?;
         if let Some(place) = freezer {
             let _ = set_frozen(place, false);
+        }
+        if let Some(ids) = ids.filter(|_| begun.elapsed() > FUSE_WAIT)
+            && let Err(fault) = fuse::abort(ids)
+        {
+            return Err(io::Error::other(fault.in_full()));
         }
         Ok(false)
     });

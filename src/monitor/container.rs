@@ -89,7 +89,7 @@ fn make(
     let id = spec.instance.to_string();
     // Each time: the instance may have changed its files since the last.
     targets::check(&layout.bundle())?;
-    dev::mount(&layout.dev(), spec.block, &spec.disks)?;
+    dev::mount(&layout.dev(), spec.block, &spec.disks, &spec.devices)?;
     let created = spec.runtime.create(&Create {
         id: &id,
         bundle: &layout.bundle(),

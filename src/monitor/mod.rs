@@ -25,5 +25,5 @@ mod throttle;
 
 pub use client::{ConsoleStream, Monitor, launch};
 pub use protocol::{ExitAction, ExitKind, ExitRecord, Message, MonitorStatus, Phase};
-pub use spec::{MonitorSpec, ViewSpec, launched_by};
+pub use spec::{MonitorSpec, ViewSpec, ids_of, launched_by};
 pub use strays::{end_strays, end_unrecorded};

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cgroup::plan::CgroupPlan;
 use crate::runtime::chosen::Chosen;
+use crate::runtime::dev::Extra;
 use crate::runtime::disks::Disk;
 use crate::store::layout::{InstanceLayout, Layout};
 use crate::sys::ids::IdBlock;
@@ -50,6 +52,9 @@ pub struct MonitorSpec {
     /// Its disks, in its `/dev` and in what it is shown.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// What its `/dev` has beside what every instance's has.
+    #[serde(default)]
+    pub devices: Vec<Extra>,
     /// Where lxcfs is mounted when it is; empty: the bundle has nothing of it.
     #[serde(default)]
     pub lxcfs: PathBuf,
@@ -74,8 +79,21 @@ pub fn launched_by(layout: &InstanceLayout) -> Option<Chosen> {
     struct Part {
         runtime: Chosen,
     }
-    let part = crate::store::atomic::read_json::<Part>(&layout.monitor_spec());
-    part.ok().flatten().map(|part| part.runtime)
+    read::<Part>(layout).map(|part| part.runtime)
+}
+
+/// The ids of an instance that has been launched.
+pub fn ids_of(layout: &InstanceLayout) -> Option<IdBlock> {
+    #[derive(Deserialize)]
+    struct Part {
+        block: IdBlock,
+    }
+    read::<Part>(layout).map(|part| part.block)
+}
+
+/// Some of what the monitor was told.
+fn read<P: DeserializeOwned>(layout: &InstanceLayout) -> Option<P> {
+    crate::store::atomic::read_json(&layout.monitor_spec()).ok().flatten()
 }
 
 impl MonitorSpec {

@@ -16,7 +16,11 @@ use rustix::fs::{
     symlinkat,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::disks::Disk;
+use super::role::Role;
+use super::walls::{FreshProc, Walls};
 use crate::fault::{OrFault, Result};
 use crate::sys::ids::IdBlock;
 use crate::sys::mount::{self, Attributes, FsOption};
@@ -34,6 +38,42 @@ const CHARACTERS: [(&str, u32, u32); 6] = [
     ("tty", 5, 0),
 ];
 
+/// What is there beside them. Whoever opens one of these devices has no right by it but over what
+/// is the instance's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extra {
+    /// File systems that programs serve.
+    Fuse,
+    /// Interfaces whose packets programs send and get.
+    Tun,
+    /// The place of a proc and a sysfs of which nothing is hidden, [`UNCOVERED`]: without them the
+    /// kernel lets nobody mount them who makes a user namespace of his own.
+    Uncovered,
+}
+
+impl Extra {
+    /// Those of an instance. One program alone may neither mount nor make interfaces.
+    pub fn of(role: Role, walls: Walls) -> Vec<Extra> {
+        let wanted = [
+            (Extra::Fuse, walls.fuse),
+            (Extra::Tun, walls.tun),
+            (Extra::Uncovered, walls.fresh_proc == FreshProc::Users),
+        ];
+        let wanted = wanted.into_iter().filter(|(_, wanted)| *wanted && role.is_system());
+        wanted.map(|(extra, _)| extra).collect()
+    }
+
+    /// As udev makes it.
+    fn character(&self) -> Option<(&'static str, u32, u32)> {
+        match self {
+            Extra::Fuse => Some(("fuse", 10, 229)),
+            Extra::Tun => Some(("net/tun", 10, 200)),
+            Extra::Uncovered => None,
+        }
+    }
+}
+
 /// Links that every instance has.
 const LINKS: [(&str, &str); 6] = [
     ("fd", "/proc/self/fd"),
@@ -47,14 +87,22 @@ const LINKS: [(&str, &str); 6] = [
 /// What other file systems are mounted on; runc gives these the directory's mode.
 const PLACES: [(&str, u32); 3] = [("pts", 0o755), ("shm", 0o1777), ("mqueue", 0o1777)];
 
+/// The directory of [`Extra::Uncovered`].
+const UNCOVERED: &str = ".berth";
+/// Its proc.
+pub(super) const PROC: &str = ".berth/proc";
+/// Its sysfs.
+pub(super) const SYS: &str = ".berth/sys";
+
 /// What the console is mounted on; crun makes none where it finds a /dev.
 pub(super) const CONSOLE: &str = "console";
 
 /// The group `disk` inside, as every distribution numbers it.
 const DISK: u32 = 6;
 
-/// Which may be opened: nothing but the usual character devices, terminals, and its disks to read.
-pub fn rules(disks: &[Disk]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+/// Which may be opened: nothing but the usual character devices, these extra ones, terminals, and
+/// its disks to read.
+pub fn rules(disks: &[Disk], extras: &[Extra]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     let all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
     let allow = |major: u32, minor: Option<u32>| {
         let device = LinuxDeviceCgroupBuilder::default()
@@ -68,7 +116,8 @@ pub fn rules(disks: &[Disk]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
         }
     };
     let mut devices = vec![all];
-    for (_, major, minor) in CHARACTERS {
+    let extras = extras.iter().filter_map(Extra::character);
+    for (_, major, minor) in CHARACTERS.into_iter().chain(extras) {
         devices.push(allow(major, Some(minor))?);
     }
     // console, ptmx; pts/*.
@@ -89,7 +138,7 @@ pub fn rules(disks: &[Disk]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
 }
 
 /// Mounts a new one at a directory, which is made; one that is there has been another boot's.
-pub fn mount(point: &Path, block: IdBlock, disks: &[Disk]) -> Result<()> {
+pub fn mount(point: &Path, block: IdBlock, disks: &[Disk], extras: &[Extra]) -> Result<()> {
     let doing = || format!("mounting the instance's /dev at {}", point.display());
     fs::create_dir_all(point).or_fault(doing())?;
     mount::unmount(point)?;
@@ -105,12 +154,21 @@ pub fn mount(point: &Path, block: IdBlock, disks: &[Disk]) -> Result<()> {
     let attributes = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC;
     let made = mount::create("tmpfs", &options, attributes).or_fault(doing())?;
     let root = mount::root_of(made.as_fd())?;
-    fill(&Dev { root, block }, disks).or_fault(doing())?;
+    fill(&Dev { root, block }, disks, extras).or_fault(doing())?;
     mount::attach(made.as_fd(), point)
 }
 
-fn fill(dev: &Dev, disks: &[Disk]) -> rustix::io::Result<()> {
-    for (name, major, minor) in CHARACTERS {
+fn fill(dev: &Dev, disks: &[Disk], extras: &[Extra]) -> rustix::io::Result<()> {
+    if extras.contains(&Extra::Tun) {
+        dev.directory("net", 0o755)?;
+    }
+    if extras.contains(&Extra::Uncovered) {
+        // Nobody looks at them there.
+        dev.directory(UNCOVERED, 0o700)?;
+        [PROC, SYS].iter().try_for_each(|path| dev.directory(path, 0o555))?;
+    }
+    let extras = extras.iter().filter_map(Extra::character);
+    for (name, major, minor) in CHARACTERS.into_iter().chain(extras) {
         dev.node(name, FileType::CharacterDevice, makedev(major, minor), 0o666, 0)?;
     }
     LINKS.iter().try_for_each(|(name, to)| dev.link(to, name))?;
@@ -179,9 +237,28 @@ impl Dev {
 mod tests {
     use super::*;
     use crate::cgroup::DeviceNumber;
+    use crate::types::InitKind;
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
     const BLOCK: IdBlock = IdBlock { first: 3_000_000_000, size: 65_536 };
+
+    #[test]
+    fn extra_devices_are_a_system_instances_by_its_flavor() {
+        let all = Walls { tun: true, fresh_proc: FreshProc::Users, ..Walls::default() };
+        let init = Role::System(InitKind::Systemd);
+        assert_eq!(Extra::of(init, Walls::default()), [Extra::Fuse]);
+        assert_eq!(Extra::of(init, all), [Extra::Fuse, Extra::Tun, Extra::Uncovered]);
+        assert_eq!(Extra::of(Role::Application, all), []);
+        let opened = |extras: &[Extra]| {
+            let rules = rules(&[], extras).unwrap();
+            let numbers = |rule: &LinuxDeviceCgroup| (rule.major(), rule.minor());
+            let misc = rules.iter().filter(|rule| rule.major() == Some(10)).map(numbers);
+            misc.collect::<Vec<_>>()
+        };
+        assert_eq!(opened(&[Extra::Uncovered]), []);
+        assert_eq!(opened(&[Extra::Fuse]), [(Some(10), Some(229))]);
+        assert_eq!(opened(&[Extra::Tun]), [(Some(10), Some(200))]);
+    }
 
     #[test]
     fn root_every_boot_has_a_new_one_that_belongs_to_the_instance() {
@@ -189,19 +266,28 @@ mod tests {
         let point = dir.path().join("dev");
         let device = DeviceNumber { major: 7, minor: 123 };
         let disk = Disk { name: "vda".into(), device, serial: "root-1".into() };
-        mount(&point, BLOCK, &[disk]).unwrap();
+        mount(&point, BLOCK, &[disk], &[Extra::Fuse, Extra::Tun, Extra::Uncovered]).unwrap();
+
         let seen = |name: &str| fs::symlink_metadata(point.join(name));
+        let uncovered = seen(".berth").unwrap();
+        assert_eq!((uncovered.uid(), uncovered.mode() & 0o7777), (BLOCK.first, 0o700));
+        assert!(seen(PROC).unwrap().is_dir() && seen(SYS).unwrap().is_dir());
         let vda = seen("vda").unwrap();
         assert!(vda.file_type().is_block_device() && vda.rdev() == makedev(7, 123));
         assert_eq!((vda.uid(), vda.gid()), (BLOCK.first, BLOCK.first + DISK));
         assert_eq!(vda.mode() & 0o7777, 0o660);
         let by_id = point.join("disk/by-id/virtio-root-1");
         assert_eq!(fs::canonicalize(by_id).unwrap(), point.join("vda"));
+        for (name, minor) in [("fuse", 229), ("net/tun", 200)] {
+            let node = seen(name).unwrap();
+            assert!(node.file_type().is_char_device() && node.rdev() == makedev(10, minor));
+            assert_eq!((node.uid(), node.mode() & 0o7777), (BLOCK.first, 0o666));
+        }
         fs::write(point.join("null"), "nothing").unwrap();
-        mount(&point, BLOCK, &[]).unwrap();
+        mount(&point, BLOCK, &[], &[]).unwrap();
         let again = ["", "null", "fd", "pts"].map(|name| seen(name).unwrap().uid());
         assert_eq!(again, [BLOCK.first; 4]);
-        let gone = seen("vda").is_err() && seen("disk").is_err();
+        let gone = ["vda", "disk", "fuse", "net"].iter().all(|name| seen(name).is_err());
         mount::unmount(&point).unwrap();
         assert!(gone && !point.join("null").exists());
     }

@@ -246,7 +246,7 @@ impl Trial {
         fs::write(rootfs.join("init"), "#!/init\n").or_fault(&doing)?;
         fs::set_permissions(rootfs.join("init"), fs::Permissions::from_mode(0o755))
             .or_fault(&doing)?;
-        dev::mount(&self.dir.join("dev"), block, &[])?;
+        dev::mount(&self.dir.join("dev"), block, &[], &[])?;
         for path in [&rootfs, &rootfs.join("proc"), &rootfs.join("dev"), &rootfs.join("init")] {
             std::os::unix::fs::chown(path, Some(block.first), Some(block.first))
                 .or_fault(&doing)?;

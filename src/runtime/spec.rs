@@ -15,7 +15,7 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, User, UserBuilder,
 };
 
-use super::dev;
+use super::dev::{self, Extra};
 use super::disks::Disk;
 use super::role::Role;
 use super::walls::Walls;
@@ -92,7 +92,7 @@ fn assemble(
         .root(RootBuilder::default().path(input.layout.rootfs()).readonly(false).build()?)
         .hostname(input.hostname)
         .process(process(input, role, args)?)
-        .mounts(mounts(input, role)?)
+        .mounts(mounts(input, role, &Extra::of(role, walls))?)
         .linux(linux(input, role, walls)?)
         .build()
 }
@@ -183,7 +183,7 @@ fn environment(input: &SpecInput<'_>, role: Role) -> Vec<String> {
     variables.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
-fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(input: &SpecInput<'_>, role: Role, extras: &[Extra]) -> Result<Vec<Mount>, OciSpecError> {
     let memory = input.definition.flavor.memory_mb;
     // Half of the flavor's memory, as half of a machine's is the kernel's own default.
     let shm = format!("size={}m", (memory / 2).max(1));
@@ -200,6 +200,12 @@ fn mounts(input: &SpecInput<'_>, role: Role) -> Result<Vec<Mount>, OciSpecError>
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"])?,
         cgroup_mount(input.cgroup_view, role)?,
     ];
+    if extras.contains(&Extra::Uncovered) {
+        for (path, kind) in [(dev::PROC, "proc"), (dev::SYS, "sysfs")] {
+            let to = format!("/dev/{path}");
+            mounts.push(mount(&to, kind, kind, &["nosuid", "noexec", "nodev"])?);
+        }
+    }
     if let Role::System(InitKind::Systemd | InitKind::Openrc | InitKind::Sysvinit) = role {
         // These mount it themselves otherwise, sized after the host's memory.
         let size = format!("size={}m", (memory / 5).max(4));
@@ -251,7 +257,8 @@ fn bind(source: &Path, destination: &Path, options: &[&str]) -> Result<Mount, Oc
 }
 
 fn linux(input: &SpecInput<'_>, role: Role, walls: Walls) -> Result<Linux, OciSpecError> {
-    let resources = LinuxResourcesBuilder::default().devices(dev::rules(input.disks)?).build()?;
+    let devices = dev::rules(input.disks, &Extra::of(role, walls))?;
+    let resources = LinuxResourcesBuilder::default().devices(devices).build()?;
     let mapping = vec![mapping(input.block)?];
     LinuxBuilder::default()
         .namespaces(namespaces(input.layout)?)

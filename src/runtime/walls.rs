@@ -3,6 +3,17 @@
 use crate::fault::{Fault, Result};
 use crate::types::ExtraSpecs;
 
+/// Who inside may mount proc and sysfs anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FreshProc {
+    /// Nobody (`false`).
+    Nobody,
+    /// The instance's root (`true`).
+    Root,
+    /// Its users, too, if they make namespaces (`users`).
+    Users,
+}
+
 /// What the flavor says of its instances' walls. It holds from the next start on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Walls {
@@ -14,14 +25,27 @@ pub struct Walls {
     /// Programs may have rings of packet sockets (`berth:packet_rings`, false): the kernel charges
     /// their memory to nobody, so that with them an instance takes all that the host has.
     pub packet_rings: bool,
-    /// Root inside may mount proc and sysfs anew, as container engines do (`berth:fresh_proc`,
-    /// false): it then sees there what is the host's and the neighbours'.
-    pub fresh_proc: bool,
+    /// Who may mount proc and sysfs anew, as container engines do (`berth:fresh_proc`, false): who
+    /// does sees there what is the host's and the neighbours'.
+    pub fresh_proc: FreshProc,
+    /// A system instance has `/dev/fuse` (`berth:fuse`, true): who mounts may serve file systems
+    /// from programs of the instance.
+    pub fuse: bool,
+    /// A system instance has `/dev/net/tun` (`berth:tun`, false): the kernel charges nobody for
+    /// packets that nobody fetches from such a device, 30 MiB and more of each.
+    pub tun: bool,
 }
 
 impl Default for Walls {
     fn default() -> Self {
-        Walls { compat_syscalls: true, nesting: true, packet_rings: false, fresh_proc: false }
+        Walls {
+            compat_syscalls: true,
+            nesting: true,
+            packet_rings: false,
+            fresh_proc: FreshProc::Nobody,
+            fuse: true,
+            tun: false,
+        }
     }
 }
 
@@ -42,8 +66,23 @@ impl Walls {
             compat_syscalls: flag("berth:compat_syscalls", usual.compat_syscalls)?,
             nesting: flag("berth:nesting", usual.nesting)?,
             packet_rings: flag("berth:packet_rings", usual.packet_rings)?,
-            fresh_proc: flag("berth:fresh_proc", usual.fresh_proc)?,
+            fresh_proc: fresh_proc(specs)?,
+            fuse: flag("berth:fuse", usual.fuse)?,
+            tun: flag("berth:tun", usual.tun)?,
         })
+    }
+}
+
+fn fresh_proc(specs: &ExtraSpecs) -> Result<FreshProc> {
+    const NAME: &str = "berth:fresh_proc";
+    match specs.get(NAME).map(|text| text.trim().to_ascii_lowercase()).as_deref() {
+        None | Some("false") => Ok(FreshProc::Nobody),
+        Some("true") => Ok(FreshProc::Root),
+        Some("users") => Ok(FreshProc::Users),
+        Some(text) => Err(Fault::invalid(
+            format!("flavor.extra_specs.{NAME}"),
+            format!("{text:?} must be true, false or users"),
+        )),
     }
 }
 
@@ -66,7 +105,15 @@ mod tests {
             of("berth:packet_rings", "true").unwrap(),
             Walls { packet_rings: true, ..usual }
         );
-        assert_eq!(of("berth:fresh_proc", "true").unwrap(), Walls { fresh_proc: true, ..usual });
+        for (text, fresh_proc) in
+            [("false", FreshProc::Nobody), (" True", FreshProc::Root), ("users", FreshProc::Users)]
+        {
+            assert_eq!(of("berth:fresh_proc", text).unwrap(), Walls { fresh_proc, ..usual });
+        }
+        let fault = of("berth:fresh_proc", "user").unwrap_err();
+        assert_eq!(fault.field.unwrap(), "flavor.extra_specs.berth:fresh_proc");
+        assert_eq!(of("berth:fuse", "false").unwrap(), Walls { fuse: false, ..usual });
+        assert_eq!(of("berth:tun", "true").unwrap(), Walls { tun: true, ..usual });
         let fault = of("berth:nesting", "no").unwrap_err();
         assert_eq!(fault.field.unwrap(), "flavor.extra_specs.berth:nesting");
     }

@@ -12,6 +12,11 @@ pub struct IdBlock {
 }
 
 impl IdBlock {
+    /// Whether a host id is in it.
+    pub fn contains(&self, id: u32) -> bool {
+        id.checked_sub(self.first).is_some_and(|offset| offset < self.size)
+    }
+
     /// Whether any id is in both.
     pub fn meets(&self, other: &IdBlock) -> bool {
         let end = |block: &IdBlock| u64::from(block.first) + u64::from(block.size);

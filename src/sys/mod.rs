@@ -13,6 +13,7 @@ pub mod device_filter;
 pub mod ethtool;
 pub mod filter;
 pub mod fs;
+pub mod fuse;
 pub mod ids;
 pub mod loopdev;
 pub mod mount;

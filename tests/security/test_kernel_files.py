@@ -28,7 +28,7 @@ def reach_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["false", "true"], ids=["locked", "fresh_proc"])
 def prisoner(request, service, busybox, reach_file):
     """A running instance with the program in it."""
-    flavor = {"extra_specs": {"berth:fresh_proc": request.param}}
+    flavor = {"extra_specs": {"berth:fresh_proc": request.param, "berth:fuse": "false"}}
     instance = service.spawn(busybox, flavor=flavor, files=[injected(reach_file, "/bin/reach")])
     instance.wait_console("is up")
     yield instance

@@ -261,7 +261,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // A runtime that refuses may have made its cgroup already, and one that
         // hangs may have put a process into it.
-        let _ = self.group.kill_all();
+        let _ = self.group.kill_all(None);
         let _ = self.group.remove(&[]);
         let _ = self.hierarchy.remove_parent(&self.name);
         let _ = fs::remove_dir_all(&self.dir);

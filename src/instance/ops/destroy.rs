@@ -87,7 +87,7 @@ pub fn end_processes(parts: &HostParts, id: Uuid) -> Result<()> {
     // Whoever waits for a frozen disk does not die.
     teardown.step("thawing its disks", parts.thaw_disks(&layout));
     teardown.step("ending the monitor", end_monitor(parts, id, &layout, &group));
-    teardown.step("ending processes", group.kill_all());
+    teardown.step("ending processes", group.kill_all(monitor::ids_of(&layout)));
     teardown.step(
         "removing the runtime's state",
         parts.runtime_of(&layout).delete(&id.to_string(), &log),
@@ -107,7 +107,7 @@ fn end_monitor(parts: &HostParts, id: Uuid, layout: &InstanceLayout, group: &Gro
     };
     // What follows the end of its first process was decided here.
     let told = monitor.on_exit(ExitAction::End);
-    group.kill_all()?;
+    group.kill_all(monitor::ids_of(layout))?;
     let quit = told.and_then(|()| monitor.quit());
     if quit.is_err() && monitor.process().is_alive() { strays() } else { Ok(()) }
 }

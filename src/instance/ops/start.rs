@@ -13,11 +13,12 @@ use crate::instance::stats;
 use crate::instance::teardown::undone;
 use crate::monitor::{self, MonitorSpec, ViewSpec};
 use crate::runtime::chosen::Chosen;
+use crate::runtime::dev::Extra;
 use crate::runtime::disks::{self, Disk};
 use crate::runtime::native::seccomp;
 use crate::runtime::role::Role;
 use crate::runtime::spec::{self, CgroupView, SpecInput};
-use crate::runtime::walls::Walls;
+use crate::runtime::walls::{FreshProc, Walls};
 use crate::runtime::{init, lxcfs, targets};
 use crate::store::atomic;
 use crate::sys::mount;
@@ -106,13 +107,14 @@ fn monitor_spec(
         console_log_bytes: parts.config.instances.console_log_bytes,
         view: Some(ViewSpec {
             command_line: init::command_line(boot.config, boot.definition.command.as_deref()),
-            locked: !walls.fresh_proc,
+            locked: walls.fresh_proc == FreshProc::Nobody,
         }),
         systemd_memory_mb: (role == Role::System(InitKind::Systemd))
             .then_some(boot.definition.flavor.memory_mb),
         block: record.id_block,
         lxcfs: parts.config.instances.lxcfs.clone(),
         init: init::of_lines(role),
+        devices: Extra::of(role, walls),
         disks,
     })
 }
