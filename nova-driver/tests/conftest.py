@@ -85,6 +85,18 @@ def told(monkeypatch):
     return reasons
 
 
+@pytest.fixture(autouse=True)
+def tagged(monkeypatch):
+    """The database's records by which devices have tags; none of them at first."""
+    records = {'vifs': [], 'disks': []}
+    for name, kind in (('vifs', objects.VirtualInterfaceList),
+                       ('disks', objects.BlockDeviceMappingList)):
+        monkeypatch.setattr(kind, 'get_by_instance_uuid',
+                            lambda context, uuid, name=name: records[name])
+    monkeypatch.setattr(objects.Instance, 'save', lambda *a, **k: None)
+    return records
+
+
 @pytest.fixture
 def os_vif_calls(monkeypatch):
     """os-vif in a notebook: ('plug' or 'unplug', the VIF)."""

@@ -1205,11 +1205,12 @@ def test_nothing_public_is_a_misspelt_method():
 def test_capabilities(driver):
     assert set(driver.capabilities) >= set(nova_driver.ComputeDriver.capabilities)
     assert {name for name, value in driver.capabilities.items() if value} == {
-        'has_imagecache', 'supports_attach_interface', 'supports_evacuate',
+        'has_imagecache', 'supports_attach_interface', 'supports_device_tagging',
+        'supports_evacuate',
         'supports_image_type_ami', 'supports_image_type_qcow2', 'supports_image_type_raw',
         'supports_image_type_vdi', 'supports_image_type_vhd', 'supports_image_type_vhdx',
         'supports_image_type_vmdk',
-        'supports_pcpus', 'supports_trusted_certs'}
+        'supports_pcpus', 'supports_tagged_attach_interface', 'supports_trusted_certs'}
     # Nova turns them into traits; one that it does not know would fail here.
     assert any(driver.capabilities_as_traits().values())
 

@@ -31,6 +31,7 @@ from nova.virt.berth import faults
 from nova.virt.berth import images
 from nova.virt.berth import resources
 from nova.virt.berth import snapshot
+from nova.virt.berth import tags
 from nova.virt.berth import told
 from nova.virt.berth import translate
 from nova.virt.berth import unfinished
@@ -53,6 +54,7 @@ class BerthDriver(driver.ComputeDriver):
         **driver.ComputeDriver.capabilities,
         'has_imagecache': True,
         'supports_attach_interface': True,
+        'supports_device_tagging': True,
         'supports_evacuate': True,
         # A file system without partitions; its kernel and ramdisk are ignored.
         'supports_image_type_ami': True,
@@ -63,6 +65,7 @@ class BerthDriver(driver.ComputeDriver):
         'supports_image_type_vhdx': True,
         'supports_image_type_vmdk': True,
         'supports_pcpus': True,
+        'supports_tagged_attach_interface': True,
         'supports_trusted_certs': True,
     }
 
@@ -223,6 +226,7 @@ class BerthDriver(driver.ComputeDriver):
         # From here on it takes Neutron's answer, which came meanwhile.
         network_info = list(network_info or [])
         ports.check(network_info)
+        tags.note(context, instance)
         files = configdrive.files(instance, network_info, injected_files, admin_password)
         files += translate.injected_files(injected_files)
         body = translate.instance_create(
@@ -484,6 +488,8 @@ class BerthDriver(driver.ComputeDriver):
         try:
             self._put_interface(instance, vif)
             ports.plug(instance, vif)
+            tags.note(context, instance)
+            instance.save()
         except exception.NovaException as error:
             with excutils.save_and_reraise_exception():
                 LOG.error('Port %s is not attached: %s', vif['id'], error, instance=instance)
