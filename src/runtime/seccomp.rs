@@ -162,7 +162,6 @@ const ALLOWED: &[&str] = &[
     "io_pgetevents_time64",
     "io_setup",
     "io_submit",
-    "ioctl",
     "ioprio_get",
     "ioprio_set",
     "ipc",
@@ -469,6 +468,10 @@ const SOL_PACKET: u64 = 263;
 /// have in common, and what these are.
 const RING: (u64, u64) = (INT & !8, 5);
 
+/// Requests of `ioctl` on loop devices, whose numbers begin with these bits: an instance's disks are
+/// some, and what has one open to write may give it another file, or another part of its file.
+const LOOP: (u64, u64) = (INT & !0x1f, 0x4c00);
+
 /// Calls whose first argument is a socket's family.
 const SOCKETS: &[&str] = &["socket", "socketpair"];
 
@@ -509,6 +512,7 @@ pub fn profile(role: Role, walls: Walls) -> Result<LinuxSeccomp, OciSpecError> {
     } else {
         calls.extend(options_but_rings()?);
     }
+    calls.extend(requests_but_of_loops()?);
     for family in FAMILIES {
         calls.push(allow(SOCKETS, Some(masked(0, INT, family)?))?);
     }
@@ -529,13 +533,28 @@ pub fn profile(role: Role, walls: Walls) -> Result<LinuxSeccomp, OciSpecError> {
 /// or at a number's inverse do not add up to this.
 fn options_but_rings() -> Result<Vec<LinuxSyscall>, OciSpecError> {
     let (common, ring) = RING;
-    let differing = |index: usize, bits: u64, value: u64| {
-        (0..32)
-            .map(|bit| 1 << bit)
-            .filter(move |bit| bits & bit != 0)
-            .map(move |bit| allow(&["setsockopt"], Some(masked(index, bit, !value & bit)?)))
-    };
-    differing(1, INT, SOL_PACKET).chain(differing(2, common, ring)).collect()
+    let other = |index, bits, value| differing("setsockopt", index, bits, value);
+    other(1, INT, SOL_PACKET).chain(other(2, common, ring)).collect()
+}
+
+/// `ioctl` for all that asks nothing of a loop device; what does is asked of what has no such requests.
+fn requests_but_of_loops() -> Result<Vec<LinuxSyscall>, OciSpecError> {
+    let (bits, value) = LOOP;
+    let of_loops = fail(&["ioctl"], libc::ENOTTY, Some(masked(1, bits, value)?));
+    differing("ioctl", 1, bits, value).chain([of_loops]).collect()
+}
+
+/// Lets a call through whose argument differs from `value` in any of these bits.
+fn differing(
+    name: &str,
+    index: usize,
+    bits: u64,
+    value: u64,
+) -> impl Iterator<Item = Result<LinuxSyscall, OciSpecError>> {
+    (0..32)
+        .map(|bit| 1 << bit)
+        .filter(move |bit| bits & bit != 0)
+        .map(move |bit| allow(&[name], Some(masked(index, bit, !value & bit)?)))
 }
 
 /// This machine's architecture and, if they are wanted, its 32-bit one. Not x32, which nothing

@@ -134,6 +134,36 @@ fn rings_of_packets_are_refused_alone() {
 }
 
 #[test]
+fn nothing_is_asked_of_a_loop_device() {
+    let profile = profile(Role::Application, Walls::default()).unwrap();
+    let rules = profile.syscalls().as_ref().unwrap().iter();
+    let rules: Vec<_> = rules.filter(|r| r.names().iter().any(|n| n == "ioctl")).collect();
+    let verdicts = |request: u64| -> Vec<_> {
+        let fits = rules.iter().filter(|rule| {
+            let [arg] = rule.args().as_deref().unwrap() else { panic!("{rule:?}") };
+            assert_eq!((arg.index(), arg.op()), (1, LinuxSeccompOperator::ScmpCmpMaskedEq));
+            request & arg.value() == arg.value_two().unwrap()
+        });
+        let mut said: Vec<_> = fits.map(|rule| (rule.action(), rule.errno_ret())).collect();
+        said.dedup();
+        said
+    };
+    let refused = [(LinuxSeccompAction::ScmpActErrno, Some(libc::ENOTTY.cast_unsigned()))];
+    let allowed = [(LinuxSeccompAction::ScmpActAllow, None)];
+    for above in [0, 1 << 32, 0xffff_ffff << 32] {
+        for request in 0..0x1_0000 {
+            let of_loops = (0x4c00..0x4c20).contains(&request);
+            let expected = if of_loops { refused } else { allowed };
+            assert_eq!(verdicts(above | request), expected, "{request:#x}");
+        }
+        // Terminals, block devices, sockets, with and without the direction's bits.
+        for request in [0x8000_4c05, 0x4010_4c04, 0x8008_1272, 0xc020_660b] {
+            assert_eq!(verdicts(above | request), allowed, "{request:#x}");
+        }
+    }
+}
+
+#[test]
 fn without_nesting_a_user_namespace_is_refused_and_others_are_not() {
     let system = Role::System(InitKind::Systemd);
     let rules = rules_with(system, Walls { nesting: false, ..Walls::default() });
