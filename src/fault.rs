@@ -58,6 +58,8 @@ fault_kinds! {
     ImageNotFound = "image-not-found", 404, "There is no such image on this host";
     /// No such interface on the instance.
     InterfaceNotFound = "interface-not-found", 404, "The instance has no such interface";
+    /// No such volume on the instance.
+    VolumeNotFound = "volume-not-found", 404, "The instance has no such volume";
     /// No such operation, or it ended too long ago.
     OperationNotFound = "operation-not-found", 404, "There is no such operation";
     /// The path exists, the method does not.
@@ -72,6 +74,10 @@ fault_kinds! {
     ImageExists = "image-exists", 409, "The image exists with other content";
     /// The device name, address or port is taken.
     InterfaceExists = "interface-exists", 409, "The interface exists";
+    /// The volume is attached in another way, or is another instance's.
+    VolumeExists = "volume-exists", 409, "The volume is attached otherwise";
+    /// Programs have the volume open.
+    VolumeBusy = "volume-busy", 409, "The volume is in use";
     /// The events asked for are no longer kept.
     EventsGone = "events-gone", 410, "The events asked for are no longer kept";
     /// The body is larger than this endpoint takes.

@@ -52,3 +52,4 @@ pub mod sys;
 #[cfg(feature = "service")]
 pub mod telemetry;
 pub mod types;
+pub mod volume;

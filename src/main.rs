@@ -11,6 +11,7 @@ use berth::instance::backend::Backend;
 use berth::instance::{Manager, host_report};
 use berth::rootfs::{reserve, rest};
 use berth::types::Check;
+use berth::volume;
 
 /// What `serve` found before it opened the manager, which reports it.
 static CHECKS: OnceLock<Vec<Check>> = OnceLock::new();
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
     let arguments = || std::env::args_os().skip(1);
     let child = jail::main(arguments())
         .or_else(|| rest::main(arguments()))
-        .or_else(|| reserve::main(arguments()));
+        .or_else(|| reserve::main(arguments()))
+        .or_else(|| volume::work::main(arguments()));
     if let Some(code) = child {
         return code;
     }

@@ -162,6 +162,7 @@ impl Instance {
         specification.save(layout.bundle().join("config.json")).unwrap();
         terminals::mount(&layout.terminals(), block).unwrap();
         let spec = MonitorSpec {
+            device_cgroup: PathBuf::new(),
             lxcfs: PathBuf::new(),
             instance: id,
             state_dir: state,

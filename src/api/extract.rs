@@ -31,6 +31,19 @@ pub(super) struct Id(pub Uuid);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PortId(pub Uuid);
 
+/// The `{volume_id}` of the path.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct VolumeId(pub Uuid);
+
+impl FromRequest for VolumeId {
+    type Error = Fault;
+    type Future = Ready<Result<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(path_id(request, "volume_id").map(VolumeId))
+    }
+}
+
 impl FromRequest for Id {
     type Error = Fault;
     type Future = Ready<Result<Self>>;

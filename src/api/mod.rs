@@ -31,6 +31,7 @@ mod shared;
 mod socket;
 mod surface;
 mod verbs;
+mod volumes;
 
 pub use self::app::app;
 pub use self::console::{Size, TerminalMessage};
@@ -43,3 +44,4 @@ pub use self::interfaces::InterfaceList;
 pub use self::openapi::{document, document_json};
 pub use self::operations::OperationList;
 pub use self::shared::Api;
+pub use self::volumes::VolumeList;

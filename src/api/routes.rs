@@ -4,7 +4,7 @@ use utoipa_actix_web::service_config::ServiceConfig;
 
 use super::{
     console, events, exec, host, images, incoming, instances, interfaces, operations,
-    remote_consoles, service, verbs,
+    remote_consoles, service, verbs, volumes,
 };
 
 /// Adds them all. Through `service(…)` only: others would be served without
@@ -15,6 +15,7 @@ pub(super) fn routes(config: &mut ServiceConfig<'_>) {
         .configure(instances::routes)
         .configure(verbs::routes)
         .configure(interfaces::routes)
+        .configure(volumes::routes)
         .configure(console::routes)
         .configure(remote_consoles::routes)
         .configure(exec::routes)

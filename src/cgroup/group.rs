@@ -195,6 +195,19 @@ impl Group {
         Ok(())
     }
 
+    /// Takes away what devices are limited to that the instance no longer has. It may be gone.
+    pub fn forget(&self, devices: &[DeviceNumber]) -> Result<()> {
+        let none = super::DiskRates::default();
+        let steps = match (self.place(Controller::Io), self.hierarchy.place(Controller::Io)) {
+            (Some(Place { version: Version::V1, path }), Some(root)) => {
+                v1::io(&path, &root.path, &none, devices)
+            }
+            (Some(Place { version: Version::V2, path }), _) => v2::io(&path, &none, devices),
+            _ => Vec::new(),
+        };
+        CgroupPlan { steps }.apply()
+    }
+
     /// The CPUs it is limited to, as it stands; none: it is not limited, or absent.
     pub fn cpus(&self) -> BTreeSet<u32> {
         let file = self.place(Controller::Cpuset).map(|place| place.path.join("cpuset.cpus"));

@@ -360,6 +360,15 @@ fn show(output: Output, instance: &Instance) -> Result<()> {
             };
             row("migration", format!("{state} {to} since {since}"));
         }
+        for volume in &instance.volumes {
+            let read_only = if volume.read_only { ", read-only" } else { "" };
+            let from = output::told(&volume.source.path().display().to_string());
+            let size = output::bytes(volume.bytes);
+            row(
+                "volume",
+                format!("{} {size}{read_only}, {} from {from}", volume.device, volume.id),
+            );
+        }
         row("pid", instance.pid.map(|pid| pid.to_string()).unwrap_or_default());
         row("root outside", format!("uid {}", instance.id_map_first));
         row("created", instance.created_at.to_rfc3339());

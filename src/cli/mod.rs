@@ -12,6 +12,7 @@ mod serve;
 mod shown;
 mod terminal;
 mod top;
+mod volumes;
 mod watch;
 
 use std::path::PathBuf;
@@ -76,6 +77,9 @@ enum Command {
     /// Images of the host's store
     #[command(subcommand)]
     Image(images::Command),
+    /// Volumes of instances: block devices and files of this host
+    #[command(subcommand)]
+    Volume(volumes::Command),
     #[command(flatten)]
     Watch(watch::Command),
     /// Use of CPU, memory, disks and network by instance, as it changes
@@ -103,6 +107,7 @@ fn run_client(options: ClientOptions, command: Command) -> ExitCode {
         match command {
             Command::Instances(command) => return instances::run(&client, output, command).await,
             Command::Image(command) => images::run(&client, output, command).await?,
+            Command::Volume(command) => volumes::run(&client, output, command).await?,
             Command::Watch(command) => watch::run(&client, output, command).await?,
             Command::Top(options) => top::run(&client, output, options).await?,
             // Answered without a service, by `main`.

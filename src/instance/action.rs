@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::state::Verb;
 use crate::types::{
     Migrate, Reboot, RebootType, Rescue, Resize, RevertMigration, SetPassword, Snapshot, Stop, Vif,
+    VolumeAttach,
 };
 
 /// Who asks: what logs and events say about the cause.
@@ -45,6 +46,17 @@ pub enum Action {
     AttachInterface(Vif),
     /// Detach the interface of this port.
     DetachInterface(Uuid),
+    /// Attach a volume, or leave the same one undisturbed.
+    AttachVolume(Uuid, VolumeAttach),
+    /// Detach a volume.
+    DetachVolume {
+        /// Which.
+        id: Uuid,
+        /// Whether it is taken from programs that have it open, which are killed.
+        force: bool,
+    },
+    /// Have a volume be as large as its source is by now.
+    ExtendVolume(Uuid),
     /// Set a user's password inside it.
     SetPassword(SetPassword),
     /// Write what it is doing to its console.
@@ -81,6 +93,9 @@ impl Action {
             Action::Migrate(_) => Verb::Migrate,
             Action::RevertMigration(_) => Verb::RevertMigration,
             Action::AttachInterface(_) | Action::DetachInterface(_) => Verb::Network,
+            Action::AttachVolume(..) | Action::DetachVolume { .. } | Action::ExtendVolume(_) => {
+                Verb::Volume
+            }
             Action::SetPassword(_) => Verb::SetPassword,
             Action::Dump => Verb::Dump,
             Action::Quiesce => Verb::Quiesce,

@@ -22,6 +22,7 @@ use chrono::Utc;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use super::action::{Action, RequestContext};
 use super::admission;
@@ -40,6 +41,7 @@ use crate::monitor::ExitRecord;
 use crate::store::atomic;
 use crate::types::{
     EventKind, ExitStatus, InjectedFile, Problem, Rescue, Resize, Stop, TaskState, Vif,
+    VolumeAttach,
 };
 
 /// Nova's `shutdown_timeout`.
@@ -210,6 +212,21 @@ impl Actor {
                 })
                 .await
             }
+            Action::AttachVolume(id, wanted) => self.attach_volume(id, wanted).await,
+            Action::DetachVolume { id, force } => {
+                let running = self.live.is_some();
+                self.change_volumes(move |parts, record| {
+                    ops::volume::detach(parts, record, (id, force), running)
+                })
+                .await
+            }
+            Action::ExtendVolume(id) => {
+                let running = self.live.is_some();
+                self.change_volumes(move |parts, record| {
+                    ops::volume::extend(parts, record, id, running)
+                })
+                .await
+            }
             Action::SetPassword(wanted) => {
                 let record = self.record.clone();
                 self.shared.on_guest(move |parts| ops::password::set(parts, &record, &wanted)).await
@@ -362,6 +379,23 @@ impl Actor {
         .await
     }
 
+    async fn attach_volume(&mut self, id: Uuid, wanted: VolumeAttach) -> Result<()> {
+        let (shared, handle, view) = (self.shared.clone(), self.handle.clone(), self.view());
+        let running = self.live.is_some();
+        self.change_volumes(move |parts, record| {
+            let volume = {
+                let _giving = shared.registry.lock_volumes();
+                let others = shared.registry.volumes(record.id);
+                let volume = ops::volume::plan(parts, record, (id, &wanted), &others)?;
+                // From here on no other instance is given it.
+                handle.publish(View { record: ops::volume::with(record, &volume), ..view });
+                volume
+            };
+            ops::volume::attach(parts, record, &volume, running)
+        })
+        .await
+    }
+
     /// Stops the instance, if the flavor can be had, and resizes it. One that
     /// ran runs again when this fails.
     async fn resize_and_keep(
@@ -509,6 +543,24 @@ impl Actor {
             Ok((record, outcome))
         };
         let (record, outcome) = self.shared.on_host(work).await?;
+        self.record = record;
+        outcome?;
+        self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
+        Ok(())
+    }
+
+    /// [`change_in_place`](Self::change_in_place) for what may wait for a volume's blocks: that
+    /// holds none of the slots.
+    async fn change_volumes(
+        &mut self,
+        change: impl FnOnce(&HostParts, &mut Record) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let mut record = self.record.clone();
+        let work = move |parts: &HostParts| {
+            let outcome = change(parts, &mut record);
+            Ok((record, outcome))
+        };
+        let (record, outcome) = self.shared.on_guest(work).await?;
         self.record = record;
         outcome?;
         self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());

@@ -206,6 +206,9 @@ mod tests {
                 Action::Resize(_)
                 | Action::AttachInterface(_)
                 | Action::DetachInterface(_)
+                | Action::AttachVolume(..)
+                | Action::DetachVolume { .. }
+                | Action::ExtendVolume(_)
                 | Action::SetPassword(_)
                 | Action::Migrate(_)
                 | Action::RevertMigration(_)

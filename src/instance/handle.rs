@@ -75,6 +75,7 @@ impl View {
         Instance {
             id: record.id,
             definition: record.definition.clone(),
+            volumes: record.volumes_inside(),
             power_state,
             power_state_number: power_state.number(),
             task_state: self.task_state,

@@ -23,6 +23,7 @@ use crate::store::room::Room;
 use crate::sys::ids::IdBlock;
 use crate::sys::{self, mount};
 use crate::types::{RuntimeInfo, Vif};
+use crate::volume;
 
 use super::placement::Placement;
 use super::record::{Desired, Record};
@@ -201,7 +202,7 @@ impl HostParts {
         Ok(devices)
     }
 
-    /// The devices of its disks, as far as they are mounted: rescue, root, ephemeral.
+    /// The devices of its own disks, as far as they are mounted: rescue, root, ephemeral.
     pub fn devices(&self, layout: &InstanceLayout) -> Vec<DeviceNumber> {
         disk_mounts(layout)
             .iter()
@@ -209,6 +210,12 @@ impl HostParts {
             .filter_map(|path| Some(fs::metadata(path).ok()?.dev()))
             .map(|dev| DeviceNumber { major: libc::major(dev), minor: libc::minor(dev) })
             .collect()
+    }
+
+    /// The devices of all its disks, as far as it has them: its own, then volumes.
+    pub fn all_devices(&self, layout: &InstanceLayout) -> Result<Vec<DeviceNumber>> {
+        let volumes = volume::devices(layout)?.into_iter().map(|(device, _)| device);
+        Ok(self.devices(layout).into_iter().chain(volumes).collect())
     }
 
     /// Writes to the disks what waits to be written, while the instance runs.
@@ -242,7 +249,7 @@ impl HostParts {
         teardown.into_result()
     }
 
-    /// Undoes [`HostParts::mount`]; absence is success.
+    /// Undoes [`HostParts::mount`], and lets go of its volumes; absence is success.
     pub fn unmount(&self, layout: &InstanceLayout) -> Result<()> {
         let mut teardown = Teardown::default();
         let rootfs = Rootfs::new(Vec::new(), IdBlock { first: 0, size: 0 }, layout.clone());
@@ -250,6 +257,7 @@ impl HostParts {
         let own = rootfs.at(layout.disk_mount(), layout.own_rootfs());
         teardown.step("unmounting the rescued root file system", own.unmount());
         teardown.step("unmounting its terminals", mount::unmount(&layout.terminals()));
+        teardown.step("letting go of its volumes", volume::release(layout));
         teardown.step("unmounting its /dev", mount::unmount(&layout.dev()));
         teardown.step(
             "unmounting the ephemeral disk",

@@ -22,8 +22,9 @@ use crate::runtime::role::Role;
 use crate::store::{atomic, layout::InstanceLayout};
 use crate::sys::ids::IdBlock;
 use crate::types::{
-    Definition, ExitStatus, Flavor, ImageConfig, InjectedFile, InstanceCreate, Problem,
+    Definition, ExitStatus, Flavor, ImageConfig, InjectedFile, InstanceCreate, Problem, Volume,
 };
+use crate::volume;
 
 /// Version of the record's form. A record of another version is left alone:
 /// the service starts without that instance and says so.
@@ -138,6 +139,9 @@ pub struct Record {
     /// What it boots instead, while it is rescued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rescue: Option<Rescue>,
+    /// Its volumes, in the order in which they were attached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// What Nova last asked.
     pub desired: Desired,
     /// How it is frozen, while it is.
@@ -196,6 +200,7 @@ impl Record {
             root_bytes: 0,
             ephemeral_bytes: 0,
             rescue: None,
+            volumes: vec![],
             desired: Desired::Stopped,
             frozen: None,
             quiesced: false,
@@ -268,6 +273,13 @@ impl Record {
     /// The kinds of its disks, in the order of their names inside.
     pub fn disk_kinds(&self) -> impl Iterator<Item = Kind> + use<> {
         disks::kinds(self.rescue.is_some(), self.ephemeral_bytes > 0)
+    }
+
+    /// Its volumes with the names that they have inside as it boots now.
+    pub fn volumes_inside(&self) -> Vec<Volume> {
+        let names = volume::names(self.disk_kinds().count(), &self.volumes);
+        let named = self.volumes.iter().zip(names);
+        named.map(|(of, name)| Volume { device: format!("/dev/{name}"), ..of.clone() }).collect()
     }
 
     /// What it is when it is started, in this boot of the host.

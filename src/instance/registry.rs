@@ -9,6 +9,7 @@ use super::allocations::Allocations;
 use super::coming::Arrivals;
 use super::handle::{Handle, not_found};
 use crate::fault::Result;
+use crate::types::Volume;
 
 /// Every instance's handle, by id.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Registry {
     pub arrivals: Arrivals,
     // Held while ids, CPUs and addresses are given out.
     allocation: Mutex<()>,
+    // Held while it is found out whose a volume is.
+    volumes: Mutex<()>,
 }
 
 impl Registry {
@@ -49,6 +52,22 @@ impl Registry {
     /// The lock under which ids, CPUs, addresses and names are given out.
     pub fn lock_allocations(&self) -> MutexGuard<'_, ()> {
         self.allocation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock under which volumes are given to instances: one of its own, since their sources may
+    /// let it wait.
+    pub fn lock_volumes(&self) -> MutexGuard<'_, ()> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The volumes of all instances save one, with these.
+    pub fn volumes(&self, except: Uuid) -> Vec<(Uuid, Volume)> {
+        let others = self.all().into_iter().filter(|handle| handle.id != except);
+        let of_other = |handle: Arc<Handle>| {
+            let volumes = handle.with_view(|view| view.record.volumes.clone());
+            volumes.into_iter().map(|volume| (handle.id, volume)).collect::<Vec<_>>()
+        };
+        others.flat_map(of_other).collect()
     }
 
     /// What instances have, save one. Whoever gives out more of it holds

@@ -38,6 +38,8 @@ pub enum Verb {
     RevertMigration,
     /// Attach or detach an interface.
     Network,
+    /// Attach, detach or extend a volume.
+    Volume,
     /// Set a user's password inside it.
     SetPassword,
     /// Write what it is doing to its console.
@@ -82,6 +84,7 @@ impl Verb {
             Verb::Migrate => TaskState::Migrating,
             Verb::RevertMigration => TaskState::RevertingMigration,
             Verb::Network => TaskState::Networking,
+            Verb::Volume => TaskState::ChangingVolumes,
             Verb::SetPassword => TaskState::SettingPassword,
             Verb::Dump => TaskState::Dumping,
             Verb::Snapshot => TaskState::Snapshotting,
@@ -109,6 +112,7 @@ impl Verb {
             Verb::Migrate => "instance.migrate",
             Verb::RevertMigration => "instance.migrate.revert",
             Verb::Network => "instance.interface",
+            Verb::Volume => "instance.volume",
             Verb::SetPassword => "instance.password",
             Verb::Dump => "instance.dump",
             Verb::Snapshot => "instance.snapshot",
@@ -125,7 +129,12 @@ impl Verb {
     pub const fn is_held_by_quiesce(self) -> bool {
         matches!(
             self,
-            Verb::Pause | Verb::Suspend | Verb::Resize | Verb::SetPassword | Verb::Migrate
+            Verb::Pause
+                | Verb::Suspend
+                | Verb::Resize
+                | Verb::SetPassword
+                | Verb::Migrate
+                | Verb::Volume
         )
     }
 
@@ -140,7 +149,7 @@ pub fn admit(verb: Verb, state: PowerState) -> Result<Admission> {
     use Admission::{Do, Nothing};
     use PowerState::{Crashed, NoState, Paused, Running, Shutdown, Suspended};
     let admission = match (verb, state) {
-        (Verb::Delete | Verb::Resize | Verb::Network | Verb::Snapshot, _) => Do,
+        (Verb::Delete | Verb::Resize | Verb::Network | Verb::Volume | Verb::Snapshot, _) => Do,
         // Whether there is something to confirm or to revert, the record says.
         (Verb::ConfirmResize | Verb::RevertResize, _) => Do,
         (Verb::Migrate, _) => Do,
@@ -246,6 +255,7 @@ mod tests {
             (Verb::Migrate, "DDDDDD"),
             (Verb::RevertMigration, "NNNNNN"),
             (Verb::Network, "DDDDDD"),
+            (Verb::Volume, "DDDDDD"),
             (Verb::SetPassword, "-D----"),
             (Verb::Dump, "-DD--D"),
             (Verb::Snapshot, "DDDDDD"),

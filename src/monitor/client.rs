@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::runtime::cli::DEADLINE;
+use crate::runtime::disks::Disk;
 use crate::store::{atomic, volatile};
 use crate::sys::mount;
 use crate::sys::process::{ProcessId, readable};
@@ -170,6 +171,20 @@ impl Monitor {
     /// Replaces the cgroup plan that a restart applies (after a change of limits).
     pub fn update_plan(&self, plan: &CgroupPlan) -> Result<()> {
         self.request(&Request::Plan { plan: plan.clone() }).map(drop)
+    }
+
+    /// Replaces its disks: volumes come, go and change their sizes.
+    pub fn update_disks(&self, disks: &[Disk]) -> Result<()> {
+        let told = self.request(&Request::Disks { disks: disks.to_vec() });
+        told.map(drop).map_err(|fault| match fault.field.as_deref() {
+            // A request that it does not know.
+            Some("op") => Fault::new(
+                FaultKind::InstanceInvalidState,
+                "the instance was started by an earlier version, which knows no volumes: reboot it \
+                 hard, then try again",
+            ),
+            _ => fault,
+        })
     }
 
     /// Sends a signal to the first process, 1 to 64.

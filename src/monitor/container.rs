@@ -11,8 +11,9 @@ use rustix::io::Errno;
 use rustix::termios::tcgetsid;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
-use crate::runtime::view::{self, View};
-use crate::runtime::{Create, Created, Runtime, dev, lines, targets, tmpfs};
+use crate::runtime::disks::Disk;
+use crate::runtime::view::{self, Stage, View};
+use crate::runtime::{Create, Created, Runtime, dev, lines, native, targets, tmpfs};
 use crate::store::layout::InstanceLayout;
 use crate::sys::fs::open_in_root;
 use crate::sys::ids::IdBlock;
@@ -38,6 +39,8 @@ pub(super) struct Container {
     /// Its want of memory.
     pub memory: Memory,
     created: Created,
+    /// What it is shown of the kernel's files; none: of a kernel of its own.
+    stage: Option<Stage>,
 }
 
 /// The console's master, non-blocking.
@@ -109,8 +112,9 @@ fn make(
         let detail = "the first process ended before it was started";
         Fault::new(FaultKind::RuntimeFailed, detail)
     })?;
+    let mut stage = None;
     if let Some(shown) = &spec.view {
-        view::complete(
+        stage = view::complete(
             init.pid,
             &View {
                 command_line: &shown.command_line,
@@ -122,6 +126,9 @@ fn make(
                 disks: &spec.disks,
             },
         )?;
+    }
+    if stage.is_none() && spec.disks.iter().any(|disk| disk.volume.is_some()) {
+        return Err(no_volumes());
     }
     if let Some(memory_mb) = spec.systemd_memory_mb
         && let Err(fault) = tmpfs::bound(init, spec.block, memory_mb)
@@ -135,7 +142,26 @@ fn make(
         log(fault.in_full());
         Vec::new()
     });
-    Ok(Container { init, console, idle, memory, created })
+    Ok(Container { init, console, idle, memory, created, stage })
+}
+
+/// First what keeps a disk from being opened, then what shows that it is gone; of one that comes, the
+/// other way round.
+fn change(spec: &MonitorSpec, stage: &Stage, before: &[Disk], after: &[Disk]) -> Result<()> {
+    let layout = spec.layout();
+    let doing = "changing its disks";
+    dev::renew_rules(&layout.bundle(), after, &spec.devices)?;
+    let rules = |disks| dev::rules(disks, &spec.devices).or_fault(doing);
+    let (old, new) = (rules(before)?, rules(after)?);
+    native::change_devices(&spec.device_cgroup, &old, &new)?;
+    for disk in before.iter().filter(|disk| !after.contains(disk)) {
+        dev::unplug(&layout.dev(), disk)?;
+    }
+    stage.show(before, after)?;
+    for disk in after.iter().filter(|disk| !before.contains(disk)) {
+        dev::plug(&layout.dev(), spec.block, disk)?;
+    }
+    Ok(())
 }
 
 /// Takes the console's master that the runtime has already sent: it has exited.
@@ -158,7 +184,28 @@ pub(super) fn delete(spec: &MonitorSpec) -> Result<()> {
     spec.runtime.delete(&spec.instance.to_string(), &spec.layout().runtime_log())
 }
 
+/// The fault for a runtime program whose containers have kernels of their own.
+fn no_volumes() -> Fault {
+    Fault::new(
+        FaultKind::HostUnsupported,
+        "this runtime's instances have a kernel of their own and can have no volumes: detach them, \
+         or set another runtime.name",
+    )
+}
+
 impl Container {
+    /// Has the instance have these disks, its own among them as they are. When this fails, it has
+    /// those that it had, as far as they can be given back.
+    pub fn change_disks(&self, spec: &MonitorSpec, disks: &[Disk]) -> Result<()> {
+        let Some(stage) = &self.stage else { return Err(no_volumes()) };
+        let changed = change(spec, stage, &spec.disks, disks);
+        changed.inspect_err(|_| {
+            if let Err(fault) = change(spec, stage, disks, &spec.disks) {
+                log(format_args!("giving its disks back: {}", fault.in_full()));
+            }
+        })
+    }
+
     /// Lets the first process run.
     pub fn start(&mut self, spec: &MonitorSpec) -> Result<()> {
         let id = spec.instance.to_string();

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::plan::CgroupPlan;
 use crate::fault::{Fault, FaultKind};
+use crate::runtime::disks::Disk;
 use crate::sys::process::ProcessId;
 use crate::types::ExitStatus;
 
@@ -29,6 +30,11 @@ pub enum Request {
     Plan {
         /// The new plan.
         plan: CgroupPlan,
+    },
+    /// Replaces its disks, now and for a restart: volumes come, go and change their sizes.
+    Disks {
+        /// All of them; its own are as they were.
+        disks: Vec<Disk>,
     },
     /// Sends a signal to the first process.
     Signal {

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::console::{ConsoleFiles, ConsoleLog};
 use crate::fault::{Fault, FaultKind, Result};
+use crate::runtime::disks::Disk;
 use crate::runtime::lxcfs;
 use crate::store::atomic;
 use crate::sys::process::{ChildSetup, Ended, ProcessId, reap};
@@ -311,6 +312,7 @@ impl Server {
                 self.spec.plan = plan;
                 Ok(())
             }
+            Request::Disks { disks } => self.change_disks(disks),
             Request::Signal { signal } => self.signal(signal),
             Request::Note { text } => {
                 self.show(&text);
@@ -327,6 +329,13 @@ impl Server {
                 if self.container.is_some() { self.signal(libc::SIGKILL) } else { Ok(()) }
             }
         }
+    }
+
+    fn change_disks(&mut self, disks: Vec<Disk>) -> Result<()> {
+        let container = self.container.as_ref().ok_or_else(ended)?;
+        container.change_disks(&self.spec, &disks)?;
+        self.spec.disks = disks;
+        Ok(())
     }
 
     fn container(&self) -> Result<&Container> {

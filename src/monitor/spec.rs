@@ -55,6 +55,8 @@ pub struct MonitorSpec {
     /// What its `/dev` has beside what every instance's has.
     #[serde(default)]
     pub devices: Vec<Extra>,
+    /// Its cgroup of devices: of version 1 the controller's, of version 2 all of it.
+    pub device_cgroup: PathBuf,
     /// Where lxcfs is mounted when it is; empty: the bundle has nothing of it.
     #[serde(default)]
     pub lxcfs: PathBuf,

@@ -6,22 +6,24 @@
 //! says all the same.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Spec};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mkdirat, mknodat, openat,
-    symlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, fstat, makedev,
+    mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat,
 };
-
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::disks::Disk;
 use super::role::Role;
 use super::walls::{FreshProc, Walls};
-use crate::fault::{OrFault, Result};
+use crate::fault::{Fault, FaultKind, OrFault, Result};
+use crate::store::atomic;
 use crate::sys::ids::IdBlock;
 use crate::sys::mount::{self, Attributes, FsOption};
 
@@ -93,6 +95,8 @@ const UNCOVERED: &str = ".berth";
 pub(super) const PROC: &str = ".berth/proc";
 /// Its sysfs.
 pub(super) const SYS: &str = ".berth/sys";
+/// Where links to disks are.
+const BY_ID: [&str; 2] = ["disk", "disk/by-id"];
 
 /// What the console is mounted on; crun makes none where it finds a /dev.
 pub(super) const CONSOLE: &str = "console";
@@ -100,8 +104,8 @@ pub(super) const CONSOLE: &str = "console";
 /// The group `disk` inside, as every distribution numbers it.
 const DISK: u32 = 6;
 
-/// Which may be opened: nothing but the usual character devices, these extra ones, terminals, and
-/// its disks to read.
+/// Which may be opened: nothing but the usual character devices, these extra ones, terminals, its
+/// disks to read, and volumes.
 pub fn rules(disks: &[Disk], extras: &[Extra]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     let all = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
     let allow = |major: u32, minor: Option<u32>| {
@@ -125,16 +129,29 @@ pub fn rules(disks: &[Disk], extras: &[Extra]) -> Result<Vec<LinuxDeviceCgroup>,
         devices.push(allow(5, Some(minor))?);
     }
     devices.push(allow(136, None)?);
-    for Disk { device, .. } in disks {
-        let disk = LinuxDeviceCgroupBuilder::default()
+    for disk in disks {
+        let device = LinuxDeviceCgroupBuilder::default()
             .allow(true)
             .typ(LinuxDeviceType::B)
-            .major(device.major)
-            .minor(device.minor)
-            .access("r");
-        devices.push(disk.build()?);
+            .major(disk.device.major)
+            .minor(disk.device.minor)
+            .access(if disk.is_writable() { "rw" } else { "r" });
+        devices.push(device.build()?);
     }
     Ok(devices)
+}
+
+/// Has a bundle, of which an instance is to boot again, open these disks.
+pub fn renew_rules(bundle: &Path, disks: &[Disk], extras: &[Extra]) -> Result<()> {
+    let file = bundle.join("config.json");
+    let doing = "renewing the bundle";
+    let mut spec = Spec::load(&file).or_fault(doing)?;
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    resources.set_devices(Some(rules(disks, extras).or_fault(doing)?));
+    linux.set_resources(Some(resources));
+    spec.set_linux(Some(linux));
+    atomic::write_json(&file, &spec)
 }
 
 /// Mounts a new one at a directory, which is made; one that is there has been another boot's.
@@ -177,7 +194,7 @@ fn fill(dev: &Dev, disks: &[Disk], extras: &[Extra]) -> rustix::io::Result<()> {
     if disks.is_empty() {
         return Ok(());
     }
-    ["disk", "disk/by-id"].iter().try_for_each(|name| dev.directory(name, 0o755))?;
+    BY_ID.iter().try_for_each(|name| dev.directory(name, 0o755))?;
     disks.iter().try_for_each(|disk| {
         let device = makedev(disk.device.major, disk.device.minor);
         dev.node(&disk.name, FileType::BlockDevice, device, 0o660, DISK)?;
@@ -185,7 +202,98 @@ fn fill(dev: &Dev, disks: &[Disk], extras: &[Extra]) -> rustix::io::Result<()> {
     })
 }
 
-/// Where nothing of the instance's has run yet.
+/// Puts a disk into a mounted one, in which root inside may have made of names what it likes: its
+/// own name is then taken from whatever has it, and a link is made where there still is a place.
+pub fn plug(point: &Path, block: IdBlock, disk: &Disk) -> Result<()> {
+    let doing = || format!("making /dev/{}", disk.name);
+    let root = open_mounted(point)?;
+    let device = makedev(disk.device.major, disk.device.minor);
+    if is_node_of(root.as_fd(), &disk.name, device) {
+        return Ok(());
+    }
+    match unlinkat(&root, &disk.name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(Errno::ISDIR) => {
+            let detail = format!("/dev/{} inside is a directory; remove it there", disk.name);
+            return Err(Fault::new(FaultKind::InstanceInvalidState, detail));
+        }
+        Err(e) => return Err(e).or_fault(doing()),
+    }
+    mknodat(&root, &disk.name, FileType::BlockDevice, Mode::empty(), device).or_fault(doing())?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = openat(&root, &disk.name, flags, Mode::empty()).or_fault(doing())?;
+    let found = fstat(&node).or_fault(doing())?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::BlockDevice || found.st_rdev != device {
+        return Err(Fault::internal(doing(), "somebody inside put another file in its place"));
+    }
+    // By the descriptor, for the name may be a link by now.
+    let (user, group) = (Uid::from_raw(block.first), Gid::from_raw(block.first + DISK));
+    chownat(&node, "", Some(user), Some(group), AtFlags::EMPTY_PATH).or_fault(doing())?;
+    let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+    chmodat(CWD, path, Mode::from_raw_mode(0o660), AtFlags::empty()).or_fault(doing())?;
+    let dev = Dev { root, block };
+    for name in BY_ID {
+        // There, or not ours to make.
+        let _ = dev.directory_in_use(name);
+    }
+    if let Ok(by_id) = open_below(dev.root(), "disk/by-id") {
+        let (id, to) = (disk.id(), format!("../../{}", disk.name));
+        let _ = unlinkat(&by_id, &id, AtFlags::empty());
+        if symlinkat(to, &by_id, &id).is_ok() {
+            let (user, group) = (Uid::from_raw(block.first), Gid::from_raw(block.first));
+            let _ = chownat(&by_id, &id, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
+        }
+    }
+    Ok(())
+}
+
+/// Takes a disk out of a mounted one: its name, if that still is the disk's, and its link. What else
+/// has been made of its node inside opens nothing.
+pub fn unplug(point: &Path, disk: &Disk) -> Result<()> {
+    let root = open_mounted(point)?;
+    let device = makedev(disk.device.major, disk.device.minor);
+    if is_node_of(root.as_fd(), &disk.name, device) {
+        let doing = || format!("removing /dev/{}", disk.name);
+        match unlinkat(&root, &disk.name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+            Err(e) => return Err(e).or_fault(doing()),
+        }
+    }
+    if let Ok(by_id) = open_below(root.as_fd(), "disk/by-id") {
+        let _ = unlinkat(&by_id, disk.id(), AtFlags::empty());
+    }
+    Ok(())
+}
+
+/// The root of what is mounted there.
+fn open_mounted(point: &Path) -> Result<OwnedFd> {
+    let doing = || format!("opening the instance's /dev at {}", point.display());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = openat(CWD, point, flags, Mode::empty()).or_fault(doing())?;
+    let above = fs::metadata(point.join("..")).or_fault(doing())?;
+    if fstat(&root).or_fault(doing())?.st_dev == above.dev() {
+        return Err(Fault::new(
+            FaultKind::InstanceInvalidState,
+            "the instance's /dev is not mounted",
+        ));
+    }
+    Ok(root)
+}
+
+/// A directory below, on the way to which nothing is a link or a mount.
+fn open_below(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(root, path, flags, Mode::empty(), resolve)
+}
+
+fn is_node_of(root: BorrowedFd<'_>, name: &str, device: u64) -> bool {
+    statat(root, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|found| {
+        FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice && found.st_rdev == device
+    })
+}
+
+/// An instance's `/dev`.
 struct Dev {
     root: OwnedFd,
     block: IdBlock,
@@ -219,6 +327,17 @@ impl Dev {
         mkdirat(self.root(), name, Mode::empty())?;
         self.own(name, 0)?;
         chmodat(self.root(), name, Mode::from_raw_mode(mode), AtFlags::empty())
+    }
+
+    /// [`directory`](Self::directory) where root inside may be at work: no link is followed.
+    fn directory_in_use(&self, path: &str) -> rustix::io::Result<()> {
+        let (parent, name) = match path.rsplit_once('/') {
+            Some((parent, name)) => (open_below(self.root(), parent)?, name),
+            None => (open_below(self.root(), ".")?, path),
+        };
+        mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+        let (user, group) = (Uid::from_raw(self.block.first), Gid::from_raw(self.block.first));
+        chownat(&parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
     }
 
     fn link(&self, to: &str, name: &str) -> rustix::io::Result<()> {
@@ -265,7 +384,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let point = dir.path().join("dev");
         let device = DeviceNumber { major: 7, minor: 123 };
-        let disk = Disk { name: "vda".into(), device, serial: "root-1".into() };
+        let disk = Disk { name: "vda".into(), device, serial: "root-1".into(), volume: None };
         mount(&point, BLOCK, &[disk], &[Extra::Fuse, Extra::Tun, Extra::Uncovered]).unwrap();
 
         let seen = |name: &str| fs::symlink_metadata(point.join(name));
@@ -284,11 +403,49 @@ mod tests {
             assert_eq!((node.uid(), node.mode() & 0o7777), (BLOCK.first, 0o666));
         }
         fs::write(point.join("null"), "nothing").unwrap();
+        plugged(&point);
         mount(&point, BLOCK, &[], &[]).unwrap();
         let again = ["", "null", "fd", "pts"].map(|name| seen(name).unwrap().uid());
         assert_eq!(again, [BLOCK.first; 4]);
         let gone = ["vda", "disk", "fuse", "net"].iter().all(|name| seen(name).is_err());
         mount::unmount(&point).unwrap();
         assert!(gone && !point.join("null").exists());
+    }
+
+    /// Of a `/dev` in use, whose root may have made traps of names.
+    fn plugged(point: &Path) {
+        let victim = point.parent().unwrap().join("victim");
+        fs::write(&victim, "").unwrap();
+        let device = DeviceNumber { major: 7, minor: 124 };
+        let volume = Some(super::super::disks::VolumeDisk { read_only: false });
+        let disk = Disk { name: "vdb".into(), device, serial: "vol-1".into(), volume };
+        std::os::unix::fs::symlink(&victim, point.join("vdb")).unwrap();
+        for _ in 0..2 {
+            plug(point, BLOCK, &disk).unwrap();
+            let vdb = fs::symlink_metadata(point.join("vdb")).unwrap();
+            assert!(vdb.file_type().is_block_device() && vdb.rdev() == makedev(7, 124));
+            assert_eq!((vdb.uid(), vdb.gid()), (BLOCK.first, BLOCK.first + DISK));
+            assert_eq!(vdb.mode() & 0o7777, 0o660);
+            let by_id = point.join("disk/by-id/virtio-vol-1");
+            assert_eq!(fs::canonicalize(by_id).unwrap(), point.join("vdb"));
+        }
+        let kept = fs::metadata(&victim).unwrap();
+        assert_eq!((kept.uid(), kept.mode() & 0o777), (0, 0o644));
+        unplug(point, &disk).unwrap();
+        assert!(fs::symlink_metadata(point.join("vdb")).is_err());
+        assert!(fs::symlink_metadata(point.join("disk/by-id/virtio-vol-1")).is_err());
+        // Links that would lead the host's root elsewhere lead nowhere.
+        let outside = point.parent().unwrap().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::remove_dir_all(point.join("disk")).unwrap();
+        std::os::unix::fs::symlink(&outside, point.join("disk")).unwrap();
+        plug(point, BLOCK, &disk).unwrap();
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+        unplug(point, &disk).unwrap();
+        fs::create_dir(point.join("vdb")).unwrap();
+        assert!(plug(point, BLOCK, &disk).unwrap_err().detail.contains("directory"));
+        unplug(point, &disk).unwrap();
+        fs::remove_dir(point.join("vdb")).unwrap();
+        fs::remove_file(point.join("disk")).unwrap();
     }
 }

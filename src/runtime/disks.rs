@@ -10,7 +10,7 @@ use super::hidden::Replaced;
 use crate::cgroup::DeviceNumber;
 
 /// Most characters of a serial number, as virtio has it.
-const SERIAL: usize = 20;
+pub const SERIAL: usize = 20;
 
 /// What is on a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +29,22 @@ pub enum Kind {
 pub struct Disk {
     /// Its name below `/dev`.
     pub name: String,
-    /// The host's device. What is mounted of it is the host's as well, whose kernel trusts what it
-    /// has read: nobody inside may write to the blocks.
+    /// The host's device. What is mounted of one of the instance's own is the host's as well, whose
+    /// kernel trusts what it has read: nobody inside may write to the blocks.
     pub device: DeviceNumber,
     /// What tells it from others.
     pub serial: String,
+    /// If it is a volume: then the host has nothing mounted of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeDisk>,
+}
+
+/// What a volume is beyond a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeDisk {
+    /// Whether it is only read.
+    pub read_only: bool,
 }
 
 /// The kinds of an instance's disks, in the order in which they have their names: what it boots
@@ -59,6 +70,7 @@ pub fn disks(
         name: name(number),
         device: *device,
         serial: serial(instance, kind),
+        volume: None,
     };
     kinds.zip(devices).enumerate().map(disk).collect()
 }
@@ -81,6 +93,11 @@ fn serial(instance: Uuid, kind: Kind) -> String {
 }
 
 impl Disk {
+    /// Whether programs inside may write to its blocks.
+    pub fn is_writable(&self) -> bool {
+        self.volume.is_some_and(|volume| !volume.read_only)
+    }
+
     /// Its name below `/dev/disk/by-id`.
     pub fn id(&self) -> String {
         format!("virtio-{}", self.serial)

@@ -69,6 +69,29 @@ pub enum DiskLink {
 /// host's device. Its counts are not among them, since they go on from those of earlier instances.
 pub const LIVE: [&str; 2] = ["queue", "size"];
 
+/// What is shown of a volume's `queue`: limits of its device, by which programs that partition and
+/// format it go, and what lists disks shows.
+pub const QUEUE: [&str; 18] = [
+    "add_random",
+    "discard_granularity",
+    "discard_max_bytes",
+    "discard_zeroes_data",
+    "fua",
+    "hw_sector_size",
+    "io_poll",
+    "logical_block_size",
+    "max_hw_sectors_kb",
+    "max_sectors_kb",
+    "minimum_io_size",
+    "nr_requests",
+    "optimal_io_size",
+    "physical_block_size",
+    "read_ahead_kb",
+    "rotational",
+    "scheduler",
+    "write_cache",
+];
+
 /// A file of proc that says something else than the kernel's.
 #[derive(Debug)]
 pub struct Replaced {

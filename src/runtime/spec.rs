@@ -522,7 +522,7 @@ mod tests {
         let image = ImageConfig { cmd: texts(&["x"]), ..Default::default() };
         let layout = Layout::new("/var/lib/berth", "/run/berth").instance(uuid::Uuid::nil());
         let device = DeviceNumber { major: 7, minor: 3 };
-        let disks = [Disk { name: "vda".into(), device, serial: "root".into() }];
+        let disks = [Disk { name: "vda".into(), device, serial: "root".into(), volume: None }];
         let input = SpecInput {
             definition: &definition,
             image: &image,

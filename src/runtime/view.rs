@@ -8,21 +8,23 @@
 //! mount namespace of the host's root, and handed back by propagation. See mount_namespaces(7).
 
 use std::fs::{self, DirBuilder, File};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountPropagationFlags as Propagation;
 use uuid::Uuid;
 
-use super::disks::{self, Disk};
+use super::disks::{self, Disk, VolumeDisk};
 use super::hidden::{self, DiskLink, Hidden, Narrowed};
 use crate::fault::{Fault, OrFault, Result};
 use crate::sys::mount::{self, Attributes, FsOption};
 use crate::sys::thread::{self, MountNamespace};
 
-/// Room for the few short files and directories that stand for others, a page of memory each.
-const SIZE: &str = "1m";
+/// Room for the short files and directories that stand for others, a page of memory each: most are
+/// volumes', some 30 each.
+const SIZE: &str = "8m";
 
 /// What a created container is to see.
 #[derive(Clone, Copy, Debug)]
@@ -42,16 +44,20 @@ pub struct View<'a> {
     pub disks: &'a [Disk],
 }
 
+/// What stands for files of the kernel's in a container, to be changed while it runs.
+#[derive(Debug)]
+pub struct Stage(OwnedFd);
+
 /// Gives the container whose first process is `init` its view. To be called between the runtime's
-/// `create` and its `start`.
-pub fn complete(init: i32, view: &View<'_>) -> Result<()> {
+/// `create` and its `start`. None: the program has a kernel of its own.
+pub fn complete(init: i32, view: &View<'_>) -> Result<Option<Stage>> {
     let doing = "completing the instance's /proc and /sys";
     let inode = |path: &Path| fs::metadata(path).map(|found| found.ino()).or_fault(doing);
     if inode(Path::new(&format!("/proc/{init}/ns/user")))? != inode(view.user_ns)? {
-        return Ok(());
+        return Ok(None);
     }
     let inside = PathBuf::from(format!("/proc/{init}/ns/mnt"));
-    thread::in_own_mounts(&inside, |outside, inside| Work { view, outside, inside }.run())
+    thread::in_own_mounts(&inside, |outside, inside| Work { view, outside, inside }.run().map(Some))
         .map_err(|fault| Fault { detail: format!("{doing}: {}", fault.detail), ..fault })
 }
 
@@ -63,7 +69,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn run(&self) -> Result<()> {
+    fn run(&self) -> Result<Stage> {
         self.inside.enter()?;
         let taken = [&hidden::PROC, &hidden::SYS].map(|hidden| {
             let point = Path::new(hidden.mount_point);
@@ -74,7 +80,7 @@ impl Work<'_> {
         mount::propagate(Path::new("/"), Propagation::PRIVATE)?;
         let own_root = open(Path::new("/"))?;
         self.outside.enter()?;
-        self.make_stage()?;
+        let stage = self.make_stage()?;
         let mut complete = Vec::new();
         for tree in taken {
             let (hidden, tree) = tree?;
@@ -87,7 +93,7 @@ impl Work<'_> {
             for (point, tree) in &complete {
                 mount::attach(tree.as_fd(), Path::new(point))?;
             }
-            return Ok(());
+            return Ok(stage);
         }
         self.outside.enter()?;
         self.hand_over(root, &own_root, &complete)?;
@@ -97,7 +103,8 @@ impl Work<'_> {
             let all = Propagation::PRIVATE | Propagation::REC;
             mount::propagate(Path::new(point), all)?;
         }
-        mount::propagate(Path::new("/"), Propagation::PRIVATE)
+        mount::propagate(Path::new("/"), Propagation::PRIVATE)?;
+        Ok(stage)
     }
 
     fn stage(&self, name: &str) -> PathBuf {
@@ -105,7 +112,7 @@ impl Work<'_> {
     }
 
     /// A small file system for what stands in place of something.
-    fn make_stage(&self) -> Result<()> {
+    fn make_stage(&self) -> Result<Stage> {
         let doing = "making what stands for hidden files";
         let options = [
             FsOption::Text("source", Path::new("berth")),
@@ -113,11 +120,13 @@ impl Work<'_> {
             FsOption::Text("size", Path::new(SIZE)),
         ];
         let stage = mount::create("tmpfs", &options, Attributes::empty()).or_fault(doing)?;
+        let root = mount::root_of(stage.as_fd())?;
         mount::attach(stage.as_fd(), self.view.stage)?;
         for name in ["block", "empty", "tree", "root", "peer"] {
             make_dir(&self.stage(name))?;
         }
-        write(&self.stage("zero"), b"0\n")
+        write(&self.stage("zero"), b"0\n")?;
+        Ok(Stage(root))
     }
 
     /// The whole of a file system, with what is hidden covered.
@@ -182,6 +191,9 @@ impl Work<'_> {
     /// What stays of the kernel's own for each disk, while it can still be found.
     fn live<'a>(&self, sys: &Path) -> Result<Vec<Live<'a>>> {
         let of_disk = |disk: &Disk| {
+            if disk.volume.is_some() {
+                return Ok(Vec::new());
+            }
             let place = sys.join(format!("dev/block/{}", disk.device));
             let place = fs::canonicalize(&place)
                 .or_fault(format_args!("looking for {}", place.display()))?;
@@ -199,17 +211,7 @@ impl Work<'_> {
             self.cover(&self.stage("block"), &top)?;
         }
         for (disk, live) in self.view.disks.iter().zip(live) {
-            let of_disk = self.staged(hidden::DISKS).join(&disk.name);
-            self.describe(disk, &of_disk)?;
-            for (path, link) in hidden::LINKS_TO_DISKS {
-                let name = match link {
-                    DiskLink::Name => disk.name.clone(),
-                    DiskLink::Number => disk.device.to_string(),
-                };
-                let up = "../".repeat(path.split('/').count());
-                let to = format!("{up}{}/{}", hidden::DISKS, disk.name);
-                make_link(&to, &self.staged(path).join(name))?;
-            }
+            show(self.view.stage, disk)?;
             let place = sys.join(hidden::DISKS).join(&disk.name);
             for (name, tree) in live {
                 mount::set_attributes(tree.as_fd(), covers(), None)?;
@@ -217,31 +219,6 @@ impl Work<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Where on the stage that is which stands for `path`, a directory below a narrowed one.
-    fn staged(&self, path: &str) -> PathBuf {
-        match path.rsplit_once('/') {
-            Some((narrowed, name)) => self.stage(&narrowed.replace('/', "-")).join(name),
-            None => self.stage(path),
-        }
-    }
-
-    fn describe(&self, disk: &Disk, dir: &Path) -> Result<()> {
-        make_dir(dir)?;
-        write(&dir.join("dev"), format!("{}\n", disk.device).as_bytes())?;
-        // As virtio has it: without an end of the line.
-        write(&dir.join("serial"), disk.serial.as_bytes())?;
-        write(&dir.join("uevent"), disk.uevent().as_bytes())?;
-        for name in ["alignment_offset", "discard_alignment", "hidden", "removable", "ro"] {
-            // One page for them all.
-            fs::hard_link(self.stage("zero"), dir.join(name))
-                .or_fault(format_args!("making {name}"))?;
-        }
-        make_link("../../../../class/block", &dir.join("subsystem"))?;
-        make_dir(&dir.join("queue"))?;
-        write(&dir.join("stat"), Disk::counts().as_bytes())?;
-        write(&dir.join("size"), b"")
     }
 
     fn cover(&self, with: &Path, place: &Path) -> Result<()> {
@@ -273,6 +250,108 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+impl Stage {
+    /// Shows these disks, of which the instance's own are those that are shown, and volumes as large
+    /// as they now are.
+    pub fn show(&self, before: &[Disk], after: &[Disk]) -> Result<()> {
+        // The monitor's own proc.
+        let stage = PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
+        for disk in before.iter().filter(|disk| !after.contains(disk)) {
+            hide(&stage, disk)?;
+        }
+        for disk in after {
+            if !before.contains(disk) {
+                // Of a change that was broken off.
+                hide(&stage, disk)?;
+                show(&stage, disk)?;
+            } else if disk.volume.is_some() {
+                let size = staged(&stage, hidden::DISKS).join(&disk.name).join("size");
+                rewrite(&size, format!("{}\n", sectors(disk)?).as_bytes())?;
+            }
+        }
+        let sizes = after.iter().map(sectors).collect::<Result<Vec<_>>>()?;
+        for file in disks::tables(after, &sizes) {
+            let table = stage.join(file.path);
+            if table.exists() {
+                rewrite(&table, file.content.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where on the stage that is which stands for `path`, a directory below a narrowed one.
+fn staged(stage: &Path, path: &str) -> PathBuf {
+    match path.rsplit_once('/') {
+        Some((narrowed, name)) => stage.join(narrowed.replace('/', "-")).join(name),
+        None => stage.join(path),
+    }
+}
+
+/// The links to a disk on the stage, and where each leads.
+fn links(stage: &Path, disk: &Disk) -> [(PathBuf, String); 3] {
+    hidden::LINKS_TO_DISKS.map(|(path, link)| {
+        let name = match link {
+            DiskLink::Name => disk.name.clone(),
+            DiskLink::Number => disk.device.to_string(),
+        };
+        let up = "../".repeat(path.split('/').count());
+        (staged(stage, path).join(name), format!("{up}{}/{}", hidden::DISKS, disk.name))
+    })
+}
+
+/// Puts a disk onto the stage.
+fn show(stage: &Path, disk: &Disk) -> Result<()> {
+    describe(stage, disk, &staged(stage, hidden::DISKS).join(&disk.name))?;
+    links(stage, disk).iter().try_for_each(|(link, to)| make_link(to, link))
+}
+
+/// Takes a disk off the stage; absence is success.
+fn hide(stage: &Path, disk: &Disk) -> Result<()> {
+    let doing = || format!("hiding {}", disk.name);
+    let absent = |done: io::Result<()>| match done {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.or_fault(doing()),
+    };
+    for (link, _) in links(stage, disk) {
+        absent(fs::remove_file(link))?;
+    }
+    absent(fs::remove_dir_all(staged(stage, hidden::DISKS).join(&disk.name)))
+}
+
+fn describe(stage: &Path, disk: &Disk, dir: &Path) -> Result<()> {
+    make_dir(dir)?;
+    write(&dir.join("dev"), format!("{}\n", disk.device).as_bytes())?;
+    // As virtio has it: without an end of the line.
+    write(&dir.join("serial"), disk.serial.as_bytes())?;
+    write(&dir.join("uevent"), disk.uevent().as_bytes())?;
+    let mut zero = vec!["alignment_offset", "discard_alignment", "hidden", "removable"];
+    match disk.volume {
+        Some(VolumeDisk { read_only: true }) => write(&dir.join("ro"), b"1\n")?,
+        _ => zero.push("ro"),
+    }
+    for name in zero {
+        // One page for them all.
+        fs::hard_link(stage.join("zero"), dir.join(name))
+            .or_fault(format_args!("making {name}"))?;
+    }
+    make_link("../../../../class/block", &dir.join("subsystem"))?;
+    make_dir(&dir.join("queue"))?;
+    write(&dir.join("stat"), Disk::counts().as_bytes())?;
+    if disk.volume.is_none() {
+        return write(&dir.join("size"), b"");
+    }
+    // What comes and goes has no mounts: it is as it was when it came.
+    for name in hidden::QUEUE {
+        let value = fs::read(format!("/sys/dev/block/{}/queue/{name}", disk.device));
+        // Not every kernel has each.
+        if let Ok(value) = value {
+            write(&dir.join("queue").join(name), &value)?;
+        }
+    }
+    write(&dir.join("size"), format!("{}\n", sectors(disk)?).as_bytes())
 }
 
 /// What stays of the kernel's own for a disk: names, and what is to be mounted there.
@@ -309,6 +388,17 @@ fn make_dir(path: &Path) -> Result<()> {
 
 fn make_link(to: &str, path: &Path) -> Result<()> {
     std::os::unix::fs::symlink(to, path).or_fault(format_args!("making {}", path.display()))
+}
+
+/// Changes a file that is there, of which there are mounts: whoever reads it meanwhile finds no less
+/// than the shorter of both.
+fn rewrite(path: &Path, content: &[u8]) -> Result<()> {
+    let file = fs::OpenOptions::new().write(true).open(path);
+    file.and_then(|file| {
+        file.write_all_at(content, 0)?;
+        file.set_len(content.len() as u64)
+    })
+    .or_fault(format_args!("writing {}", path.display()))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use crate::fault::{OrFault, Result};
+
 /// The two roots: durable state, and state that ends with the host's uptime.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -131,6 +133,15 @@ impl InstanceLayout {
     /// Its volatile directory.
     pub fn run(&self) -> &Path {
         &self.run
+    }
+    /// Its id.
+    pub fn id(&self) -> Result<Uuid> {
+        let name = self.run.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        Uuid::parse_str(name).or_fault("reading an instance's id")
+    }
+    /// Is there as long as it may have loop devices of volumes.
+    pub fn volumes(&self) -> PathBuf {
+        self.run.join("volumes")
     }
     /// The durable record.
     pub fn record(&self) -> PathBuf {

@@ -115,6 +115,9 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
@@ -141,6 +144,61 @@ struct Attach {
     flags: u32,
 }
 
+#[repr(C)]
+struct Query {
+    target: u32,
+    kind: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+struct ById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+/// Holds all in a cgroup of version 2 to these rules instead of those that it is held to, whoever
+/// made them. In between both hold, so never is more allowed than by the former or the latter.
+pub fn replace(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> io::Result<()> {
+    let before = attached(cgroup)?;
+    attach(cgroup, rules)?;
+    for id in before {
+        let former = bpf(BPF_PROG_GET_FD_BY_ID, &ById { id, next: 0, flags: 0 })?;
+        // SAFETY: the kernel has just given the descriptor to this call.
+        let former = unsafe { OwnedFd::from_raw_fd(former) };
+        let detach = Attach {
+            target: cgroup.as_raw_fd().cast_unsigned(),
+            program: former.as_raw_fd().cast_unsigned(),
+            kind: BPF_CGROUP_DEVICE,
+            flags: 0,
+        };
+        bpf(BPF_PROG_DETACH, &detach)?;
+    }
+    Ok(())
+}
+
+/// Ids of the programs that a cgroup itself has.
+fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    // A runtime attaches one; the kernel takes no more than 64 (BPF_CGROUP_MAX_PROGS).
+    let mut ids = [0u32; 64];
+    let mut query = Query {
+        target: cgroup.as_raw_fd().cast_unsigned(),
+        kind: BPF_CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: ids.as_mut_ptr() as u64,
+        count: 64,
+        padding: 0,
+    };
+    bpf_mut(BPF_PROG_QUERY, &mut query)?;
+    Ok(ids.into_iter().take(query.count as usize).collect())
+}
+
 /// Holds all in a cgroup of version 2, an open directory, and below it to these rules, for as
 /// long as it is there.
 pub fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> io::Result<()> {
@@ -161,6 +219,15 @@ pub fn attach(cgroup: BorrowedFd<'_>, rules: &[Rule]) -> io::Result<()> {
         flags: BPF_F_ALLOW_MULTI,
     };
     bpf(BPF_PROG_ATTACH, &attach).map(drop)
+}
+
+/// [`bpf`] of a command that answers in its structure.
+fn bpf_mut<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
+    // SAFETY: as in `bpf`; nothing else refers to the structure that the kernel writes.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done as libc::c_int) }
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
@@ -221,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn root_the_kernel_takes_it() {
+    fn root_the_kernel_takes_it_and_the_next() {
         let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(std::path::Path::new);
         let Some(root) = roots.iter().find(|root| root.join("cgroup.controllers").exists()) else {
             return;
@@ -229,6 +296,7 @@ mod tests {
         let all = Rule { allow: false, block: None, major: None, minor: None, access: ALL };
         let null =
             Rule { allow: true, block: Some(false), major: Some(1), minor: Some(3), access: ALL };
+        let null_rule = null;
         let read = Rule { access: Access { make: false, read: true, write: false }, ..null };
         let dir = root.join(format!("berth-test-{}", std::process::id()));
         std::fs::create_dir(&dir).unwrap();
@@ -236,7 +304,24 @@ mod tests {
         let tried = [&[all, null, read][..], &[null, all], &[], &[read]].map(|rules| {
             attach(std::os::fd::AsFd::as_fd(&cgroup), rules).map_err(|e| e.to_string())
         });
+        let cgroup = std::os::fd::AsFd::as_fd(&cgroup);
+        let had = attached(cgroup).map(|ids| ids.len());
+        let replaced = replace(cgroup, &[all, null]).and_then(|()| attached(cgroup));
+        // Whoever is in it is held to the latest alone.
+        let tried_inside = |path: &str| {
+            let command = format!("echo $$ > {}/cgroup.procs; : < {path}", dir.display());
+            std::process::Command::new("sh")
+                .args(["-c", &command])
+                .stderr(std::process::Stdio::null())
+                .status()
+        };
+        let (null, zero) = (tried_inside("/dev/null"), tried_inside("/dev/zero"));
+        let widened = Rule { minor: Some(5), ..null_rule };
+        let opened = replace(cgroup, &[all, widened]).and_then(|()| tried_inside("/dev/zero"));
         std::fs::remove_dir(&dir).unwrap();
         assert_eq!(tried, [Ok(()), Ok(()), Ok(()), Ok(())]);
+        assert_eq!((had.unwrap(), replaced.unwrap().len()), (4, 1));
+        assert!(null.unwrap().success() && !zero.unwrap().success());
+        assert!(opened.unwrap().success());
     }
 }

@@ -1,15 +1,19 @@
 //! Loop devices: a file as a block device.
 //!
-//! Every device berth attaches clears itself when the last to use it (an open
+//! Every device of a disk clears itself when the last to use it (an open
 //! descriptor, a mount) goes away, so that neither a crash nor a forgotten
 //! name leaves one behind. A device is known by the file it has, never by its
 //! number alone: numbers are given again.
+//!
+//! A volume's device stays until it is cleared, for nobody may have it open, and an
+//! instance that may use its number must not find another file there. It is known by its
+//! [mark](attach_marked).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::mem::zeroed;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -25,6 +29,8 @@ pub const MAJOR: u32 = 7;
 
 // From include/uapi/linux/loop.h.
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
+const LOOP_SET_STATUS64: libc::c_ulong = 0x4C04;
 const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_SET_CAPACITY: libc::c_ulong = 0x4C07;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
@@ -106,6 +112,60 @@ pub fn attach_part(
     Err(Fault::internal(doing(), "another process keeps the file locked"))
 }
 
+/// Longest mark, bytes.
+pub const MARK: usize = 63;
+
+/// Attaches an open file to a free device that stays until [`LoopDevice::clear`], and is found by
+/// `mark`, at most [`MARK`] bytes. Where the host can, its page cache is gone past.
+pub fn attach_marked(backing: &File, mark: &str, read_only: bool) -> io::Result<LoopDevice> {
+    let mut name = [0; 64];
+    if mark.len() > MARK {
+        return Err(io::Error::other("the mark of a loop device is too long"));
+    }
+    name[..mark.len()].copy_from_slice(mark.as_bytes());
+    let mut flags = LO_FLAGS_DIRECT_IO;
+    if read_only {
+        flags |= LO_FLAGS_READ_ONLY;
+    }
+    configure_free_as(backing, (0, 0), flags, name)
+}
+
+/// The attached devices whose marks begin so, with their marks.
+pub fn marked(prefix: &str) -> io::Result<Vec<(LoopDevice, String)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let Some(number) = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok()) else {
+            continue;
+        };
+        if !Path::new("/sys/block").join(&name).join("loop/backing_file").exists() {
+            continue;
+        }
+        if let Some((device, mark)) = open_marked(number)?
+            && mark.starts_with(prefix)
+        {
+            found.push((device, mark));
+        }
+    }
+    Ok(found)
+}
+
+/// Device `number` with its mark, which is empty for one that has none; if it is attached.
+pub fn open_marked(number: u32) -> io::Result<Option<(LoopDevice, String)>> {
+    let path = device_path(number);
+    let file = match OpenOptions::new().read(true).open(&path) {
+        Ok(file) => file,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENOENT | libc::ENODEV)) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
+    let Some(info) = status(&file)? else { return Ok(None) };
+    let mark: Vec<u8> = info.file_name.into_iter().take_while(|byte| *byte != 0).collect();
+    let mark = String::from_utf8_lossy(&mark).into_owned();
+    Ok(Some((LoopDevice { path, number, file }, mark)))
+}
+
 /// Keeps `file` from getting a device of ours while it is open, once it has none:
 /// what was written to the device is then in the file. A device outlives its last
 /// user for a moment; longer, and somebody else has mounted it, or has a copy of
@@ -181,6 +241,52 @@ impl LoopDevice {
         Err(Errno::BUSY.into())
     }
 
+    /// Whether it has the file, or the block device, that this describes.
+    pub fn is_of(&self, backing: &fs::Metadata) -> io::Result<bool> {
+        let Some(info) = status(&self.file)? else { return Ok(false) };
+        Ok(match backing.file_type().is_block_device() {
+            true => info.rdevice == backing.rdev(),
+            false => info.inode == backing.ino() && info.device == backing.dev(),
+        })
+    }
+
+    /// Whether its file was [taken away](Self::empty).
+    pub fn is_emptied(&self) -> io::Result<bool> {
+        Ok(status(&self.file)?.is_some_and(|info| info.offset != 0))
+    }
+
+    /// Writes to the file what the device's cache holds.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Has it end with its last user, which is this value if there is no other; then it is free
+    /// when that has been dropped.
+    pub fn clear(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open; this request takes no argument.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_CLR_FD, 0) }).map(drop)
+    }
+
+    /// Undoes [`clear`](Self::clear) of a device that has other users.
+    pub fn keep(&self) -> io::Result<()> {
+        self.set_status(|info| info.flags &= !LO_FLAGS_AUTOCLEAR)
+    }
+
+    /// Takes its file away from all who have it open, to write, to read or mapped: from here on
+    /// it is empty. Kernels that want nobody to have it mapped say [`ErrorKind::WouldBlock`].
+    pub fn empty(&self) -> io::Result<()> {
+        // More than any file has: what begins there has no size.
+        self.set_status(|info| info.offset = 1 << 62)
+    }
+
+    fn set_status(&self, change: impl FnOnce(&mut LoopInfo64)) -> io::Result<()> {
+        let mut info = status(&self.file)?.ok_or(Errno::NXIO)?;
+        change(&mut info);
+        // SAFETY: the request reads a loop_info64, which lives through the call.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) })
+            .map(drop)
+    }
+
     /// Makes the device as large as its file now is.
     pub fn update_size(&self) -> io::Result<()> {
         // SAFETY: the descriptor is open; this request takes no argument.
@@ -203,7 +309,6 @@ fn configure_free(
     read_only: bool,
     direct_io: bool,
 ) -> io::Result<LoopDevice> {
-    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
     let mut flags = LO_FLAGS_AUTOCLEAR;
     if read_only {
         flags |= LO_FLAGS_READ_ONLY;
@@ -211,12 +316,23 @@ fn configure_free(
     if direct_io {
         flags |= LO_FLAGS_DIRECT_IO;
     }
+    configure_free_as(backing, part, flags, [0; 64])
+}
+
+fn configure_free_as(
+    backing: &File,
+    part: (u64, u64),
+    flags: u32,
+    name: [u8; 64],
+) -> io::Result<LoopDevice> {
+    let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+    let read_only = flags & LO_FLAGS_READ_ONLY != 0;
     let _one = ATTACHING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     loop {
         // SAFETY: the descriptor is open; this request takes no argument.
         let number = check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE, 0) })?;
         let device = open_free(number.unsigned_abs(), read_only)?;
-        match configure(&device.file, backing, part, flags) {
+        match configure(&device.file, backing, part, flags, name) {
             Ok(()) => return Ok(device),
             // Somebody else was faster.
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
@@ -230,11 +346,13 @@ fn configure(
     backing: &File,
     (offset, size): (u64, u64),
     flags: u32,
+    name: [u8; 64],
 ) -> io::Result<()> {
     // SAFETY: all-zero is valid: integers and arrays of integers.
     let mut config: LoopConfig = unsafe { zeroed() };
     config.fd = backing.as_raw_fd().unsigned_abs();
     config.info.flags = flags;
+    config.info.file_name = name;
     config.info.offset = offset;
     config.info.size_limit = size;
     // SAFETY: the request reads a loop_config, which lives through the call;
@@ -355,6 +473,40 @@ mod tests {
         assert_eq!(numbers.len(), files.len());
         drop(devices);
         files.iter().for_each(|f| wait_until_free(f));
+    }
+
+    #[test]
+    fn root_a_marked_device_stays_and_can_be_taken_away() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = backing(dir.path(), "volume");
+        let mark = format!("berth-test:{}", uuid::Uuid::new_v4().simple());
+        let open = || OpenOptions::new().read(true).write(true).open(&file).unwrap();
+        let number = attach_marked(&open(), &mark, false).unwrap().number;
+        let mut found = marked(&mark).unwrap();
+        let (device, of) = found.pop().unwrap();
+        assert!(found.is_empty() && device.number == number && of == mark);
+        assert!(device.is_of(&fs::metadata(&file).unwrap()).unwrap());
+        let holder = OpenOptions::new().read(true).write(true).open(&device.path).unwrap();
+        rustix::io::pwrite(&holder, b"written", 0).unwrap();
+        device.clear().unwrap();
+        assert!(open_marked(number).unwrap().is_some(), "somebody has it open");
+        device.keep().unwrap();
+        device.sync().unwrap();
+        assert!(!device.is_emptied().unwrap());
+        device.empty().unwrap();
+        assert!(device.is_emptied().unwrap());
+        assert!(rustix::io::pwrite(&holder, b"too late", 0).is_err());
+        assert_eq!(rustix::io::pread(&holder, &mut [0; 8], 0).unwrap(), 0);
+        device.clear().unwrap();
+        drop((device, holder));
+        for _ in 0..500 {
+            if marked(&mark).unwrap().is_empty() {
+                let kept = fs::read(&file).unwrap();
+                return assert_eq!(&kept[..8], b"written\0");
+            }
+            sleep(Duration::from_millis(10));
+        }
+        panic!("loop{number} is still attached");
     }
 
     #[test]

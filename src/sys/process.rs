@@ -50,6 +50,16 @@ impl ProcessId {
         (!matches!(state, 'Z' | 'X')).then_some(ProcessId { pid, start_time })
     }
 
+    /// [`ProcessId::of`], also of one whose first thread has ended before others: those live on, with
+    /// all that it has open.
+    pub fn of_any_thread(pid: i32) -> Option<ProcessId> {
+        let (state, start_time) =
+            parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        let threads = || fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().count();
+        let lives = !matches!(state, 'Z' | 'X') || threads() > 1;
+        lives.then_some(ProcessId { pid, start_time })
+    }
+
     /// This process.
     pub fn own() -> Option<ProcessId> {
         ProcessId::of(std::process::id().cast_signed())
@@ -108,6 +118,16 @@ impl ProcessId {
         };
         // Checked after the open: from here on the number cannot mean another.
         Ok(self.is_alive().then_some(fd))
+    }
+
+    /// [`ProcessId::open`], also of one whose first thread has ended before others.
+    pub fn open_any_thread(self) -> io::Result<Option<PidFd>> {
+        let fd = match PidFd::open(self.pid) {
+            Ok(fd) => fd,
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        Ok((ProcessId::of_any_thread(self.pid) == Some(self)).then_some(fd))
     }
 
     /// Kills it, and waits until it is gone, 10 seconds at most: longer takes one that the kernel

@@ -49,7 +49,7 @@ pub enum EventKind {
     LxcfsRestored,
     /// It was made; it does not run yet.
     Created,
-    /// Its limits or interfaces changed.
+    /// Its limits, interfaces or volumes changed.
     Updated,
     /// It is gone.
     Deleted,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{Flavor, Vif};
+use super::{Flavor, Vif, Volume};
 
 /// The definition of an instance. The same body again is the same instance;
 /// another body under the same id is a conflict.
@@ -225,6 +225,8 @@ pub enum TaskState {
     RevertingMigration,
     /// An interface being attached or detached.
     Networking,
+    /// A volume being attached, detached or extended.
+    ChangingVolumes,
     /// A user's password being set.
     SettingPassword,
     /// What it is doing being written to its console.
@@ -265,6 +267,9 @@ pub struct Instance {
     /// The definition, with later changes of flavor and interfaces.
     #[serde(flatten)]
     pub definition: Definition,
+    /// Its volumes, each with the name that it has inside.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     /// Its power state.
     pub power_state: PowerState,
     /// Nova's number of the power state.

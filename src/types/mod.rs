@@ -16,6 +16,7 @@ mod problem;
 mod remote_console;
 mod stats;
 mod vif;
+mod volume;
 
 pub use event::{Event, EventKind};
 pub use flavor::{ExtraSpecs, Flavor};
@@ -44,3 +45,4 @@ pub use stats::{
     BlockStats, CpuStats, InstanceStats, InterfaceStats, MemoryStats, PidsStats, PressureStats,
 };
 pub use vif::{Route, Vif};
+pub use volume::{Volume, VolumeAttach, VolumeSource, VolumeStatus};

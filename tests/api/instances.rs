@@ -102,6 +102,53 @@ async fn interfaces_come_and_go() {
 }
 
 #[tokio::test]
+async fn volumes_come_grow_and_go() {
+    let service = Service::start();
+    let id = service.running_instance().await;
+    let list = format!("/v1/instances/{id}/volumes");
+    let path = format!("{list}/{}", Uuid::new_v4());
+    let body = |source: Value| Some(json!({"source": source, "serial": "held"}));
+    for (source, field) in [
+        (json!({"block": {"path": "dev/sdb"}}), "source.block.path"),
+        (json!({"file": {"path": ""}}), "source.file.path"),
+    ] {
+        let (status, fault) = service.call("PUT", &path, body(source)).await;
+        assert_eq!((status, &fault["field"]), (400, &json!(field)));
+    }
+    for bad in [
+        json!({"tape": {"path": "/x"}}),
+        json!({"file": {"path": "/x", "offset": 1}}),
+        json!({"file": {"path": "/x"}, "block": {"path": "/y"}}),
+        json!("/x"),
+    ] {
+        let (status, fault) = service.call("PUT", &path, body(bad)).await;
+        assert_eq!((status, &fault["code"]), (400, &json!("invalid-input")));
+    }
+    let wanted = || body(json!({"block": {"path": "/dev/sdb"}}));
+    let (status, volume) = service.call("PUT", &path, wanted()).await;
+    assert_eq!((status, &volume["device"]), (201, &json!("/dev/vdb")));
+    assert_eq!(service.call("PUT", &path, wanted()).await.0, 200);
+    let other = body(json!({"block": {"path": "/dev/sdc"}}));
+    let (status, fault) = service.call("PUT", &path, other).await;
+    assert_eq!((status, &fault["code"]), (409, &json!("volume-exists")));
+    let (_, instance) = service.call("GET", &format!("/v1/instances/{id}"), None).await;
+    assert_eq!(instance["volumes"][0]["source"]["block"]["path"], "/dev/sdb");
+    let (status, larger) = service.call("POST", &format!("{path}/extend"), None).await;
+    assert_eq!((status, &larger["bytes"]), (200, &json!(2u64 << 30)));
+    let (status, fault) = service.call("DELETE", &path, None).await;
+    assert_eq!((status, &fault["code"]), (409, &json!("volume-busy")));
+    let forced = format!("{path}?force=maybe");
+    assert_eq!(service.call("DELETE", &forced, None).await.1["field"], "force");
+    assert_eq!(service.call("DELETE", &format!("{path}?force=true"), None).await.0, 204);
+    let (status, fault) = service.call("DELETE", &path, None).await;
+    assert_eq!((status, &fault["code"]), (404, &json!("volume-not-found")));
+    let (status, fault) = service.call("POST", &format!("{path}/extend"), None).await;
+    assert_eq!((status, &fault["code"]), (404, &json!("volume-not-found")));
+    let (_, volumes) = service.call("GET", &list, None).await;
+    assert_eq!(volumes["volumes"], json!([]));
+}
+
+#[tokio::test]
 async fn images_are_imported_and_deleted() {
     let service = Service::start();
     let file = tempfile::NamedTempFile::new().unwrap();

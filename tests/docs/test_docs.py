@@ -116,7 +116,7 @@ def test_berth_has_the_commands_and_options(path: Path):
     for span in code(path.read_text()):
         for call in berth_calls(span):
             words = call[1:]
-            command = words[:2] if words[0] == "image" else words[:1]
+            command = words[:2] if words[0] in ("image", "volume") else words[:1]
             # What comes after -- is another program's.
             own = words[: words.index("--")] if "--" in words else words
             options = [word for word in own if word[0] == "-" and word != "-"]

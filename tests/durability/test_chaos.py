@@ -57,6 +57,10 @@ class Worker(threading.Thread):
         self.ended = threading.Event()
         self.known: dict[str, dict] = {}
         self.calls = self.answered = 0
+        # One for its instances: whichever has it.
+        self.volume = service.base / f"volume-{seed}"
+        self.volume.write_bytes(bytes(1 << 20))
+        self.volume_id = str(uuid.UUID(int=self.random.getrandbits(128), version=4))
         self.unexpected: list[str] = []
 
     def run(self) -> None:
@@ -87,9 +91,17 @@ class Worker(threading.Thread):
             del self.known[identity]
         elif chance < 0.3:
             self.service.client.put(instance.path, self.known[identity], timeout=60)
-        elif chance < 0.4:
+        elif chance < 0.35:
             vif = self.known[identity]["vifs"][1]
             self.service.client.put(f"{instance.path}/interfaces/{vif['id']}", vif, timeout=60)
+        elif chance < 0.4:
+            source = {"file": {"path": str(self.volume)}}
+            self.service.client.put(
+                f"{instance.path}/volumes/{self.volume_id}", {"source": source}, timeout=60
+            )
+        elif chance < 0.45:
+            force = "?force=true" if self.random.random() < 0.3 else ""
+            self.service.client.delete(f"{instance.path}/volumes/{self.volume_id}{force}", timeout=60)
         else:
             name, body = self.random.choice(ACTIONS if chance < 0.8 else RESIZES)
             if name == "rescue":
@@ -160,7 +172,18 @@ def truthful(instance: Instance) -> str:
     kept = (instance.service.state_dir / "instances" / instance.id / "root.kept").exists()
     if kept != bool(shown["unconfirmed_resize"]):
         return f"unconfirmed resize: {shown['unconfirmed_resize']}, a kept disk: {kept}"
+    # What is being detached may still have its device, or no longer.
+    volumes = [v for v in shown["volumes"] if v["status"] == "attached"]
+    for volume in volumes:
+        loops = loops_of(Path(volume["source"]["file"]["path"]))
+        if len(loops) != (1 if running else 0):
+            return f"{shown['power_state']} with volume {volume['id']} as {loops}"
     return ""
+
+
+def loops_of(path: Path) -> list[str]:
+    said = subprocess.run(["losetup", "-j", path], capture_output=True, text=True, check=True).stdout
+    return [line.split(":")[0] for line in said.splitlines()]
 
 
 def settled(service: Service) -> str:
@@ -229,8 +252,12 @@ def test_random_kills_under_load(service, busybox, request, capsys):
         instance.action("reboot", type="HARD")
         assert instance.state == "RUNNING"
         assert instance.sh("echo alive") == "alive"
+        for volume in instance.get()["volumes"]:
+            if volume["status"] == "attached":
+                assert instance.sh(f"head -c 512 {volume['device']} | wc -c") == "512"
 
     service.delete_everything()
+    assert {w.volume: loops_of(w.volume) for w in workers if loops_of(w.volume)} == {}
     assert service.leftovers() == []
     service.kill()
     service.start()

@@ -413,6 +413,9 @@ fn kind(action: &Action) -> &'static str {
         Action::RevertMigration(_) => "instance.migrate.revert",
         Action::AttachInterface(_) => "instance.attach_interface",
         Action::DetachInterface(_) => "instance.detach_interface",
+        Action::AttachVolume(..) => "instance.attach_volume",
+        Action::DetachVolume { .. } => "instance.detach_volume",
+        Action::ExtendVolume(_) => "instance.extend_volume",
         Action::SetPassword(_) => "instance.password",
         Action::Dump => "instance.dump",
         Action::Quiesce => "instance.quiesce",
@@ -484,6 +487,24 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
             vifs.remove(index);
             (now, EventKind::Updated)
         }
+        Action::AttachVolume(volume_id, wanted) => {
+            attach_volume(&mut instance.volumes, volume_id, wanted)?;
+            (now, EventKind::Updated)
+        }
+        Action::DetachVolume { id: volume_id, force } => {
+            let index = volume_at(&instance.volumes, volume_id)?;
+            // What of this one holds is open inside.
+            if instance.volumes[index].serial == "held" && !force {
+                return Err(Fault::new(FaultKind::VolumeBusy, "a program has it open"));
+            }
+            instance.volumes.remove(index);
+            (now, EventKind::Updated)
+        }
+        Action::ExtendVolume(volume_id) => {
+            let index = volume_at(&instance.volumes, volume_id)?;
+            instance.volumes[index].bytes *= 2;
+            (now, EventKind::Updated)
+        }
         Action::SetPassword(_) | Action::Dump if now == running => return Ok(()),
         Action::Snapshot(_) => return Ok(()),
         Action::Quiesce if now == running => {
@@ -514,6 +535,34 @@ fn act(inner: &Inner, id: Uuid, action: Action, request_id: &str) -> Result<()> 
     instance.power_state_number = next.number();
     inner.events.publish(event, id, next, Some(request_id));
     Ok(())
+}
+
+fn attach_volume(volumes: &mut Vec<Volume>, id: Uuid, wanted: VolumeAttach) -> Result<()> {
+    if !wanted.source.path().is_absolute() {
+        return Err(Fault::invalid(wanted.source.field(), "must be an absolute path"));
+    }
+    match volumes.iter().find(|known| known.id == id) {
+        Some(known) if known.source == wanted.source && known.read_only == wanted.read_only => {}
+        Some(_) => return Err(Fault::new(FaultKind::VolumeExists, "another one")),
+        None => volumes.push(Volume {
+            id,
+            device: wanted.device.unwrap_or_else(|| "/dev/vdb".into()),
+            source: wanted.source,
+            serial: wanted.serial.unwrap_or_else(|| id.to_string()),
+            read_only: wanted.read_only,
+            multiattach: wanted.multiattach,
+            bytes: 1 << 30,
+            status: VolumeStatus::Attached,
+        }),
+    }
+    Ok(())
+}
+
+fn volume_at(volumes: &[Volume], id: Uuid) -> Result<usize> {
+    volumes
+        .iter()
+        .position(|volume| volume.id == id)
+        .ok_or_else(|| Fault::new(FaultKind::VolumeNotFound, "the instance has no such volume"))
 }
 
 fn validate(request: &InstanceCreate) -> Result<()> {
@@ -561,6 +610,7 @@ fn instance(id: Uuid, definition: Definition) -> Instance {
         power_state: PowerState::Shutdown,
         power_state_number: PowerState::Shutdown.number(),
         task_state: None,
+        volumes: vec![],
         quiesced: false,
         unconfirmed_resize: None,
         migration: None,

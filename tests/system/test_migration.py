@@ -6,6 +6,7 @@ import json
 import os
 import random
 import time
+import uuid
 
 import pytest
 from harness import Fault, Instance, small_file_system, wait_for
@@ -360,6 +361,24 @@ def test_bad_targets_change_nothing(pair, spawn):
     assert "resize" in refused(lambda: migrate(pair, old), "instance-invalid-state")
     old.action("resize/revert")
     assert pid != old.get()["pid"]
+
+
+def test_one_with_volumes_stays_as_it_is(pair, spawn):
+    old = spawn()
+    source = pair.source.base / "volume"
+    source.write_bytes(bytes(1 << 20))
+    path = f"{old.path}/volumes/{uuid.uuid4()}"
+    pair.source.client.put(path, {"source": {"file": {"path": str(source)}}})
+    try:
+        pid = old.get()["pid"]
+        with pytest.raises(Fault) as refused:
+            old.action("migrate", to=pair.url())
+        assert refused.value.code == "instance-invalid-state" and "detach all volumes" in refused.value.detail
+        assert old.get()["pid"] == pid and old.get()["migration"] is None
+        assert old.sh("head -c 512 /dev/vdb | wc -c") == "512"
+    finally:
+        pair.source.client.delete(path)
+        source.unlink()
 
 
 def test_a_destination_without_room_refuses_before_anything_is_touched(pair, spawn):

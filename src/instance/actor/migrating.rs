@@ -50,6 +50,16 @@ impl Actor {
                 "a resize awaits: confirm or revert it before the instance moves",
             ));
         }
+        if let Some(volume) = self.record.volumes.first() {
+            return Err(Fault::new(
+                FaultKind::InstanceInvalidState,
+                format!(
+                    "volume {} is attached, and what holds it is this host's: detach all volumes \
+                     before the instance moves, and attach them there",
+                    volume.id
+                ),
+            ));
+        }
         let ran = self.live.is_some();
         operation.may_be_aborted();
         self.set_departure(Some(Departure {

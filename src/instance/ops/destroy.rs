@@ -81,7 +81,11 @@ pub fn end_processes(parts: &HostParts, id: Uuid) -> Result<()> {
     let group = Group::new(&parts.hierarchy, &parts.config.instances.cgroup, id);
     // Write-back is held to the instance's rates until the cgroup is gone, so
     // that goes before the file systems, and needs to know their devices.
-    let devices = parts.devices(&layout);
+    let devices = parts.all_devices(&layout).unwrap_or_else(|fault| {
+        // Whoever attaches a file there sets its rates anew.
+        tracing::warn!(instance = %id, fault = %fault.in_full(), "ending it");
+        parts.devices(&layout)
+    });
     let log = parts.layout.run().join(format!("{id}.log"));
     let mut teardown = Teardown::default();
     // Whoever waits for a frozen disk does not die.

@@ -125,7 +125,7 @@ fn apply(parts: &HostParts, record: &Record) -> Result<()> {
     parts.placement.place(record);
     let limits = &parts.limits(record)?;
     let paths = parts.paths(record);
-    let devices = parts.devices(&paths);
+    let devices = parts.all_devices(&paths)?;
     let group = parts.group(record);
     group.update(limits, &devices)?;
     // Without one it ended in between: the next start plans anew.

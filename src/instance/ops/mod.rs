@@ -18,3 +18,4 @@ pub mod resize;
 pub mod snapshot;
 pub mod start;
 pub mod stop;
+pub mod volume;

@@ -13,7 +13,9 @@ use crate::instance::record::{Desired, Frozen, Record};
 use crate::monitor::{ExitAction, ExitRecord, Monitor, Phase};
 use crate::store::atomic;
 
-use super::{cold_resize, create, destroy, flavor_change, migrate, quiesce, rescue, start, stop};
+use super::{
+    cold_resize, create, destroy, flavor_change, migrate, quiesce, rescue, start, stop, volume,
+};
 
 /// What became of an instance while the service was away.
 #[derive(Debug)]
@@ -37,9 +39,11 @@ pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recover
     atomic::remove_file(&parts.paths(&record).root_disk_copy())?;
     rescue::recover(parts, &record)?;
     migrate::tell_again(parts, &record)?;
+    volume::let_run(parts, &record)?;
     if let Some(live) = adopt(parts, &mut record)? {
         parts.placement.read_back(&record);
-        if let Err(fault) = finish_changes(parts, &record) {
+        let volumes = volume::restore(parts, &mut record);
+        if let Err(fault) = finish_changes(parts, &record).and(volumes) {
             tracing::warn!(instance = %record.id, fault = %fault.in_full(), "bringing it to what its record says");
         }
         return Ok((record, Recovered::Running(live)));
@@ -51,6 +55,7 @@ pub fn recover(parts: &HostParts, mut record: Record) -> Result<(Record, Recover
     let same_boot = record.boot_id.as_deref() == Some(parts.boot_id.as_str());
     let wanted = record.desired == Desired::Running;
     let mut record = stop::power_off(parts, record)?;
+    volume::finish_detached(parts, &mut record)?;
     cold_resize::finish_interrupted(parts, &mut record)?;
     if let Some(exit) = ended {
         if wanted || record.exit.is_none() {

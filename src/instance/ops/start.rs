@@ -4,7 +4,7 @@ use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 
-use crate::cgroup::{CgroupLayout, DeviceNumber};
+use crate::cgroup::{CgroupLayout, Controller, DeviceNumber};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::live::Live;
@@ -24,7 +24,7 @@ use crate::store::atomic;
 use crate::sys::mount;
 use crate::types::InitKind;
 
-use super::{cold_resize, create, stop};
+use super::{cold_resize, create, stop, volume};
 
 /// Starts a stopped instance. What it did is undone when it fails.
 pub fn start(parts: &HostParts, mut before: Record) -> Result<(Record, Live)> {
@@ -70,8 +70,10 @@ fn boot(parts: &HostParts, record: &Record) -> Result<Live> {
     let devices = parts.mount(record)?;
     stats::set_baseline(&paths.block_baseline(), &devices)?;
     parts.placement.place(record);
-    let disks = disks::disks(record.id, record.disk_kinds(), &devices);
+    let mut disks = disks::disks(record.id, record.disk_kinds(), &devices);
+    disks.extend(volume::attach_all(parts, record)?);
     write_bundle(parts, record, &disks)?;
+    let devices: Vec<_> = disks.iter().map(|disk| disk.device).collect();
     let spec = monitor_spec(parts, record, &devices, disks)?;
     let monitor = monitor::launch(&spec, &parts.monitor_program)?;
     let (_, messages) = monitor.subscribe()?;
@@ -112,6 +114,9 @@ fn monitor_spec(
         systemd_memory_mb: (role == Role::System(InitKind::Systemd))
             .then_some(boot.definition.flavor.memory_mb),
         block: record.id_block,
+        device_cgroup: group.place(Controller::Devices).map(|place| place.path).ok_or_else(
+            || Fault::new(FaultKind::HostUnsupported, "the host has no cgroup of devices"),
+        )?,
         lxcfs: parts.config.instances.lxcfs.clone(),
         init: init::of_lines(role),
         devices: Extra::of(role, walls),

@@ -3,10 +3,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::LinuxDeviceType;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::config::{DeviceRule, refused};
 use crate::cgroup::Entrance;
@@ -71,6 +71,31 @@ impl Cgroups {
         };
         device_filter::attach(unified, &filter).or_fault(doing)
     }
+}
+
+/// Has whoever is in a cgroup of devices use what `after` says, where `before` held: both as a
+/// bundle has them. What runs there keeps open what it has open.
+pub fn change_devices(
+    dir: &Path,
+    before: &[LinuxDeviceCgroup],
+    after: &[LinuxDeviceCgroup],
+) -> Result<()> {
+    let doing = "changing which devices the instance may use";
+    let rules = |all: &[LinuxDeviceCgroup]| -> Result<Vec<Rule>> {
+        let read = serde_json::to_value(all).and_then(serde_json::from_value::<Vec<DeviceRule>>);
+        read.or_fault(doing)?.iter().map(rule).collect()
+    };
+    let (before, after) = (rules(before)?, rules(after)?);
+    if dir.join("devices.deny").exists() {
+        // Narrowed first. A line that takes away takes no more than what it names.
+        let gone = before.iter().filter(|rule| !after.contains(rule));
+        let gone: Vec<Rule> = gone.map(|rule| Rule { allow: !rule.allow, ..*rule }).collect();
+        let new = after.iter().filter(|rule| !before.contains(rule));
+        return gone.iter().chain(new).try_for_each(|rule| hold_v1(dir, rule)).or_fault(doing);
+    }
+    let cgroup = fs::File::open(dir).or_fault(doing)?;
+    let filter: Vec<Rule> = after.into_iter().chain([NODES]).collect();
+    device_filter::replace(cgroup.as_fd(), &filter).or_fault(doing)
 }
 
 /// To make a node is to use no device; every runtime allows it.

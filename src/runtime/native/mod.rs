@@ -65,6 +65,7 @@ pub mod seccomp;
 mod state;
 mod talk;
 
+pub use cgroups::change_devices;
 use state::State;
 pub use talk::Line;
 
