@@ -97,6 +97,8 @@ def _keystone() -> Ini:
         "DEFAULT": _default(),
         "database": _database("keystone"),
         "token": {"provider": "fernet", "expiration": 86400},
+        # Not to be guessed as it is, and each call of a client has it hashed.
+        "identity": {"password_hash_rounds": 4},
         "fernet_tokens": keys,
         "fernet_receipts": keys,
         "credential": {"key_repository": ETC / "keystone/credential-keys"},
