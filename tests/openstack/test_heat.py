@@ -11,7 +11,8 @@ from typing import Any
 from cloud.place import ROOT
 from helpers import eventually, ssh
 
-TEMPLATES, HERE = ROOT / "etc/heat", ROOT / "tests/openstack"
+HERE = ROOT / "tests/openstack"
+PLACES = (ROOT / "etc/heat", HERE, HERE / "foreign/templates")
 
 
 def name_of(template: str) -> str:
@@ -30,8 +31,8 @@ class Stack:
         self._is("CREATE_COMPLETE")
 
     def _file(self) -> str:
-        ours = TEMPLATES / f"{self.template}.yaml"
-        return str(ours if ours.exists() else HERE / ours.name)
+        files = (place / f"{self.template}.yaml" for place in PLACES)
+        return str(next(file for file in files if file.exists()))
 
     def _is(self, status: str) -> None:
         found = self.cloud.get_stack(self.name)
