@@ -20,7 +20,8 @@ APIS = {
     "neutron-api": ("neutron.wsgi.api", 2),
     "nova-api": ("nova.wsgi.osapi_compute", 2),
     "nova-metadata": ("nova.wsgi.metadata", 1),
-    "heat-api": ("heat.wsgi.api", 1),
+    # One asks the next in the middle of a request: for stacks in stacks, as if they were elsewhere.
+    "heat-api": ("heat.wsgi.api", 4),
     "heat-api-cfn": ("heat.wsgi.cfn", 1),
 }
 CONFIGURATION = {
