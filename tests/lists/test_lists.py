@@ -89,13 +89,14 @@ def test_the_part_is_of_the_whole():
 
 @functools.cache
 def tempest() -> set[str]:
-    """Ids of the installed Tempest's tests, as it lists them but for the tags."""
+    """Ids of the tests of the installed Tempest and Heat's plug-in, as it lists them but for the tags."""
     package = next(ROOT.glob("target/venv-openstack/lib/python3*/site-packages/tempest"), None)
     if package is None:
         pytest.skip("Tempest is not installed: scripts/deps openstack")
     ids = set()
-    for directory in ("api", "scenario", "serial_tests"):
-        for path in (package / directory).rglob("test_*.py"):
+    directories = [package / name for name in ("api", "scenario", "serial_tests")]
+    for directory in (*directories, package.with_name("heat_tempest_plugin")):
+        for path in directory.rglob("test_*.py"):
             module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
             ids |= {f"{module}.{test.replace('::', '.')}" for test in defined_in(path)}
     return ids
