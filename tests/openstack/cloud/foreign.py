@@ -19,11 +19,23 @@ SUITES = {
     # Before all others, and alone: its servers want the project's only network, unasked.
     "openstacksdk-cloud": ("openstack.tests.functional.cloud.test_compute",),
     "openstacksdk": ("openstack.tests.functional.compute", "openstack.tests.functional.network"),
+    "python-openstackclient-servers": ("openstackclient.tests.functional.compute.v2.test_server",),
     "python-openstackclient": (
         "openstackclient.tests.functional.compute",
         "openstackclient.tests.functional.image",
         "openstackclient.tests.functional.network",
     ),
+}
+# Of pytest.
+OPTIONS = {
+    "openstacksdk-cloud": ("--numprocesses=2", "--dist=loadfile"),
+    "openstacksdk": ("--numprocesses=2", "--dist=loadfile"),
+    "python-openstackclient": (
+        *("--numprocesses=2", "--dist=loadfile", "-pforeign.client"),
+        "--ignore-glob=/*/functional/compute/v2/test_server.py",
+    ),
+    # They mostly wait for servers.
+    "python-openstackclient-servers": ("--numprocesses=4", "--dist=load", "-pforeign.client"),
 }
 # Heat's own, a plug-in of Tempest; what of them cannot be run is in tempest-excluded.txt.
 HEAT = (r"^heat_tempest_plugin\.tests\.",)
@@ -47,7 +59,7 @@ def execute() -> None:
 def _run(suite: str, modules: tuple[str, ...]) -> bool:
     command: list[str | Path] = [
         *(sys.executable, "-m", "pytest", "-c", HERE / "published.ini", "--rootdir", HERE),
-        *("-p", "foreign.excluded", "--numprocesses", "2", "--dist", "loadfile"),
+        *("-pforeign.excluded", *OPTIONS[suite]),
         *(f"--junitxml={LOG}/foreign-{suite}.xml", "--pyargs", *modules),
     ]
     more = {
