@@ -35,6 +35,28 @@ pub struct Config {
     pub bridge: Bridge,
     /// `[migration]`
     pub migration: Migration,
+    /// `[vnc]`
+    pub vnc: Vnc,
+}
+
+/// Consoles by VNC.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vnc {
+    /// `[vnc.vencrypt]`: when present, a console's port takes none but VeNCrypt's X509None.
+    pub vencrypt: Option<Vencrypt>,
+}
+
+/// TLS between Nova's proxy and consoles.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vencrypt {
+    /// PEM file: this host's certificate chain.
+    pub certificate: PathBuf,
+    /// PEM file: its private key.
+    pub private_key: PathBuf,
+    /// PEM file: authorities whose certificates of proxies are accepted.
+    pub client_ca: PathBuf,
 }
 
 /// The HTTP service.

@@ -51,5 +51,7 @@ pub mod store;
 pub mod sys;
 #[cfg(feature = "service")]
 pub mod telemetry;
+#[cfg(feature = "service")]
+pub mod tls;
 pub mod types;
 pub mod volume;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use actix_tls::accept::openssl::TlsStream;
 use actix_web::HttpServer;
 use actix_web::rt::net::{TcpStream, UnixStream};
+use openssl::ssl::SslAcceptor;
 use tokio::sync::watch;
 
 use self::listen::Listeners;
@@ -24,7 +25,7 @@ use crate::api::{self, Api, Peer};
 use crate::config;
 use crate::fault::{Fault, OrFault, Result};
 use crate::instance::backend::Backend;
-use crate::remote_console::RemoteConsoles;
+use crate::remote_console::{self, RemoteConsoles};
 use crate::store::layout::Layout;
 
 /// How long a stop waits for operations under way. What has not ended then
@@ -39,6 +40,8 @@ pub struct Server {
     listeners: Listeners,
     workers: usize,
     consoles: PathBuf,
+    /// TLS of consoles by VNC.
+    vnc: Option<SslAcceptor>,
     /// Common names of other hosts' services.
     peers: Vec<String>,
 }
@@ -50,6 +53,7 @@ impl Server {
             listeners: Listeners::bind(config)?,
             workers: worker_count(config.service.workers),
             consoles: Layout::new(&config.service.state_dir, &config.service.run_dir).consoles(),
+            vnc: remote_console::acceptor(&config.vnc)?,
             peers: config.migration.peers.clone(),
         })
     }
@@ -66,9 +70,11 @@ impl Server {
         backend: Arc<dyn Backend>,
         stop: impl Future<Output = ()>,
     ) -> Result<()> {
-        let Server { listeners: Listeners { unix, socket, tls }, workers, consoles, peers } = self;
+        let Server { listeners: Listeners { unix, socket, tls }, workers, consoles, vnc, peers } =
+            self;
         let (stopping, is_stopping) = watch::channel(false);
-        let remote_consoles = RemoteConsoles::new(backend.clone(), consoles, is_stopping.clone());
+        let remote_consoles =
+            RemoteConsoles::new(backend.clone(), consoles, vnc, is_stopping.clone());
         let api = Api::new(backend.clone(), remote_consoles.clone(), is_stopping);
         let mut server = HttpServer::new(move || api::app(api.clone()))
             .workers(workers)
@@ -122,7 +128,8 @@ impl Server {
 pub fn verify(config: &config::Config) -> Result<()> {
     listen::group_id(&config.service.socket_group)?;
     let tls = config.service.tls.as_ref();
-    tls.map_or(Ok(()), |tls| tls::acceptor(tls, &config.migration).map(drop))
+    tls.map_or(Ok(()), |tls| tls::acceptor(tls, &config.migration).map(drop))?;
+    remote_console::acceptor(&config.vnc).map(drop)
 }
 
 /// Waits for operations under way, within bounds.

@@ -22,9 +22,10 @@ fn as_it_is_it_changes_nothing() {
 #[test]
 fn its_commented_out_values_are_the_defaults() {
     let mut config = Config::parse(&in_force()).unwrap();
-    // Three keys have no default but an example.
+    // Four keys have no default but an example.
     let tls = config.service.tls.take();
     assert!(matches!(tls, Some(Tls { client_names, .. }) if client_names.is_empty()));
+    assert!(config.vnc.vencrypt.take().is_some());
     assert!(config.images.glance_ca.take().is_some());
     assert!(config.images.keystone.take().is_some_and(|k| k.interface == "internal"));
     assert_eq!(config, Config::default());
@@ -35,6 +36,7 @@ fn it_names_every_key() {
     let written: toml::Table = in_force().parse().unwrap();
     let mut complete = Config::default();
     complete.service.tls = Config::parse(&in_force()).unwrap().service.tls;
+    complete.vnc.vencrypt = Config::parse(&in_force()).unwrap().vnc.vencrypt;
     complete.images.glance_ca = Some("/x".into());
     complete.images.keystone = Some(Keystone::default());
     let known = toml::Table::try_from(&complete).unwrap();

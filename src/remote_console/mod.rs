@@ -12,13 +12,16 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use openssl::ssl::{SslAcceptor, SslAcceptorBuilder};
 use tokio::sync::{Mutex, watch};
 use uuid::Uuid;
 
-use self::port::Port;
+use self::port::{Kind, Port};
+use crate::config::Vnc;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::backend::Backend;
 use crate::store::atomic;
+use crate::tls::{self, Files};
 use crate::types::{ConsoleProtocol, RemoteConsole, RemoteConsoleRequest};
 
 mod attached;
@@ -31,6 +34,8 @@ pub struct RemoteConsoles {
     backend: Arc<dyn Backend>,
     /// A file for each port that is open, volatile: `ID.PROTOCOL`.
     directory: PathBuf,
+    /// None: by VNC a console is there without TLS.
+    vnc: Option<SslAcceptor>,
     stopping: watch::Receiver<bool>,
     ports: Mutex<BTreeMap<(Uuid, ConsoleProtocol), Port>>,
 }
@@ -40,9 +45,10 @@ impl RemoteConsoles {
     pub fn new(
         backend: Arc<dyn Backend>,
         directory: PathBuf,
+        vnc: Option<SslAcceptor>,
         stopping: watch::Receiver<bool>,
     ) -> Arc<RemoteConsoles> {
-        Arc::new(RemoteConsoles { backend, directory, stopping, ports: Mutex::default() })
+        Arc::new(RemoteConsoles { backend, directory, vnc, stopping, ports: Mutex::default() })
     }
 
     /// Opens a port, unless there is one that is as asked for.
@@ -102,7 +108,11 @@ impl RemoteConsoles {
 
     fn listen(&self, id: Uuid, protocol: ConsoleProtocol, listener: TcpListener) -> Result<Port> {
         let file = self.file(id, protocol);
-        Port::listen(&self.backend, id, protocol, listener, self.stopping.clone(), file)
+        let kind = match protocol {
+            ConsoleProtocol::Serial => Kind::Serial,
+            ConsoleProtocol::Vnc => Kind::Vnc(self.vnc.clone()),
+        };
+        Port::listen(&self.backend, id, kind, listener, self.stopping.clone(), file)
     }
 
     fn file(&self, id: Uuid, protocol: ConsoleProtocol) -> PathBuf {
@@ -112,6 +122,17 @@ impl RemoteConsoles {
         };
         self.directory.join(format!("{id}.{protocol}"))
     }
+}
+
+/// How consoles by VNC take TLS, as the configuration says; `None`: without.
+pub fn acceptor(config: &Vnc) -> Result<Option<SslAcceptor>> {
+    let files = config.vencrypt.as_ref().map(|files| Files {
+        certificate: &files.certificate,
+        private_key: &files.private_key,
+        client_ca: &files.client_ca,
+    });
+    let made = files.map(|files| tls::acceptor(files, "vnc.vencrypt")).transpose()?;
+    Ok(made.map(SslAcceptorBuilder::build))
 }
 
 fn described(protocol: ConsoleProtocol, address: SocketAddr) -> RemoteConsole {

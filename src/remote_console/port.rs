@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openssl::ssl::SslAcceptor;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -19,6 +20,15 @@ use crate::types::{ConsoleProtocol, EventKind, RemoteConsoleRequest};
 
 /// Most connections to one port at a time.
 const CONNECTIONS: usize = 16;
+
+/// What a port carries.
+#[derive(Clone)]
+pub(super) enum Kind {
+    /// The console's bytes.
+    Serial,
+    /// The console as a screen, over TLS where there is an acceptor.
+    Vnc(Option<SslAcceptor>),
+}
 
 /// A port that listens for as long as this lives.
 pub(super) struct Port {
@@ -44,7 +54,7 @@ impl Port {
     pub fn listen(
         backend: &Arc<dyn Backend>,
         id: Uuid,
-        protocol: ConsoleProtocol,
+        kind: Kind,
         listener: TcpListener,
         stopping: watch::Receiver<bool>,
         file: PathBuf,
@@ -56,7 +66,11 @@ impl Port {
         // First to hear of its end, then whether it has come.
         let events = backend.events_after(None)?;
         backend.instance(id)?;
-        let serving = Serving { backend: backend.clone(), id, protocol, listener };
+        let protocol = match kind {
+            Kind::Serial => ConsoleProtocol::Serial,
+            Kind::Vnc(_) => ConsoleProtocol::Vnc,
+        };
+        let serving = Serving { backend: backend.clone(), id, kind, listener };
         let span = tracing::info_span!("remote_console", %id, ?protocol);
         let task = async move {
             let gone = gone(serving.backend.clone(), id, events);
@@ -109,7 +123,7 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
 struct Serving {
     backend: Arc<dyn Backend>,
     id: Uuid,
-    protocol: ConsoleProtocol,
+    kind: Kind,
     listener: tokio::net::TcpListener,
 }
 
@@ -122,7 +136,7 @@ impl Serving {
             match accepted {
                 Ok((client, _)) if connections.len() < CONNECTIONS => {
                     let (backend, id) = (self.backend.clone(), self.id);
-                    connections.spawn(connected(backend, id, self.protocol, client));
+                    connections.spawn(connected(backend, id, self.kind.clone(), client));
                 }
                 Ok(_) => tracing::warn!("{CONNECTIONS} have this console, and no more can"),
                 Err(error) => {
@@ -134,19 +148,14 @@ impl Serving {
     }
 }
 
-async fn connected(
-    backend: Arc<dyn Backend>,
-    id: Uuid,
-    protocol: ConsoleProtocol,
-    client: TcpStream,
-) {
+async fn connected(backend: Arc<dyn Backend>, id: Uuid, kind: Kind, client: TcpStream) {
     let _ = client.set_nodelay(true);
     // A proxy that vanished without a word holds its place no longer than this.
     let _ = rustix::net::sockopt::set_socket_keepalive(&client, true);
     let _ = rustix::net::sockopt::set_tcp_user_timeout(&client, 60_000);
-    let ended = match protocol {
-        ConsoleProtocol::Serial => serial::serve(backend, id, client).await,
-        ConsoleProtocol::Vnc => rfb::serve(backend, id, client).await,
+    let ended = match kind {
+        Kind::Serial => serial::serve(backend, id, client).await,
+        Kind::Vnc(acceptor) => rfb::serve(backend, id, client, acceptor).await,
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection to the console ended");

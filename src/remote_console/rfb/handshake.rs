@@ -2,14 +2,20 @@
 
 use std::io;
 
+use openssl::ssl::SslAcceptor;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_openssl::SslStream;
 
 use super::messages::Format;
 use super::pictures::{HEIGHT, WIDTH};
+use super::vencrypt;
 
 const VERSION: &[u8; 12] = b"RFB 003.008\n";
 /// The security type without any: nova-novncproxy has asked Nova for the token.
 const NONE: u8 = 1;
+/// The security type of TLS.
+const VENCRYPT: u8 = 19;
 
 /// Agrees with a client on a version, on no security, and tells of the screen.
 pub(super) async fn agree<S: AsyncRead + AsyncWrite + Unpin>(
@@ -33,6 +39,34 @@ pub(super) async fn agree<S: AsyncRead + AsyncWrite + Unpin>(
         b"RFB 003.003\n" => client.write_u32(NONE.into()).await?,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "no version of RFB")),
     }
+    begin(client, name).await
+}
+
+/// The same with TLS, or not at all.
+pub(super) async fn agree_securely(
+    mut client: TcpStream,
+    acceptor: &SslAcceptor,
+    name: &str,
+) -> io::Result<SslStream<TcpStream>> {
+    client.write_all(VERSION).await?;
+    let mut version = [0; 12];
+    client.read_exact(&mut version).await?;
+    if !matches!(&version, VERSION | b"RFB 003.007\n") {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no version of RFB with VeNCrypt"));
+    }
+    client.write_all(&[1, VENCRYPT]).await?;
+    if client.read_u8().await? != VENCRYPT {
+        refuse(&mut client, "this server has the security type VeNCrypt alone").await?;
+    }
+    let mut client = vencrypt::secure(client, acceptor).await?;
+    client.write_u32(0).await?;
+    begin(&mut client, name).await?;
+    client.flush().await?;
+    Ok(client)
+}
+
+/// Tells a client that may look of the screen.
+async fn begin<S: AsyncRead + AsyncWrite + Unpin>(client: &mut S, name: &str) -> io::Result<()> {
     // Whether others may stay: they may.
     client.read_u8().await?;
     let mut init = Vec::new();

@@ -1,6 +1,6 @@
 //! An RFB server (RFC 6143) whose screen is the console's text, as nova-novncproxy carries it.
 //!
-//! * [`handshake`] agrees on the version and the security type.
+//! * [`handshake`] agrees on the version and the security type, which [`vencrypt`] may be.
 //! * [`messages`] are what a client says, and how it wants its pixels.
 //! * [`screen`] is the terminal that the console writes to, and what of it changed.
 //! * [`glyphs`] are its characters as pixels.
@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use openssl::ssl::SslAcceptor;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, WriteHalf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -29,6 +30,7 @@ mod keys;
 mod messages;
 mod pictures;
 mod screen;
+mod vencrypt;
 
 /// How long a client may take to agree.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -42,9 +44,15 @@ pub(super) async fn serve(
     backend: Arc<dyn Backend>,
     id: Uuid,
     mut client: TcpStream,
+    acceptor: Option<SslAcceptor>,
 ) -> io::Result<()> {
     let name = backend.instance(id).map(|instance| instance.definition.name).unwrap_or_default();
-    tokio::time::timeout(HANDSHAKE, handshake::agree(&mut client, &name)).await??;
+    let Some(acceptor) = acceptor else {
+        tokio::time::timeout(HANDSHAKE, handshake::agree(&mut client, &name)).await??;
+        return Session::new(backend, id, client).run().await;
+    };
+    let agreed = handshake::agree_securely(client, &acceptor, &name);
+    let client = tokio::time::timeout(HANDSHAKE, agreed).await??;
     Session::new(backend, id, client).run().await
 }
 
