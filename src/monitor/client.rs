@@ -176,9 +176,9 @@ impl Monitor {
     /// Replaces its disks: volumes come, go and change their sizes.
     pub fn update_disks(&self, disks: &[Disk]) -> Result<()> {
         let told = self.request(&Request::Disks { disks: disks.to_vec() });
-        told.map(drop).map_err(|fault| match fault.field.as_deref() {
+        told.map(drop).map_err(|fault| match fault.kind {
             // A request that it does not know.
-            Some("op") => Fault::new(
+            FaultKind::InvalidInput => Fault::new(
                 FaultKind::InstanceInvalidState,
                 "the instance was started by an earlier version, which knows no volumes: reboot it \
                  hard, then try again",
@@ -271,5 +271,30 @@ impl Connection {
         self.0.set_read_timeout(None).or_fault("talking to the monitor")?;
         self.0.set_write_timeout(None).or_fault("talking to the monitor")?;
         Ok(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn an_earlier_versions_monitor_knows_no_volumes() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("monitor.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let process = ProcessId::own().unwrap();
+        let answer = line(&Answer::from(Fault::invalid("op", "unknown variant `disks`")));
+        let fault = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                BufReader::new(stream.try_clone().unwrap()).read_line(&mut String::new()).unwrap();
+                stream.write_all(&answer).unwrap();
+            });
+            Monitor { socket: socket.clone(), process }.update_disks(&[]).unwrap_err()
+        });
+        assert_eq!(fault.kind, FaultKind::InstanceInvalidState);
+        assert!(fault.detail.contains("reboot it hard"), "{fault}");
     }
 }

@@ -220,4 +220,50 @@ mod tests {
         assert_eq!(v1_hierarchy("1:name=systemd:/"), Some(systemd));
         assert_eq!(v1_hierarchy("0::/"), None);
     }
+
+    /// Of version 2 here: version 1 has it in every instance's life.
+    #[test]
+    fn root_a_volume_is_opened_as_long_as_the_rules_say() {
+        use crate::cgroup::DeviceNumber;
+        use crate::runtime::dev;
+        use crate::runtime::disks::{Disk, VolumeDisk};
+        use crate::sys::loopdev;
+        use std::process::{Command, Stdio};
+        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let Some(root) = roots.iter().find(|root| root.join("cgroup.controllers").exists()) else {
+            return;
+        };
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = dir.path().join("volume");
+        fs::File::create(&file).unwrap().set_len(1 << 20).unwrap();
+        let device = loopdev::attach(&file, false, false).unwrap();
+        let disk = |read_only| Disk {
+            name: "vdb".into(),
+            device: DeviceNumber { major: loopdev::MAJOR, minor: device.number },
+            serial: "x".into(),
+            volume: Some(VolumeDisk { read_only }),
+        };
+        let rules = |disks: &[Disk]| dev::rules(disks).unwrap();
+        let (none, read) = (rules(&[]), rules(&[disk(true)]));
+        let all = rules(&[disk(false)]);
+        let cgroup = root.join(format!("berth-volumes-{}", std::process::id()));
+        fs::create_dir(&cgroup).unwrap();
+        let opens = |how: &str| {
+            let script = format!(
+                "echo $$ > {}/cgroup.procs && : {how} {}",
+                cgroup.display(),
+                device.path.display()
+            );
+            let tried = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
+            tried.is_ok_and(|status| status.success())
+        };
+        let step = |before: &[LinuxDeviceCgroup], after: &[LinuxDeviceCgroup]| {
+            change_devices(&cgroup, before, after).map(|()| (opens("<"), opens("<>")))
+        };
+        let seen = [(&[][..], &none), (&none, &all), (&all, &read), (&read, &none), (&none, &all)]
+            .map(|(before, after)| step(before, after).map_err(|fault| fault.to_string()));
+        fs::remove_dir(&cgroup).unwrap();
+        let (closed, open) = (Ok((false, false)), Ok((true, true)));
+        assert_eq!(seen, [closed.clone(), open.clone(), Ok((true, false)), closed, open]);
+    }
 }
