@@ -43,7 +43,7 @@ async fn list_volumes(api: web::Data<Api>, Id(id): Id) -> Result<HttpResponse> {
 }
 
 /// Gives an instance a volume: at once if it runs, else at its next start. The same body again
-/// changes nothing.
+/// changes nothing; while it is stopped, another source takes the place of the one it had.
 #[utoipa::path(
     tag = "instances",
     params(

@@ -386,7 +386,7 @@ impl Actor {
             let volume = {
                 let _giving = shared.registry.lock_volumes();
                 let others = shared.registry.volumes(record.id);
-                let volume = ops::volume::plan(parts, record, (id, &wanted), &others)?;
+                let volume = ops::volume::plan(parts, record, (id, &wanted), &others, running)?;
                 // From here on no other instance is given it.
                 handle.publish(View { record: ops::volume::with(record, &volume), ..view });
                 volume

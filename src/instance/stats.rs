@@ -6,9 +6,12 @@ use chrono::Utc;
 
 use super::handle::View;
 use super::host_parts::HostParts;
+use super::record::Record;
 use crate::cgroup::{DeviceNumber, device_io};
 use crate::fault::{OrFault, Result};
-use crate::types::{BlockStats, InstanceStats, InterfaceStats};
+use crate::store::layout::InstanceLayout;
+use crate::types::{BlockStats, InstanceStats, InterfaceStats, Volume};
+use crate::volume;
 
 /// Reads the statistics of an instance. What does not run uses nothing but disk.
 pub fn read(parts: &HostParts, view: &View) -> Result<InstanceStats> {
@@ -65,13 +68,38 @@ fn block(parts: &HostParts, view: &View) -> Vec<BlockStats> {
                 size: usage.map_or(size, |u| u.size),
             }
         })
+        .chain(volumes(record, &paths))
         .collect()
 }
 
-/// Bytes read, bytes written, reads, writes.
-type Counters = [u64; 4];
+/// What is in a volume nobody here knows: all of it is taken.
+fn volumes(record: &Record, paths: &InstanceLayout) -> Vec<BlockStats> {
+    let devices = volume::devices(paths).unwrap_or_default();
+    let baselines = volume::baselines(paths);
+    let of_volume = |of: Volume| {
+        let mark = volume::mark(record.id, of.id);
+        let device = devices.iter().find(|(_, known)| *known == mark);
+        let before = baselines.get(&mark).copied().unwrap_or_default();
+        let counted = device.map_or([0; 4], |(device, _)| counters(*device));
+        let since = |i: usize| counted[i].saturating_sub(before[i]);
+        BlockStats {
+            name: of.device.trim_start_matches("/dev/").into(),
+            read_bytes: since(0),
+            write_bytes: since(1),
+            read_ops: since(2),
+            write_ops: since(3),
+            used: of.bytes,
+            size: of.bytes,
+        }
+    };
+    record.volumes_inside().into_iter().map(of_volume).collect()
+}
 
-fn counters(device: DeviceNumber) -> Counters {
+/// Bytes read, bytes written, reads, writes.
+pub type Counters = [u64; 4];
+
+/// What a device has counted since the host's boot.
+pub fn counters(device: DeviceNumber) -> Counters {
     device_io(device)
         .map_or([0; 4], |io| [io.read_bytes, io.write_bytes, io.read_ops, io.write_ops])
 }

@@ -20,7 +20,8 @@ pub struct InstanceStats {
     pub memory: MemoryStats,
     /// Processes and threads.
     pub pids: PidsStats,
-    /// Block devices: the rescue image's while rescued, the root file system's, the ephemeral one's.
+    /// Block devices: the rescue image's while rescued, the root file system's, the ephemeral one's,
+    /// volumes.
     pub block: Vec<BlockStats>,
     /// Interfaces, in the order of the definition.
     pub interfaces: Vec<InterfaceStats>,
@@ -74,7 +75,7 @@ pub struct PidsStats {
 /// One block device of an instance.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct BlockStats {
-    /// `rescue`, `root` or `ephemeral`.
+    /// `rescue`, `root` or `ephemeral`; of a volume its name inside, as `vdb`.
     pub name: String,
     /// Bytes read.
     pub read_bytes: u64,
@@ -84,7 +85,7 @@ pub struct BlockStats {
     pub read_ops: u64,
     /// Writes.
     pub write_ops: u64,
-    /// Bytes the file system holds.
+    /// Bytes the file system holds; of a volume its size.
     pub used: u64,
     /// Bytes it can hold.
     pub size: u64,

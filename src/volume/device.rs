@@ -13,7 +13,7 @@ pub(super) fn empty(device: &LoopDevice) -> io::Result<bool> {
     const TRIES: u32 = 20;
     for _ in 0..TRIES {
         match device.empty() {
-            // Before 6.14: somebody has it mapped, or has just read of it.
+            // Older kernels: somebody has it mapped, or has just read of it.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => pause(),
             other => return other.map(|()| true),
         }

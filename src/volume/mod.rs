@@ -15,7 +15,7 @@ mod marks;
 mod source;
 pub mod work;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::cgroup::DeviceNumber;
@@ -30,10 +30,27 @@ pub use marks::{mark, marks};
 pub use source::Seen;
 pub use work::{Work, run};
 
+/// What a device had counted before a volume had it, by the volume's mark: bytes read and written,
+/// reads and writes. It counts on from one user to the next.
+pub type Baselines = BTreeMap<String, [u64; 4]>;
+
 /// Says that an instance may have loop devices of volumes; to be called before there is one.
 pub fn note(layout: &InstanceLayout) -> Result<()> {
-    let path = layout.volumes();
-    fs::write(&path, b"").or_fault(format_args!("writing {}", path.display()))
+    if layout.volumes().exists() { Ok(()) } else { set_baselines(layout, &Baselines::new()) }
+}
+
+/// What the devices of an instance's volumes had counted before.
+pub fn baselines(layout: &InstanceLayout) -> Baselines {
+    // What cannot be read counts from the host's boot on.
+    fs::read(layout.volumes())
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
+}
+
+/// Notes what the devices of an instance's volumes had counted before.
+pub fn set_baselines(layout: &InstanceLayout, baselines: &Baselines) -> Result<()> {
+    crate::store::volatile::write_json(&layout.volumes(), baselines)
 }
 
 /// The devices of an instance's volumes, with their marks.

@@ -173,6 +173,11 @@ def test_it_is_there_after_every_kind_of_boot(spawn, service, volumes):
         assert instance.sh("cat /sys/block/vdb/dev"), "the instance has not noticed"
     instance.action("stop", timeout=0)
     assert loops_of(volumes / "running") == []
+    # A device may have another name by the next start.
+    (volumes / "running").rename(volumes / "renamed")
+    body = {"source": {"file": {"path": str(volumes / "renamed")}}}
+    moved = service.client.put(f"{instance.path}/volumes/{attached['id']}", body).json()
+    assert moved == {**attached, **body}
     second = attach(instance, file(volumes, "stopped"))
     assert second["device"] == "/dev/vdc" and loops_of(volumes / "stopped") == []
     instance.action("start")
@@ -190,9 +195,9 @@ def test_it_is_there_after_every_kind_of_boot(spawn, service, volumes):
     instance.action("start")
     check()
     instance.delete()
-    for name in ("running", "stopped", "third"):
+    for name in ("renamed", "stopped", "third"):
         assert loops_of(volumes / name) == []
-    assert (volumes / "running").read_bytes()[:4] == b"kept"
+    assert (volumes / "renamed").read_bytes()[:4] == b"kept"
 
 
 @pytest.mark.each_runtime
@@ -424,6 +429,30 @@ def test_a_resize_that_can_be_reverted_keeps_them(spawn, volumes):
     instance.action("start")
     assert list(partitions(instance)) == ["vda", "vdb"]
     assert instance.sh("head -c 4 /dev/vdb") == "mine"
+
+
+def test_what_is_read_and_written_is_counted(spawn, service, volumes):
+    instance = spawn(flavor=FLAVOR)
+    instance.wait_console("is up")
+
+    def counted() -> dict[str, dict]:
+        return {block["name"]: block for block in instance.stats()["block"]}
+
+    volume = attach(instance, file(volumes))
+    # Its device may have been another's.
+    fresh = counted()["vdb"]
+    assert (fresh["write_bytes"], fresh["write_ops"], fresh["size"]) == (0, 0, 64 * MIB)
+    instance.sh("dd if=/dev/zero of=/dev/vdb bs=1M count=8 conv=fsync 2>/dev/null")
+    written = counted()["vdb"]
+    assert 8 * MIB <= written["write_bytes"] < 9 * MIB and written["write_ops"] > 0
+    service.kill()
+    service.start()
+    assert counted()["vdb"]["write_bytes"] == written["write_bytes"]
+    detach(instance, volume)
+    assert list(counted()) == ["root"]
+    again = attach(instance, volumes / "volume")
+    assert counted()["vdb"]["write_bytes"] == 0
+    detach(instance, again)
 
 
 def test_rates_of_the_flavor_hold_for_it(spawn, volumes):

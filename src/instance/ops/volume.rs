@@ -12,9 +12,11 @@ use crate::cgroup::{DeviceNumber, Group};
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::instance::host_parts::HostParts;
 use crate::instance::record::Record;
+use crate::instance::stats;
 use crate::instance::teardown::{Teardown, undone};
 use crate::monitor::Monitor;
 use crate::runtime::disks::{self, Disk};
+use crate::sys::loopdev;
 use crate::sys::process::PidFd;
 use crate::types::{Volume, VolumeAttach, VolumeSource, VolumeStatus};
 use crate::volume::{self, Holder, Seen, Work, run};
@@ -31,16 +33,26 @@ const ROUNDS: u32 = 5;
 /// How long killed ones may take to end.
 const END: Duration = Duration::from_secs(10);
 
-/// What a volume to be attached is to be. The same one again is left undisturbed. `others` are the
-/// volumes of other instances, with these.
+/// What a volume to be attached is to be. The same one again is left undisturbed, and of a stopped
+/// instance's only its source may be another one: a block device has another name each time that it
+/// comes over a network. `others` are the volumes of other instances, with these.
 pub fn plan(
     parts: &HostParts,
     record: &Record,
     (id, wanted): (Uuid, &VolumeAttach),
     others: &[(Uuid, Volume)],
+    running: bool,
 ) -> Result<Volume> {
     let seen = look(parts, record, (id, wanted), others);
     if let Some(known) = record.volumes.iter().find(|volume| volume.id == id) {
+        let elsewhere = Volume { source: wanted.source.clone(), ..known.clone() };
+        if !running
+            && known.status == VolumeStatus::Attached
+            && known.source != wanted.source
+            && asks_for_the_same(&elsewhere, wanted)
+        {
+            return Ok(Volume { bytes: seen?.bytes, ..elsewhere });
+        }
         if known.status == VolumeStatus::Attached && asks_for_the_same(known, wanted) {
             return Ok(Volume {
                 bytes: seen.map_or(known.bytes, |seen| seen.bytes),
@@ -187,22 +199,29 @@ pub fn attach_all(parts: &HostParts, record: &Record) -> Result<Vec<Disk>> {
     if there.is_empty() {
         return Ok(Vec::new());
     }
-    volume::note(&parts.paths(record))?;
+    let paths = parts.paths(record);
+    volume::note(&paths)?;
     let names = volume::names(record.disk_kinds().count(), &record.volumes);
     let named = record.volumes.iter().zip(names);
     let named = named.filter(|(volume, _)| volume.status == VolumeStatus::Attached);
-    named
-        .map(|(volume, name)| {
-            let minor: u32 = run(&Work::Attach {
-                source: volume.source.clone(),
-                read_only: volume.read_only,
-                mark: volume::mark(record.id, volume.id),
-            })
-            .map_err(|fault| fault.context(format_args!("volume {}", volume.id)))?;
-            let device = DeviceNumber { major: crate::sys::loopdev::MAJOR, minor };
-            Ok(volume::disk(name, device, volume))
+    let disks = named.map(|(volume, name)| {
+        let minor: u32 = run(&Work::Attach {
+            source: volume.source.clone(),
+            read_only: volume.read_only,
+            mark: volume::mark(record.id, volume.id),
         })
-        .collect()
+        .map_err(|fault| fault.context(format_args!("volume {}", volume.id)))?;
+        let device = DeviceNumber { major: loopdev::MAJOR, minor };
+        Ok((volume::mark(record.id, volume.id), volume::disk(name, device, volume)))
+    });
+    let disks = disks.collect::<Result<Vec<_>>>()?;
+    let known = volume::baselines(&paths);
+    let counted = disks.iter().map(|(mark, disk)| {
+        let before = known.get(mark).copied();
+        (mark.clone(), before.unwrap_or_else(|| stats::counters(disk.device)))
+    });
+    volume::set_baselines(&paths, &counted.collect())?;
+    Ok(disks.into_iter().map(|(_, disk)| disk).collect())
 }
 
 fn there(record: &Record) -> impl Iterator<Item = &Volume> {
