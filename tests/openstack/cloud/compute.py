@@ -8,11 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import commands, control, hosts, identity, network
+from . import commands, control, hosts, network
 from .hosts import Host
 from .place import BERTH, DEBUG, ETC, HUGETLB, LXCFS, ROOT, RUN, STATE, VENV
 from .processes import Failure, Program, run, step, together, wait_until
@@ -186,20 +185,6 @@ def start() -> None:
     make_certificates()
     together([compute.start for compute in ALL])
     run(commands.PLACE / "nova-manage", "cell_v2", "discover_hosts")
-
-
-@contextlib.contextmanager
-def only_the_first() -> Iterator[None]:
-    """Nova puts new servers on the first host."""
-    nova = identity.connect("admin").compute
-    others = [service for service in nova.services(binary=NOVA_COMPUTE) if service.host != hosts.FIRST.name]
-    for service in others:
-        nova.disable_service(service)
-    try:
-        yield
-    finally:
-        for service in others:
-            nova.enable_service(service)
 
 
 def start_lxcfs() -> None:

@@ -3,11 +3,6 @@
 Another host has a network, mounts and a name of its own. It has two cables to the first: one for what the
 programs of the cloud say to each other, one between the external bridges. On the first cable it finds the
 control plane where the first host has it, at the loopback address.
-
-Open vSwitch 3.1, Debian 12's, drops what comes to a tunnel of its userspace datapath with a checksum that is
-left to hardware ("Tunneling packets with HW offload flags is not supported"): TCP and UDP of a server do not
-reach one on the other host, nor its router's way out if that is there. ICMP does, and floating IPs work,
-which each host has for its own servers.
 """
 
 from __future__ import annotations

@@ -94,12 +94,8 @@ def _configure(host: Host) -> None:
         **({"ovn-cms-options": "enable-chassis-as-gw"} if host.is_first else {}),
     }
     _vsctl(host, "--no-wait", "init")
-    _vsctl(
-        *(host, "--no-wait", "set", "Open_vSwitch", "."),
-        # With it, the datapath fills in the checksums that veth pairs leave to hardware.
-        "other_config:userspace-tso-enable=true",
-        *(f'external_ids:{key}="{value}"' for key, value in ids.items()),
-    )
+    external_ids = (f'external_ids:{key}="{value}"' for key, value in ids.items())
+    _vsctl(host, "--no-wait", "set", "Open_vSwitch", ".", *external_ids)
 
 
 def _make_bridges(host: Host) -> None:
