@@ -95,7 +95,8 @@ def test_no_socket_is_of_a_family_that_reaches_further(prisoner, confined, probe
 
 def test_only_the_usual_devices_are_there(prisoner):
     listed = prisoner.sh("find /dev -type c -o -type b").split()
-    usual = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "vda"}
+    # What FUSE gives is told in test_fuse.py.
+    usual = {"null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "vda", "fuse"}
     strange = {d for d in listed if d.rpartition("/")[2] not in usual and not d.startswith("/dev/pts/")}
     assert strange == set()
     assert prisoner.sh("find /dev -type b") == "/dev/vda"
