@@ -115,6 +115,9 @@ TABLE = {
     'image-exists': _message(exception.InternalError),
     'interface-exists': _id(exception.PortInUse, 'port_id', 'port'),
     'events-gone': _reason(EventsGone),
+    'volume-not-found': _id(exception.DiskNotFound, 'location', 'volume'),
+    'volume-exists': _reason(exception.VolumeAttachFailed, volume_id='volume'),
+    'volume-busy': _reason(exception.DeviceDetachFailed, device='volume'),
     # Glance.
     'glance-unavailable': _glance_unavailable,
     # This host cannot, another may.
