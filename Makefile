@@ -37,7 +37,7 @@ test-long: ## what is not worth its time at every change, with the reasons in te
 test-deps: ## what the tests need: packages, programs, Python environments, images
 	@scripts/deps build run images test lint driver openstack package vm
 	@scripts/image-busybox >/dev/null && scripts/image-application >/dev/null && scripts/image-debian >/dev/null && \
-		scripts/image-inits >/dev/null
+		scripts/image-debian --containers >/dev/null && scripts/image-inits >/dev/null
 	@tests/vm/build
 
 .PHONY: build
@@ -133,7 +133,7 @@ test-scale: build ## the cloud up, a hundred servers while what carries them is 
 	@$(OPENSTACK) test-scale
 
 .PHONY: test-foreign
-test-foreign: build ## other people's clients and tests against the cloud, everything logged; not in test-long: not all of them pass yet (root)
+test-foreign: build ## other people's clients and tests against the cloud, everything logged; not in test-long: not run whole as one yet (root)
 	@scripts/deps run images openstack foreign
 	@$(OPENSTACK) foreign
 

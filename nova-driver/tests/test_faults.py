@@ -16,7 +16,8 @@ ABORTS = (exception.FlavorDiskTooSmall, exception.FlavorMemoryTooSmall, exceptio
           exception.InvalidInput, exception.BuildAbortException, exception.NoMoreFixedIps,
           exception.VirtualInterfaceCreateException,
           exception.VirtualInterfaceMacAddressException)
-TARGET = {'instance': 'an-instance', 'image': 'an-image', 'port': 'a-port', 'verb': 'pause'}
+TARGET = {'instance': 'an-instance', 'image': 'an-image', 'port': 'a-port', 'volume': 'a-volume',
+          'verb': 'pause'}
 
 
 def rust_table():

@@ -78,11 +78,12 @@ def test_servers_of_both_reach_each_other_and_are_reached(admin: Any, demo: Any)
             # With Geneve's header it must still go through whole.
             ssh("root", here.access_ipv4, f"ping -c 1 -W 5 -s 1400 {fixed_address(there)}")
             # Many full packets: Open vSwitch's tunnels lose those that have no checksum yet.
-            ssh("root", there.access_ipv4, "nc -l -p 7000 < /bin/busybox > /dev/null 2>&1 &")
-            copied = ssh(
-                "root", here.access_ipv4, f"nc -w 10 {fixed_address(there)} 7000 < /dev/null | md5sum"
-            )
-            assert copied == ssh("root", there.access_ipv4, "md5sum < /bin/busybox")
+            # Who listens is kept from ending what it says, which would end the other, too.
+            listen = "(sleep 60 | nc -l -p 7000 > /root/got) > /dev/null 2>&1 &"
+            ssh("root", there.access_ipv4, listen)
+            ssh("root", here.access_ipv4, f"nc -w 10 {fixed_address(there)} 7000 < /bin/busybox > /dev/null")
+            sums = ssh("root", there.access_ipv4, "md5sum < /bin/busybox; md5sum < /root/got").split()
+            assert sums[0] == sums[2]
             told = ssh(
                 "root", here.access_ipv4, "wget -q -O- http://169.254.169.254/latest/meta-data/hostname"
             )
