@@ -3,7 +3,7 @@
 //! The folders are the flow, and arrows go one way:
 //!
 //! ```text
-//! server → api, remote_console → instance → { image rootfs network cgroup runtime monitor console migration host } → store, sys → kernel
+//! server → api, remote_console → instance → { image rootfs volume network cgroup runtime monitor console migration host } → store, sys → kernel
 //! ```
 //!
 //! * [`types`] are the values that travel: on the wire, into the durable
@@ -54,4 +54,5 @@ pub mod telemetry;
 #[cfg(feature = "service")]
 pub mod tls;
 pub mod types;
+#[cfg(feature = "service")]
 pub mod volume;

@@ -243,7 +243,7 @@ mod tests {
             serial: "x".into(),
             volume: Some(VolumeDisk { read_only }),
         };
-        let rules = |disks: &[Disk]| dev::rules(disks).unwrap();
+        let rules = |disks: &[Disk]| dev::rules(disks, &[]).unwrap();
         let (none, read) = (rules(&[]), rules(&[disk(true)]));
         let all = rules(&[disk(false)]);
         let cgroup = root.join(format!("berth-volumes-{}", std::process::id()));
