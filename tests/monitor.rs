@@ -583,7 +583,7 @@ fn one_that_cannot_be_completed_leaves_nothing(runtime: &'static str) {
     let shown = instance.spec.view.as_ref().unwrap().locked;
     // More than the file system for what the view covers with holds: it is told after the
     // container was created.
-    let view = ViewSpec { command_line: "x".repeat(2 << 20), locked: shown };
+    let view = ViewSpec { command_line: "x".repeat(16 << 20), locked: shown };
     let spec = MonitorSpec { view: Some(view), ..instance.spec.clone() };
     let fault = launch(&spec, &program()).unwrap_err();
     assert!(fault.detail.contains("No space left on device"), "{fault}");

@@ -25,7 +25,8 @@ CREATE_FIELDS = {'name', 'hostname', 'image_id', 'flavor', 'vifs', 'dns', 'envir
                  'files', 'metadata'}
 FLAVOR_FIELDS = {'name', 'vcpus', 'memory_mb', 'root_gb', 'ephemeral_gb', 'swap_mb', 'extra_specs'}
 RESCUE_FIELDS = {'image_id', 'environment', 'files'}
-VIF_FIELDS = {'id', 'devname', 'address', 'name', 'mtu', 'addresses', 'routes', 'bridge'}
+VIF_FIELDS = {'id', 'devname', 'address', 'name', 'mtu', 'checksum_offload', 'addresses', 'routes',
+              'bridge'}
 IMPORT_FIELDS = {'name', 'source', 'hash', 'size', 'verification'}
 # verb: (states in which it does something, in which it does nothing, state after)
 VERBS = {
