@@ -24,7 +24,7 @@ demo: ## the main job on real images: spawn, look, limit, reboot, destroy (root;
 	@demo/run
 
 .PHONY: test
-test: ## all that a change must pass, up to a whole OpenStack: some 40 minutes on 2 cores (root; installs what it needs)
+test: ## all that a change must pass, up to a whole OpenStack: 40 to 50 minutes on 2 cores (root; installs what it needs)
 	@scripts/deps build run
 	@tests/run
 

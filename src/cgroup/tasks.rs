@@ -92,6 +92,7 @@ pub(super) fn kill_all(
     ids: Option<IdBlock>,
 ) -> Result<()> {
     let begun = Instant::now();
+    let mut freed = Ok(());
     let emptied = poll(KILL_WAIT, || {
         let pids = pids(dirs)?;
         if pids.is_empty() {
@@ -108,10 +109,9 @@ pub(super) fn kill_all(
         if let Some(place) = freezer {
             let _ = set_frozen(place, false);
         }
-        if let Some(ids) = ids.filter(|_| begun.elapsed() > FUSE_WAIT)
-            && let Err(fault) = fuse::abort(ids)
-        {
-            return Err(io::Error::other(fault.in_full()));
+        if let Some(ids) = ids.filter(|_| begun.elapsed() > FUSE_WAIT) {
+            // Most die without it.
+            freed = fuse::abort(ids).map(drop);
         }
         Ok(false)
     });
@@ -121,14 +121,14 @@ pub(super) fn kill_all(
     }
     match emptied.or_fault("killing the instance's processes")? {
         true => Ok(()),
-        false => Err(Fault::new(
+        false => freed.and(Err(Fault::new(
             FaultKind::Timeout,
             format!(
                 "processes {:?} are still there {} seconds after SIGKILL: they wait for a device",
                 pids(dirs).unwrap_or_default(),
                 KILL_WAIT.as_secs()
             ),
-        )),
+        ))),
     }
 }
 

@@ -537,16 +537,8 @@ impl Actor {
         &mut self,
         change: impl FnOnce(&HostParts, &mut Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let mut record = self.record.clone();
-        let work = move |parts: &HostParts| {
-            let outcome = change(parts, &mut record);
-            Ok((record, outcome))
-        };
-        let (record, outcome) = self.shared.on_host(work).await?;
-        self.record = record;
-        outcome?;
-        self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
-        Ok(())
+        let changed = self.shared.on_host(in_place(&self.record, change)).await?;
+        self.take_changed(changed)
     }
 
     /// [`change_in_place`](Self::change_in_place) for what may wait for a volume's blocks: that
@@ -555,12 +547,11 @@ impl Actor {
         &mut self,
         change: impl FnOnce(&HostParts, &mut Record) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let mut record = self.record.clone();
-        let work = move |parts: &HostParts| {
-            let outcome = change(parts, &mut record);
-            Ok((record, outcome))
-        };
-        let (record, outcome) = self.shared.on_guest(work).await?;
+        let changed = self.shared.on_guest(in_place(&self.record, change)).await?;
+        self.take_changed(changed)
+    }
+
+    fn take_changed(&mut self, (record, outcome): (Record, Result<()>)) -> Result<()> {
         self.record = record;
         outcome?;
         self.shared.emit(EventKind::Updated, &self.view(), self.request_id.clone());
@@ -733,5 +724,17 @@ fn asked_for(exit: ExitStatus) -> ExitStatus {
 impl std::fmt::Debug for Actor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Actor").field("id", &self.record.id).finish_non_exhaustive()
+    }
+}
+
+/// Work that gives the record as far as `change` came, and what came of it.
+fn in_place(
+    record: &Record,
+    change: impl FnOnce(&HostParts, &mut Record) -> Result<()> + Send + 'static,
+) -> impl FnOnce(&HostParts) -> Result<(Record, Result<()>)> + Send + 'static {
+    let mut record = record.clone();
+    move |parts| {
+        let outcome = change(parts, &mut record);
+        Ok((record, outcome))
     }
 }

@@ -115,6 +115,7 @@ impl Shared {
         std::thread::Builder::new()
             .name("berth-guest".into())
             .spawn(move || {
+                // For what is asynchronous within, as a connection to another host.
                 let _context = runtime.enter();
                 // The actor may be gone with the service.
                 let _ = said.send(work(&parts));

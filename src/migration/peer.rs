@@ -228,9 +228,12 @@ impl Line {
             // Cut off, it must not look like the end.
             Err(_) => parts.sender.abort(ErrorKind::BrokenPipe.into()),
         }
+        let waiting = answer.abort_handle();
         let answer = self.runtime.block_on(within(self.patience, async {
             answer.await.unwrap_or_else(|defect| Err(broken(defect)))
         }));
+        // Of a peer that is silent for too long nothing is kept open.
+        waiting.abort();
         match (written, answer) {
             // Its word on why it takes no more goes first.
             (_, Ok(answer)) if answer.0 >= 400 => decode(answer),

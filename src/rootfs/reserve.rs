@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, StatxAttributes, StatxFlags, fallocate, fstatvfs,
@@ -25,6 +25,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::fault::{Fault, OrFault, Result};
+use crate::sys::process::other_life;
 
 /// The hidden first argument by which the program knows that it is the child.
 const COMMAND: &str = "reserve";
@@ -58,11 +59,8 @@ pub fn is_due(point: &Path) -> Result<bool> {
 
 /// Does it, in a child. Waits as long as the disk is frozen.
 pub fn settle(point: &Path) -> Result<()> {
-    let child = Command::new("/proc/self/exe")
-        .arg(COMMAND)
+    let child = other_life(COMMAND)
         .arg(point)
-        .env_clear()
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .output()

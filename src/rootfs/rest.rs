@@ -12,12 +12,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ExitCode, Stdio};
 use std::time::Duration;
 
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys;
-use crate::sys::process::{readable, wait_child};
+use crate::sys::process::{other_life, readable, wait_child};
 
 /// The hidden first argument by which the program knows that it is the child.
 const COMMAND: &str = "rest";
@@ -65,11 +65,9 @@ pub fn rest(work: Work, disks: &[PathBuf]) -> Result<()> {
         return Ok(());
     }
     let doing = "bringing the disks to rest";
-    let mut child = Command::new("/proc/self/exe")
-        .args([COMMAND, work.name()])
+    let mut child = other_life(COMMAND)
+        .arg(work.name())
         .args(disks)
-        .env_clear()
-        .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

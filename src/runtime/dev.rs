@@ -227,11 +227,11 @@ pub fn plug(point: &Path, block: IdBlock, disk: &Disk) -> Result<()> {
         return Err(Fault::internal(doing(), "somebody inside put another file in its place"));
     }
     // By the descriptor, for the name may be a link by now.
-    let (user, group) = (Uid::from_raw(block.first), Gid::from_raw(block.first + DISK));
-    chownat(&node, "", Some(user), Some(group), AtFlags::EMPTY_PATH).or_fault(doing())?;
+    let dev = Dev { root, block };
+    let (user, group) = dev.owner(DISK);
+    chownat(&node, "", user, group, AtFlags::EMPTY_PATH).or_fault(doing())?;
     let path = format!("/proc/self/fd/{}", node.as_raw_fd());
     chmodat(CWD, path, Mode::from_raw_mode(0o660), AtFlags::empty()).or_fault(doing())?;
-    let dev = Dev { root, block };
     for name in BY_ID {
         // There, or not ours to make.
         let _ = dev.directory_in_use(name);
@@ -240,8 +240,8 @@ pub fn plug(point: &Path, block: IdBlock, disk: &Disk) -> Result<()> {
         let (id, to) = (disk.id(), format!("../../{}", disk.name));
         let _ = unlinkat(&by_id, &id, AtFlags::empty());
         if symlinkat(to, &by_id, &id).is_ok() {
-            let (user, group) = (Uid::from_raw(block.first), Gid::from_raw(block.first));
-            let _ = chownat(&by_id, &id, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW);
+            let (user, group) = dev.owner(0);
+            let _ = chownat(&by_id, &id, user, group, AtFlags::SYMLINK_NOFOLLOW);
         }
     }
     Ok(())
@@ -336,8 +336,8 @@ impl Dev {
             None => (open_below(self.root(), ".")?, path),
         };
         mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-        let (user, group) = (Uid::from_raw(self.block.first), Gid::from_raw(self.block.first));
-        chownat(&parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+        let (user, group) = self.owner(0);
+        chownat(&parent, name, user, group, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     fn link(&self, to: &str, name: &str) -> rustix::io::Result<()> {
@@ -346,9 +346,14 @@ impl Dev {
     }
 
     fn own(&self, name: &str, group: u32) -> rustix::io::Result<()> {
-        let (user, group) =
-            (Uid::from_raw(self.block.first), Gid::from_raw(self.block.first + group));
-        chownat(self.root(), name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
+        let (user, group) = self.owner(group);
+        chownat(self.root(), name, user, group, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Root inside, and a group there.
+    fn owner(&self, group: u32) -> (Option<Uid>, Option<Gid>) {
+        let first = self.block.first;
+        (Some(Uid::from_raw(first)), Some(Gid::from_raw(first + group)))
     }
 }
 

@@ -133,14 +133,7 @@ pub fn attach_marked(backing: &File, mark: &str, read_only: bool) -> io::Result<
 /// The attached devices whose marks begin so, with their marks.
 pub fn marked(prefix: &str) -> io::Result<Vec<(LoopDevice, String)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/sys/block")? {
-        let name = entry?.file_name();
-        let Some(number) = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok()) else {
-            continue;
-        };
-        if !Path::new("/sys/block").join(&name).join("loop/backing_file").exists() {
-            continue;
-        }
+    for number in attached()? {
         if let Some((device, mark)) = open_marked(number)?
             && mark.starts_with(prefix)
         {
@@ -152,6 +145,29 @@ pub fn marked(prefix: &str) -> io::Result<Vec<(LoopDevice, String)>> {
 
 /// Device `number` with its mark, which is empty for one that has none; if it is attached.
 pub fn open_marked(number: u32) -> io::Result<Option<(LoopDevice, String)>> {
+    Ok(open_number(number)?.map(|(device, info)| {
+        let mark: Vec<u8> = info.file_name.into_iter().take_while(|byte| *byte != 0).collect();
+        (device, String::from_utf8_lossy(&mark).into_owned())
+    }))
+}
+
+/// Numbers of the devices that have a file.
+fn attached() -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        let number: Option<u32> =
+            name.to_str().and_then(|name| name.strip_prefix("loop")?.parse().ok());
+        // Only attached devices have this file; opening the others is in vain.
+        if Path::new("/sys/block").join(&name).join("loop/backing_file").exists() {
+            numbers.extend(number);
+        }
+    }
+    Ok(numbers)
+}
+
+/// Device `number` and what it has, if it has something.
+fn open_number(number: u32) -> io::Result<Option<(LoopDevice, LoopInfo64)>> {
     let path = device_path(number);
     let file = match OpenOptions::new().read(true).open(&path) {
         Ok(file) => file,
@@ -160,10 +176,8 @@ pub fn open_marked(number: u32) -> io::Result<Option<(LoopDevice, String)>> {
         }
         Err(e) => return Err(e),
     };
-    let Some(info) = status(&file)? else { return Ok(None) };
-    let mark: Vec<u8> = info.file_name.into_iter().take_while(|byte| *byte != 0).collect();
-    let mark = String::from_utf8_lossy(&mark).into_owned();
-    Ok(Some((LoopDevice { path, number, file }, mark)))
+    // Asked after opening: from here on the device cannot be cleared and given again.
+    Ok(status(&file)?.map(|info| (LoopDevice { path, number, file }, info)))
 }
 
 /// Keeps `file` from getting a device of ours while it is open, once it has none:
@@ -190,15 +204,7 @@ pub fn find_by_backing(file: &Path) -> Result<Option<LoopDevice>> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e).or_fault(doing()),
     };
-    for entry in fs::read_dir("/sys/block").or_fault(doing())? {
-        let name = entry.or_fault(doing())?.file_name();
-        let Some(number) = name.to_str().and_then(|n| n.strip_prefix("loop")?.parse().ok()) else {
-            continue;
-        };
-        // Only attached devices have this file; opening the others is in vain.
-        if !Path::new("/sys/block").join(&name).join("loop/backing_file").exists() {
-            continue;
-        }
+    for number in attached().or_fault(doing())? {
         if let Some(device) = open_attached(number, &wanted).or_fault(doing())? {
             return Ok(Some(device));
         }
@@ -208,21 +214,8 @@ pub fn find_by_backing(file: &Path) -> Result<Option<LoopDevice>> {
 
 /// Device `number`, if it has the file that `backing` describes.
 pub fn open_attached(number: u32, backing: &fs::Metadata) -> io::Result<Option<LoopDevice>> {
-    let path = device_path(number);
-    let file = match OpenOptions::new().read(true).open(&path) {
-        Ok(file) => file,
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENOENT | libc::ENODEV)) => {
-            return Ok(None);
-        }
-        Err(e) => return Err(e),
-    };
-    // Asked after opening: from here on the device cannot be cleared and given again.
-    Ok(match status(&file)? {
-        Some(info) if info.inode == backing.ino() && info.device == backing.dev() => {
-            Some(LoopDevice { path, number, file })
-        }
-        _ => None,
-    })
+    let is_its = |info: &LoopInfo64| info.inode == backing.ino() && info.device == backing.dev();
+    Ok(open_number(number)?.filter(|(_, info)| is_its(info)).map(|(device, _)| device))
 }
 
 impl LoopDevice {

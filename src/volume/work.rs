@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use super::{holders, source};
 use crate::cgroup::DeviceNumber;
 use crate::fault::{Fault, FaultKind, OrFault, Result};
 use crate::sys::loopdev::{self, LoopDevice};
-use crate::sys::process::{readable, wait_child};
+use crate::sys::process::{other_life, readable, wait_child};
 use crate::types::VolumeSource;
 
 /// The hidden first argument by which the program knows that it is the child.
@@ -119,10 +119,7 @@ enum Answer<T> {
 /// Has a child do it.
 pub fn run<T: DeserializeOwned>(work: &Work) -> Result<T> {
     let doing = work.name();
-    let mut child = Command::new("/proc/self/exe")
-        .arg(COMMAND)
-        .env_clear()
-        .current_dir("/")
+    let mut child = other_life(COMMAND)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

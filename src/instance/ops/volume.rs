@@ -247,6 +247,12 @@ fn apply(parts: &HostParts, record: &Record) -> Result<()> {
     Ok(())
 }
 
+fn index_of(record: &Record, id: Uuid) -> Result<usize> {
+    record.volumes.iter().position(|volume| volume.id == id).ok_or_else(|| {
+        Fault::new(FaultKind::VolumeNotFound, format!("instance {} has no volume {id}", record.id))
+    })
+}
+
 /// Detaches a volume. Unless it is to be taken by force, one that programs have open stays.
 pub fn detach(
     parts: &HostParts,
@@ -254,9 +260,7 @@ pub fn detach(
     (id, force): (Uuid, bool),
     running: bool,
 ) -> Result<()> {
-    let index = record.volumes.iter().position(|volume| volume.id == id).ok_or_else(|| {
-        Fault::new(FaultKind::VolumeNotFound, format!("instance {} has no volume {id}", record.id))
-    })?;
+    let index = index_of(record, id)?;
     let paths = parts.paths(record);
     if running {
         if record.volumes[index].status == VolumeStatus::Attached {
@@ -398,9 +402,7 @@ fn kill_holders(group: &Group, device: DeviceNumber) -> Result<Vec<PidFd>> {
 
 /// Has a volume be as large as its source is by now.
 pub fn extend(parts: &HostParts, record: &mut Record, id: Uuid, running: bool) -> Result<()> {
-    let volume = record.volumes.iter().find(|volume| volume.id == id).ok_or_else(|| {
-        Fault::new(FaultKind::VolumeNotFound, format!("instance {} has no volume {id}", record.id))
-    })?;
+    let volume = &record.volumes[index_of(record, id)?];
     let seen: Seen = run(&Work::Look {
         source: volume.source.clone(),
         read_only: volume.read_only,
